@@ -1,0 +1,1 @@
+"""Backlit: attribution maps from modified and learned back-propagation."""
