@@ -1,0 +1,25 @@
+"""What a network calls, and how to run it with another backward pass or as the affine map that it is at one input."""
+
+from backlit.capture.canonical import Call
+from backlit.capture.freeze import FrozenNetwork, freeze
+from backlit.capture.primitives import CONVOLUTIONS, PRIMITIVES, RECTIFIERS, Primitive, extend
+from backlit.capture.propagate import Propagation, Rule, propagate
+from backlit.capture.sites import Coverage, CoverageRow, Site, Trace
+
+__all__ = [
+    "CONVOLUTIONS",
+    "PRIMITIVES",
+    "RECTIFIERS",
+    "Call",
+    "Coverage",
+    "CoverageRow",
+    "FrozenNetwork",
+    "Primitive",
+    "Propagation",
+    "Rule",
+    "Site",
+    "Trace",
+    "extend",
+    "freeze",
+    "propagate",
+]

@@ -1,0 +1,43 @@
+"""A network's fingerprint: the same parameters and buffers give the same one, on any device."""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from backlit._errors import ModelStateError
+
+
+def fingerprint(network: nn.Module) -> str:
+    """Return the sha256 (64 hexadecimal digits) over the names, shapes, types and bytes of every parameter and buffer.
+
+    One changed bit, a renamed entry or another dtype changes it; the device, memory layout, mode and ``requires_grad``
+    do not. It says nothing about the code that uses the parameters.
+
+    Raises:
+        ModelStateError: a parameter has no values yet (lazy, or on the meta device).
+
+    """
+    digest = hashlib.sha256()
+    entries = chain(
+        network.named_parameters(remove_duplicate=False), network.named_buffers(remove_duplicate=False)
+    )
+    for name, tensor in sorted(entries, key=lambda entry: entry[0]):
+        if tensor.is_meta or isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            raise ModelStateError(
+                f"model: {name!r} has no values yet (lazy or meta); run or load the model before using it."
+            )
+        # The header's length is part of it, so that no two lists of entries hash the same stream of bytes.
+        header = f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode()
+        digest.update(len(header).to_bytes(8, "little"))
+        digest.update(header)
+        digest.update(_bytes(tensor).numpy())
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """View ``tensor`` as bytes on the CPU (numpy knows no bfloat16), in the order of its indices."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -1,0 +1,217 @@
+"""From a spelled call to a :class:`Call`: the primitive it means, its arguments by name, the signals among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+from torch import Tensor
+
+from backlit._errors import UnsupportedOp
+from backlit.capture.primitives import SPELLINGS, WRITERS, Arguments, Primitive
+from backlit.capture.sites import Site
+
+Place = tuple[str, int | None]
+Tensors = Container[Tensor]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a primitive: its site, its arguments under their canonical names, and which of them are signals.
+
+    A *signal* is a tensor that depends on the network's input. ``places`` says where the signals stand in
+    ``arguments``: by name, and by position where the argument is a list (``cat``). ``spelled`` repeats the call as
+    the network wrote it.
+    """
+
+    site: Site
+    primitive: Primitive
+    arguments: Arguments
+    places: tuple[Place, ...]
+    spelled: Callable[[], Any] = field(repr=False)
+    inplace: bool = False
+
+    @property
+    def signals(self) -> tuple[Tensor, ...]:
+        """The signals, in the order of ``places``."""
+        return tuple(_at(self.arguments, place) for place in self.places)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The argument of that name, or ``default``."""
+        return self.arguments.get(name, default)
+
+    def run(self, *signals: Tensor, **changes: Any) -> Any:
+        """Run the primitive, out of place, on other signals and with other parameters (``weight=...``)."""
+        arguments = _put({**self.arguments, **changes}, self.places, signals)
+        if self.primitive.signature:
+            return self.primitive.function(**arguments)
+        function = arguments.pop("function")
+        positional = [arguments.pop(name) for name in list(arguments) if name.startswith("#")]
+        if function in WRITERS:
+            target = positional[0].clone()
+            function(target, *positional[1:], **arguments)
+            return target
+        return function(*positional, **arguments)
+
+    def without_signals(self) -> Call:
+        """The same call with its signals removed, so that keeping it keeps no activation alive."""
+        empty = _put(self.arguments, self.places, (None,) * len(self.places))
+        return replace(self, arguments=empty, spelled=_released)
+
+
+def _released() -> Any:
+    raise RuntimeError("this call's signals were released; use run()")
+
+
+def _at(arguments: Arguments, place: Place) -> Tensor:
+    name, position = place
+    return arguments[name] if position is None else arguments[name][position]
+
+
+def _put(arguments: Arguments, places: tuple[Place, ...], signals: tuple[Any, ...]) -> Arguments:
+    arguments = dict(arguments)
+    for (name, position), signal in zip(places, signals, strict=True):
+        if position is None:
+            arguments[name] = signal
+        else:
+            items = list(arguments[name])
+            items[position] = signal
+            arguments[name] = items
+    return arguments
+
+
+def canonical(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], gates: Tensors) -> tuple[str, Arguments, bool]:
+    """The primitive's name, the arguments by canonical name, and whether the call writes in place.
+
+    ``gates`` holds the tensors that were made by comparing signals (``x > 0``).
+    """
+    spelling = SPELLINGS[func]
+    name = spelling.primitive
+    if spelling.signature:
+        arguments = _bind(spelling.signature, args, kwargs) | spelling.fixed
+    else:
+        arguments = {"function": func, **{f"#{i}": a for i, a in enumerate(args)}, **kwargs}
+    inplace = bool(arguments.pop("inplace", False)) or spelling.inplace
+    refine = _REFINEMENTS.get(name)
+    if refine is not None:
+        name, arguments = refine(name, arguments, gates)
+    return name, arguments, inplace
+
+
+def places_of(arguments: Arguments, live: Tensors) -> tuple[Place, ...]:
+    """Where the signals stand among the arguments."""
+    return tuple(_places(arguments, live))
+
+
+def _places(arguments: Arguments, live: Tensors) -> Iterator[Place]:
+    for name, value in arguments.items():
+        if isinstance(value, Tensor):
+            if value in live:
+                yield name, None
+        elif isinstance(value, (list, tuple)):
+            yield from ((name, i) for i, item in enumerate(value) if isinstance(item, Tensor) and item in live)
+
+
+_PARAMETERS = frozenset("weight bias running_mean running_var exponent min max gate attn_mask dim".split())
+_TWO_SIGNALS = {"mul": "product", "matmul": "matrix_product", "einsum": "einsum_product"}
+
+
+def name_by_signals(name: str, arguments: Arguments, places: tuple[Place, ...], where: str) -> str:
+    """Name a call by its signals: the product of two is not affine, and a weight must not be one.
+
+    Raises:
+        UnsupportedOp: If a parameter of the operation depends on the network's input.
+    """
+    names = [n for n, _ in places]
+    wrong = [n for n in names if n in _PARAMETERS]
+    if name in ("addmm", "addcmul") and len(set(names) - {"input"}) > 1:
+        wrong = names[-1:]
+    if wrong:
+        raise UnsupportedOp(
+            f"{name} at {where}: its {wrong[0]} depends on the network's input, and Backlit takes only its input as the "
+            "signal. Write the operation as products and sums of tensors."
+        )
+    if name == "div" and "other" in names:
+        return "quotient"
+    return _TWO_SIGNALS.get(name, name) if len(places) > 1 else name
+
+
+def _bind(signature: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    names = _parsed(signature)
+    arguments: Arguments = dict(zip(names, args, strict=False))
+    arguments.update({k: v for k, v in kwargs.items() if k in names})
+    extra = {k: v for k, v in kwargs.items() if k not in names and v is not None}
+    if "self" in extra:
+        arguments["input"] = extra.pop("self")
+    arguments.pop("_stacklevel", None)
+    return arguments | extra
+
+
+@cache
+def _parsed(signature: str) -> tuple[str, ...]:
+    return tuple(item.split("=")[0] for item in signature.split())
+
+
+def _is_zero(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() > 0 and not bool(value.any())
+    return value is not None and value == 0
+
+
+def _clamp(name: str, arguments: Arguments, gates: Tensors) -> tuple[str, Arguments]:
+    if arguments.get("max") is None and _is_zero(arguments.get("min")):
+        return "relu", {"input": arguments["input"]}
+    return name, arguments
+
+
+def _threshold(name: str, arguments: Arguments, gates: Tensors) -> tuple[str, Arguments]:
+    if arguments["threshold"] == 0 and arguments["value"] == 0:
+        return "relu", {"input": arguments["input"]}
+    return name, arguments
+
+
+def _maximum(name: str, arguments: Arguments, gates: Tensors) -> tuple[str, Arguments]:
+    for one, two in (("input", "other"), ("other", "input")):
+        if _is_zero(arguments[two]) and not arguments[two].requires_grad:
+            return "relu", {"input": arguments[one]}
+    return name, arguments
+
+
+def _max(name: str, arguments: Arguments, gates: Tensors) -> tuple[str, Arguments]:
+    if isinstance(arguments.get("dim"), Tensor):  # torch.max(x, y)
+        arguments = {"input": arguments["input"], "other": arguments["dim"]}
+    if "other" in arguments:
+        binary = f"{name}imum"
+        return _maximum(binary, arguments, gates) if name == "max" else (binary, arguments)
+    if arguments.get("dim") is None:
+        return f"a{name}", {"input": arguments["input"]}
+    return name, arguments
+
+
+def _mul(name: str, arguments: Arguments, gates: Tensors) -> tuple[str, Arguments]:
+    for one, two in (("input", "other"), ("other", "input")):
+        if isinstance(arguments[two], Tensor) and arguments[two] in gates:
+            return "gate", {"input": arguments[one], "gate": arguments[two]}
+    return name, arguments
+
+
+def _masked(name: str, arguments: Arguments, gates: Tensors) -> tuple[str, Arguments]:
+    gated = any(isinstance(v, Tensor) and v in gates for v in arguments.values())
+    return ("gated" if gated else name), arguments
+
+
+_REFINEMENTS: dict[str, Callable[[str, Arguments, Tensors], tuple[str, Arguments]]] = {
+    "clamp": _clamp,
+    "threshold": _threshold,
+    "maximum": _maximum,
+    "max": _max,
+    "min": _max,
+    "mul": _mul,
+    "where": _masked,
+    "setitem": _masked,
+}

@@ -1,0 +1,187 @@
+"""Run a network as it is, with the rules' vector-Jacobian products behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from backlit._errors import RuleMismatch
+from backlit.capture.canonical import Call
+from backlit.capture.fold import fold_plan
+from backlit.capture.sites import Coverage, CoverageRow, Site, Trace
+from backlit.capture.watch import Watch, check_model, check_output
+
+Rule = Callable[[Tensor, tuple[Tensor, ...], Tensor, Call], Sequence[Tensor | None]]
+"""``rule(grad_output, inputs, output, call) -> gradients of the inputs``; ``None`` in a table is autograd's own."""
+
+
+class Rules(Protocol):
+    """What the engine asks of a rule table."""
+
+    def rule_for(self, site: Site) -> tuple[str, Rule | None]:
+        """The rule's name and the rule of a site; ``None`` leaves the true derivative to autograd."""
+        ...
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """One forward pass whose backward pass follows the rules.
+
+    ``inputs`` are the leaves to differentiate to, ``output`` the network's (n, k) logits with the rules' graph behind
+    it, ``kept`` the outputs of the sites that were asked for.
+    """
+
+    inputs: tuple[Tensor, ...]
+    output: Tensor
+    trace: Trace
+    coverage: Coverage
+    kept: dict[str, Tensor]
+
+    def gradient(
+        self, weights: Float[Tensor, "*t n k"], *, create_graph: bool = False, retain_graph: bool | None = None
+    ) -> tuple[Tensor, ...]:
+        """Gradient of ``(weights * output).sum()`` to each input, by the rules.
+
+        With a leading axis t, t weightings are propagated at once through the same graph: each result is then
+        (t, n, ...).
+        """
+        batched = weights.dim() == self.output.dim() + 1
+        grads = torch.autograd.grad(
+            self.output,
+            self.inputs,
+            weights,
+            create_graph=create_graph,
+            retain_graph=retain_graph,
+            is_grads_batched=batched,
+            allow_unused=True,
+        )
+        shape = weights.shape[:1] if batched else ()
+        return tuple(
+            x.new_zeros((*shape, *x.shape)) if g is None else g for g, x in zip(grads, self.inputs, strict=True)
+        )
+
+
+def propagate(
+    model: nn.Module,
+    inputs: Tensor | tuple[Tensor, ...],
+    rules: Rules,
+    *,
+    keep: Callable[[Site], bool] = lambda site: False,
+    fold: bool = False,
+) -> Propagation:
+    """Run ``model`` on ``inputs``; differentiating the result follows ``rules``.
+
+    The forward values are the network's own, bit for bit, unless ``fold`` asks for every batch norm to be folded into
+    the convolution or linear layer that feeds it.
+
+    Args:
+        model: Any network of plain PyTorch operations, in eval mode. It is not changed.
+        inputs: One tensor or several, images first: (n, ...).
+        rules: A rule table.
+        keep: Which sites' outputs to return in ``kept``.
+        fold: Fold batch norm by dataflow; costs one more forward pass.
+
+    Raises:
+        UnsupportedOp: If an operation on the signal cannot be seen or has no rule in the table.
+        ModelStateError: If the model is in train mode where that matters.
+        InputError: If the output is not one (n, k) tensor of logits.
+    """
+    check_model(model)
+    leaves = tuple(x.detach().requires_grad_() for x in _as_tuple(inputs))
+    plan = fold_plan(model, leaves) if fold else {}
+    with torch.enable_grad():
+        signals = tuple(leaf.clone() for leaf in leaves)  # the network may write to its input
+        run = _Propagate(model, signals, rules, keep, plan)
+        with run:
+            output = model(*signals)
+    return Propagation(leaves, check_output(output, run, signals[0]), run.trace, Coverage(tuple(run.rows)), run.kept)
+
+
+class _Propagate(Watch):
+    def __init__(
+        self, model: nn.Module, inputs: tuple[Tensor, ...], rules: Rules, keep: Callable[[Site], bool], plan: dict[str, Any]
+    ) -> None:
+        super().__init__(model, inputs)
+        self._rules, self._keep, self._plan = rules, keep, plan
+        self.rows: list[CoverageRow] = []
+        self.kept: dict[str, Tensor] = {}
+
+    def visit(self, call: Call) -> Any:
+        site = call.site
+        folded = self._plan.get(site.name)
+        name, rule = self._rules.rule_for(site)
+        self.rows.append(CoverageRow(site.name, site.primitive, site.kind, site.module, site.spelling, name))
+        if folded is not None:
+            call = folded(call)
+        if rule is None:
+            result = call.spelled() if folded is None else call.run(*call.signals)
+        elif not call.inplace:
+            result = _apply(call, rule, call.signals, own=folded is None)
+        else:
+            # The value before the write is the rule's input; the write itself goes through autograd, which knows views.
+            before = tuple(s.clone() for s in call.signals)
+            result = _written(call).copy_(_apply(call, rule, before, own=False))
+        if self._keep(site):
+            self.kept[site.name] = result if isinstance(result, Tensor) else result[0]
+        return result
+
+
+def _written(call: Call) -> Tensor:
+    return call["input"] if "input" in call.arguments else call["#0"]
+
+
+def _apply(call: Call, rule: Rule, signals: tuple[Tensor, ...], *, own: bool) -> Any:
+    return _Ruled.apply(call.without_signals(), rule, call.spelled if own else None, *signals)
+
+
+class _Ruled(torch.autograd.Function):
+    """One call whose derivative is a rule. All that the rule reads has its graph, so second order goes through it."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, rule: Rule, spelled: Any, *signals: Tensor) -> Any:
+        result = call.run(*signals) if spelled is None else spelled()
+        outputs = (result,) if isinstance(result, Tensor) else tuple(result)
+        outputs = tuple(o.clone() if o._base is not None or any(o is s for s in signals) else o for o in outputs)
+        ctx.mark_non_differentiable(*(o for o in outputs if not o.is_floating_point()))
+        ctx.save_for_backward(*signals)
+        ctx.call, ctx.rule = call, rule
+        # Kept beside the graph: what follows may write to it in place, which autograd would call an error.
+        ctx.outputs = tuple((o.detach(), o._version) for o in outputs)
+        return outputs[0] if isinstance(result, Tensor) else outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        inputs = ctx.saved_tensors
+        if torch.is_grad_enabled() or any(o._version != version for o, version in ctx.outputs):
+            output = ctx.call.run(*inputs)
+        else:
+            outputs = tuple(o for o, _ in ctx.outputs)
+            output = outputs[0] if len(outputs) == 1 else outputs
+        grad = grads[0] if isinstance(output, Tensor) else grads
+        result = tuple(ctx.rule(grad, inputs, output, ctx.call))
+        check_result(result, inputs, ctx.call)
+        return (None, None, None, *result)
+
+
+def check_result(result: tuple[Tensor | None, ...], inputs: tuple[Tensor, ...], call: Call) -> None:
+    """Refuse a rule's result that does not fit its site's inputs.
+
+    Raises:
+        RuleMismatch: With the site, what was returned and what it must be.
+    """
+    if len(result) != len(inputs):
+        raise RuleMismatch(f"The rule at {call.site} returned {len(result)} gradients for {len(inputs)} inputs; return one each.")
+    for i, (grad, x) in enumerate(zip(result, inputs, strict=True)):
+        if grad is not None and grad.shape != x.shape:
+            raise RuleMismatch(
+                f"The rule at {call.site} returned a gradient of shape {tuple(grad.shape)} for input {i} of shape {tuple(x.shape)}."
+            )
+
+
+def _as_tuple(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)

@@ -1,0 +1,128 @@
+"""Record a forward pass as a list of nodes: which call made which value from which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from backlit._errors import UnsupportedOp
+from backlit.capture.canonical import Call
+from backlit.capture.sites import Trace
+from backlit.capture.watch import Watch, check_model, check_output
+
+Form = Callable[..., Any]
+"""``form(*signals)``: what a node computes from its signals."""
+Former = Callable[[Call, tuple[Tensor, ...], Any], Form]
+"""``former(call, signals, result)``: the form that a recorded call gets."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One recorded call: the slots of its signals and of its results, and what it computes.
+
+    Slots number the values of the pass. A node without sources is a constant of the recorded input.
+    """
+
+    call: Call
+    sources: tuple[int, ...]
+    outputs: tuple[int, ...]
+    form: Form = field(repr=False)
+
+    def evaluate(self, values: dict[int, Tensor]) -> None:
+        """Compute the node's outputs from ``values`` and add them."""
+        result = self.form(*(values[s] for s in self.sources))
+        results = (result,) if isinstance(result, Tensor) else tuple(r for r in result if r.is_floating_point())
+        values.update(zip(self.outputs, results, strict=True))
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The nodes of one forward pass in order, the slots of its inputs and of its output."""
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[int, ...]
+    output: int
+    trace: Trace
+
+    def pruned(self) -> Recording:
+        """Without the nodes that the output does not need."""
+        needed, kept = {self.output}, []
+        for node in reversed(self.nodes):
+            if needed.intersection(node.outputs):
+                needed.update(node.sources)
+                kept.append(node)
+        return replace(self, nodes=tuple(reversed(kept)))
+
+    def last_uses(self) -> dict[int, tuple[int, ...]]:
+        """For each node's position, the slots that nothing after it reads."""
+        last = {slot: i for i, node in enumerate(self.nodes) for slot in (*node.outputs, *node.sources)}
+        done: dict[int, tuple[int, ...]] = {}
+        for slot, i in last.items():
+            if slot != self.output:
+                done[i] = (*done.get(i, ()), slot)
+        return done
+
+
+def record(model: nn.Module, inputs: tuple[Tensor, ...], former: Former) -> tuple[Recording, Tensor]:
+    """Run ``model`` once and record its calls; ``former`` says what each node computes. Returns the output, too.
+
+    Raises:
+        UnsupportedOp: Where an operation cannot be seen, or reads a value that was written through another view.
+    """
+    check_model(model)
+    with torch.enable_grad():
+        # The inputs need gradients only so that values from unseen code betray themselves by their history.
+        signals = tuple(x.detach().requires_grad_().clone() for x in inputs)
+        run = _Record(model, signals, former)
+        with run:
+            output = model(*signals)
+    check_output(output, run, signals[0])
+    nodes = tuple(run.nodes)
+    recording = Recording(nodes, tuple(range(len(inputs))), run.slot(output), run.trace)
+    return recording.pruned(), output.detach()
+
+
+class _Record(Watch):
+    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], former: Former) -> None:
+        super().__init__(model, inputs)
+        self._former = former
+        self._slots: Any = WeakIdKeyDictionary()  # signal -> (slot, version of its memory)
+        self._next = 0
+        self.nodes: list[Node] = []
+        for tensor in inputs:
+            self._assign(tensor)
+
+    def _assign(self, tensor: Tensor) -> int:
+        slot, self._next = self._next, self._next + 1
+        self._slots[tensor] = (slot, tensor._version)
+        return slot
+
+    def slot(self, tensor: Tensor, where: str = "the output") -> int:
+        slot, version = self._slots[tensor]
+        if tensor._version != version:
+            raise UnsupportedOp(
+                f"{where} reads a tensor whose memory was written through another view of it. Make the write out of "
+                "place, or write to the tensor that is read."
+            )
+        return slot
+
+    def visit(self, call: Call) -> Any:
+        sources = tuple(self.slot(s, str(call.site)) for s in call.signals)
+        signals = tuple(s.detach() for s in call.signals)
+        if call.inplace:
+            signals = tuple(s.clone() for s in signals)
+        result = call.spelled()
+        target = (call["input"] if "input" in call.arguments else call["#0"]) if call.inplace else result
+        results = (target,) if isinstance(target, Tensor) else tuple(t for t in target if t.is_floating_point())
+        detached = target.detach() if isinstance(target, Tensor) else tuple(t.detach() for t in target)
+        with torch.no_grad():
+            form = self._former(call, signals, detached)
+        if not getattr(form, "reads_signals", True):
+            sources = ()
+        self.nodes.append(Node(call.without_signals(), sources, tuple(self._assign(t) for t in results), form))
+        return result
