@@ -1,7 +1,7 @@
 """Train the embedded digits network and pack the digits it did not see: ``python scripts/train_digits.py``.
 
-Writes ``digits.safetensors`` and ``digits_data.safetensors`` beside ``backlit/models/digits.py`` (or into ``--out``) and
-prints the two accuracies. Needs scikit-learn; takes a few minutes on one core. The same seed, torch version and
+Writes ``digits.safetensors`` and ``digits_data.safetensors`` beside ``backlit/models/digits.py`` (or into ``--out``)
+and prints the two accuracies. Needs scikit-learn; takes a few minutes on one core. The same seed, torch version and
 machine give the same weights.
 
 Half of the training images are single digits, half are scenes of two. The loss is cross-entropy against a target that
@@ -31,12 +31,13 @@ HELD_OUT = 360
 
 def split(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return training digits, held-out digits, and their labels; digits as uint8 (n, 8, 8) scaled to 0..255."""
-    bunch = load_digits()
-    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-    train, held, train_labels, held_labels = train_test_split(
-        images, bunch.target, test_size=HELD_OUT, random_state=seed, stratify=bunch.target
+    pixels, classes = map(np.asarray, load_digits(return_X_y=True))
+    images = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    labels = classes.astype(np.uint8)
+    train, held = map(
+        np.asarray, train_test_split(np.arange(len(images)), test_size=HELD_OUT, random_state=seed, stratify=labels)
     )
-    return train, held, train_labels.astype(np.uint8), held_labels.astype(np.uint8)
+    return images[train], images[held], labels[train], labels[held]
 
 
 def single(digit: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -48,9 +49,7 @@ def single(digit: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return canvas
 
 
-def draw_batch(
-    images: np.ndarray, labels: np.ndarray, n: int, random: np.random.Generator
-) -> tuple[Tensor, Tensor]:
+def draw_batch(images: np.ndarray, labels: np.ndarray, n: int, random: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Draw ``n`` training canvases, half of them scenes, normalised (n, 1, 32, 32), and their targets (n, 10)."""
     singles = random.integers(len(images), size=n // 2)
     pairs = digits.draw_pairs(images, labels, n - n // 2, random)

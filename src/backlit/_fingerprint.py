@@ -7,6 +7,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from backlit._errors import ModelStateError
 
@@ -22,11 +23,9 @@ def fingerprint(network: nn.Module) -> str:
 
     """
     digest = hashlib.sha256()
-    entries = chain(
-        network.named_parameters(remove_duplicate=False), network.named_buffers(remove_duplicate=False)
-    )
+    entries = chain(network.named_parameters(remove_duplicate=False), network.named_buffers(remove_duplicate=False))
     for name, tensor in sorted(entries, key=lambda entry: entry[0]):
-        if tensor.is_meta or isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if tensor.is_meta or is_lazy(tensor):
             raise ModelStateError(
                 f"model: {name!r} has no values yet (lazy or meta); run or load the model before using it."
             )
@@ -34,7 +33,7 @@ def fingerprint(network: nn.Module) -> str:
         header = f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode()
         digest.update(len(header).to_bytes(8, "little"))
         digest.update(header)
-        digest.update(_bytes(tensor).numpy())
+        digest.update(_bytes(tensor).numpy().data)
     return digest.hexdigest()
 
 

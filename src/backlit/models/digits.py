@@ -7,6 +7,7 @@ it did not see in training, so nothing here needs scikit-learn.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -20,8 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backlit._errors import InputError
+from backlit.models.loaded import LoadedModel
 from backlit.models.preprocess import Preprocess
+from backlit.models.request import Request
+from backlit.models.weights import read_weights
 
+NAME = "digits"
 CANVAS = 32  # pixels a side: the network's input
 SINGLE = 24  # pixels a side of a digit that stands alone
 IN_SCENE = 16  # pixels a side of a digit in a two-digit scene
@@ -145,6 +150,17 @@ def two_digit_scenes(n: int, seed: int = 0) -> Labelled:
 
 
 def demo_scenes() -> Labelled:
-    """Return the twelve packed two-digit scenes, the same bytes everywhere: uint8 (12, 32, 32), int64 labels (12, 2)."""
+    """Return the twelve packed two-digit scenes, the same bytes always: uint8 (12, 32, 32), int64 labels (12, 2)."""
     packed = _packed()
     return Labelled(packed["scenes"].clone(), packed["scene_labels"].long())
+
+
+def load(request: Request) -> LoadedModel:
+    """Build the network with the embedded weights, unless a file or random weights were asked for."""
+    if request.weights is None and not request.random:
+        request = replace(request, weights=read_weights(WEIGHTS))
+    classes = len(CLASS_NAMES)
+    if request.weights is not None and "linear.weight" in request.weights.state:
+        classes = request.weights.state["linear.weight"].shape[0]
+    network = request.build(lambda: DigitsNet(classes))
+    return request.finish(network, PREPROCESS, request.class_names(CLASS_NAMES, classes))

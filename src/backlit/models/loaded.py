@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import operator
 import os
+import re
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -32,7 +33,8 @@ class LoadedModel:
         """Return the output's index for a class name (any case) or an index (``281`` or ``"281"``).
 
         Raises:
-            InputError: an unknown name (the nearest are listed), one that several classes share, or an index out of range.
+            InputError: an unknown name (the nearest are listed), one that several classes share, or an index out of
+                range.
 
         """
         if isinstance(label_or_index, str):
@@ -43,8 +45,7 @@ class LoadedModel:
             index = operator.index(label_or_index)
         except TypeError:
             raise InputError(
-                f"target: must be a class name or an index, found {label_or_index!r} "
-                f"({type(label_or_index).__name__})."
+                f"target: must be a class name or an index, found {label_or_index!r} ({type(label_or_index).__name__})."
             ) from None
         return self._in_range(index)
 
@@ -58,6 +59,8 @@ class LoadedModel:
         wanted = _plain(label)
         names = [_plain(name) for name in self.class_names]
         matches = [index for index, name in enumerate(names) if name == wanted]
+        if not matches:  # "tabby" for a class named "tabby, tabby cat"
+            matches = [index for index, name in enumerate(names) if wanted in name.split(", ")]
         if len(matches) > 1:
             listed = ", ".join(map(str, matches))
             raise InputError(f"target: {label!r} names {len(matches)} classes of {self.name}; give an index: {listed}.")
@@ -65,7 +68,7 @@ class LoadedModel:
             return matches[0]
         if wanted.lstrip("+-").isdecimal():
             return self._in_range(int(wanted))
-        containing = [i for i, name in enumerate(names) if wanted and wanted in name.split()]
+        containing = [i for i, name in enumerate(names) if wanted and wanted in re.findall(r"\w+", name)]
         similar = [names.index(name) for name in get_close_matches(wanted, names, n=_NEAREST, cutoff=0.6)]
         near = list(dict.fromkeys([*containing, *similar]))[:_NEAREST]
         hint = ", ".join(f"{self.class_names[i]!r} ({i})" for i in near)
@@ -88,7 +91,7 @@ class LoadedModel:
             PREPROCESS_KEY: json.dumps(asdict(self.preprocess)),
             CLASSES_KEY: json.dumps(self.class_names),
         }
-        state = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+        state = {name: value.detach().cpu().clone().contiguous() for name, value in self.network.state_dict().items()}
         try:
             save_file(state, partial, metadata)
             partial.chmod(0o644)  # safetensors makes files that only their owner may read

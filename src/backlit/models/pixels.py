@@ -115,6 +115,6 @@ def _in_unit_range(values: np.ndarray) -> np.ndarray:
 
 def _without_alpha(values: np.ndarray) -> np.ndarray:
     if values.dtype == np.uint8:
-        return np.asarray(to_rgb(Image.fromarray(np.ascontiguousarray(values), "RGBA")))
+        return np.asarray(to_rgb(Image.fromarray(np.ascontiguousarray(values))))
     alpha = values[:, :, 3:]
     return values[:, :, :3] * alpha + (1 - alpha)

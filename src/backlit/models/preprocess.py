@@ -61,9 +61,7 @@ class Preprocess:
         if min(self.std) <= 0:
             raise InputError(f"std: must be positive, found {self.std}.")
         if self.interpolation not in _RESAMPLING:
-            raise InputError(
-                f"interpolation: must be one of {', '.join(_RESAMPLING)}, found {self.interpolation!r}."
-            )
+            raise InputError(f"interpolation: must be one of {', '.join(_RESAMPLING)}, found {self.interpolation!r}.")
         if self.crop not in _CROPS:
             raise InputError(f"crop: must be one of {', '.join(_CROPS)}, found {self.crop!r}.")
 
@@ -78,10 +76,8 @@ class Preprocess:
         planes = self._with_channels(planes)
         fitted = np.stack([self._fit(Image.fromarray(np.ascontiguousarray(p))) for p in planes.transpose(2, 0, 1)])
         pixels = torch.from_numpy(fitted.astype(np.float32))
-        if fitted.dtype == np.uint8:
-            pixels = pixels / 255
-        else:
-            pixels = pixels.clamp(0, 1)  # bicubic overshoots; on 8 bits Pillow clips it itself
+        # Bicubic overshoots; on 8 bits Pillow clips it itself.
+        pixels = pixels / 255 if fitted.dtype == np.uint8 else pixels.clamp(0, 1)
         mean, std = self._statistics(pixels)
         return (pixels - mean) / std
 
@@ -155,7 +151,9 @@ class PreprocessOptions:
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
-                raise InputError(f"{name}: not a preprocessing option; they are {', '.join(known)}.{nearest(name, known)}")
+                raise InputError(
+                    f"{name}: not a preprocessing option; they are {', '.join(known)}.{nearest(name, known)}"
+                )
         return cls(**values)
 
     def apply(self, base: Preprocess) -> Preprocess:

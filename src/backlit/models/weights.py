@@ -92,7 +92,8 @@ def load_state(network: nn.Module, weights: Weights, ignored: tuple[str, ...] = 
         ModelStateError: a value is NaN or Inf.
 
     """
-    own = network.state_dict()
+    present = network.state_dict()
+    own = {name: value for name, value in present.items() if isinstance(value, Tensor)}
     state = {name: value for name, value in weights.state.items() if not name.startswith(ignored or ("\0",))}
     missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in own]
@@ -110,10 +111,9 @@ def load_state(network: nn.Module, weights: Weights, ignored: tuple[str, ...] = 
         )
     check_finite(state, weights.source)
     ordered = OrderedDict(state)
-    # Modules that changed their layout once read their version here; safetensors files carry none: the present one.
-    metadata = getattr(weights.state, "_metadata", None) or getattr(own, "_metadata", None)
-    if metadata is not None:
-        ordered._metadata = metadata  # type: ignore[attr-defined]
+    # Modules whose layout changed once read its version here (MNASNet refuses to load without). The keys and shapes
+    # were just found to be the present layout's.
+    ordered._metadata = present._metadata  # type: ignore[attr-defined]
     network.load_state_dict(ordered, strict=False)
 
 

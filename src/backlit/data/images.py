@@ -1,0 +1,133 @@
+"""Images from files and folders; every file that cannot be read gets its own reason."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from backlit._errors import FileError, InputError
+from backlit.models.pixels import to_image, to_rgb
+
+if TYPE_CHECKING:
+    from backlit.models.preprocess import Preprocess
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+
+__all__ = ["EXTENSIONS", "find_images", "load_batch", "load_image", "to_image"]
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """Return the file's (first) picture, upright and as 8-bit RGB.
+
+    The EXIF orientation is applied; grey, palette and CMYK become RGB; transparency is composited on white; 16-bit grey
+    is scaled by 65535.
+
+    Raises:
+        FileError: missing, a folder, not readable, empty, truncated, not an image, or larger than Pillow's limit for
+            decompression bombs.
+
+    """
+    path = Path(path)
+    _check_file(path)
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return to_rgb(_upright(image))
+    except UnidentifiedImageError as error:
+        raise FileError(
+            f"image: {str(path)!r} is not an image that Pillow can read; convert it to PNG or JPEG."
+        ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise FileError(
+            f"image: {str(path)!r} is too large to be opened safely ({error}). Scale it down, or raise "
+            "PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+        ) from error
+    except InputError as error:
+        raise FileError(f"image: {str(path)!r} cannot be used: {error}") from error
+    except Exception as error:  # Pillow's decoders raise many types on damaged files
+        raise FileError(
+            f"image: {str(path)!r} cannot be decoded ({error}); it may be truncated or damaged. Copy it again."
+        ) from error
+
+
+def _check_file(path: Path) -> None:
+    try:
+        if path.is_dir():
+            raise FileError(f"image: {str(path)!r} is a folder, not a file.")
+        if not path.exists():
+            raise FileError(f"image: {str(path)!r} does not exist.")
+        if not path.is_file():
+            raise FileError(f"image: {str(path)!r} is not a regular file.")
+        if path.stat().st_size == 0:
+            raise FileError(f"image: {str(path)!r} is empty (0 bytes). Copy or download it again.")
+        with path.open("rb"):
+            pass
+    except FileError:
+        raise
+    except (OSError, ValueError) as error:  # no permission; a NUL byte in the name
+        raise FileError(f"image: {str(path)!r} cannot be opened: {error}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF data; every viewer shows such a picture as it is stored
+        return image.copy()
+
+
+def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """Return the image files among ``paths``: files as they are, folders searched through all levels, in sorted order.
+
+    A file named outright is taken whatever its name; in folders the extension decides, and hidden entries and links to
+    folders are passed over. A file found twice is returned once.
+
+    Raises:
+        InputError: no paths.
+        FileError: a path does not exist, or a folder cannot be read or holds no image.
+
+    """
+    listed = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    if not listed:
+        raise InputError("images: need at least one file or folder, found none.")
+    found: list[Path] = []
+    for path in listed:
+        if path.is_dir():
+            found += _in_folder(path)
+        elif path.exists():
+            found.append(path)
+        else:
+            raise FileError(f"image: {str(path)!r} does not exist.")
+    return list(dict.fromkeys(found))
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    def stop(error: OSError) -> None:
+        raise FileError(f"image: folder {error.filename!r} cannot be read: {error.strerror}.") from error
+
+    found = []
+    for root, folders, files in os.walk(folder, onerror=stop):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        wanted = (name for name in files if name.lower().endswith(EXTENSIONS) and not name.startswith("."))
+        found += [Path(root, name) for name in wanted]
+    if not found:
+        raise FileError(
+            f"image: folder {str(folder)!r} holds no image; looked, in all levels, for {', '.join(EXTENSIONS)}."
+        )
+    return sorted(found)
+
+
+def load_batch(paths: Iterable[str | Path], preprocess: Preprocess) -> Float[Tensor, "n c h w"]:
+    """Return the files' pictures as one normalised batch, float32.
+
+    Raises:
+        InputError: no paths.
+        FileError: a file cannot be read (see `load_image`); the first one is named.
+
+    """
+    return preprocess.batch(load_image(path) for path in paths)

@@ -1,0 +1,225 @@
+"""What every method shares: options, checks, targets, chunks, and the Attribution around the result."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from math import prod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from backlit._errors import InputError, nearest
+from backlit._fingerprint import fingerprint
+from backlit._version import __version__
+from backlit.attribution import Attribution
+from backlit.capture import Coverage, Trace
+from backlit.methods.chunks import run_in_chunks
+from backlit.methods.inputs import check_images, check_runs, check_targets, not_finite
+
+Target = int | Sequence[int] | Tensor | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of every method.
+
+    Attributes:
+        chunk: Number of images that run at once; None lets it follow from the memory that is free.
+        seed: Seed of whatever the method draws; recorded with the result.
+    """
+
+    chunk: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(self.chunk is None or (isinstance(self.chunk, int) and self.chunk > 0), "chunk", self.chunk, "a positive integer or None")
+
+
+def check(holds: bool, name: str, found: Any, must_be: str) -> None:
+    """Refuse an option's value.
+
+    Raises:
+        InputError: Unless ``holds``.
+    """
+    if not holds:
+        raise InputError(f"{name} must be {must_be}, but is {found!r}.")
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What a method computes for one chunk of n images with t targets each.
+
+    ``values`` and each part hold one tensor per input of the network, (t, n, c, h, w); ``targets`` is (n, t), ``output``
+    and each number of ``completeness`` (t, n), each ``trajectory`` (t, steps, n). ``activation_bytes`` is the size of one
+    image's activations, from which the chunk size follows.
+    """
+
+    values: tuple[Tensor, ...]
+    targets: Tensor
+    output: Tensor
+    coverage: Coverage
+    activation_bytes: float
+    parts: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    trajectory: Mapping[str, Tensor] = field(default_factory=dict)
+    completeness: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Method(ABC):
+    """A way to attribute a network's output to its input.
+
+    Call it on images and targets for an :class:`~backlit.Attribution`, or use :meth:`attribute` for the bare tensor, as
+    Captum does. The model is never changed; one method object may serve several threads.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    Options: ClassVar[type[Options]] = Options
+    memory_factor: ClassVar[float] = 4.0
+    """Bytes that an image takes at the peak, over the bytes of its activations in one forward pass."""
+
+    def __init__(self, model: nn.Module, **options: Any) -> None:
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model must be a torch.nn.Module, but is {type(model).__name__}. Wrap a function in a module.")
+        known = [f.name for f in fields(self.Options)]
+        for key in options:
+            if key not in known:
+                raise InputError(f"{key!r} is no option of {self.title}: it has {', '.join(known)}.{nearest(key, known)}")
+        self.model = model
+        self.options: Any = self.Options(**options)
+
+    def __call__(self, inputs: Tensor | tuple[Tensor, ...], target: Target = None) -> Any:
+        """Explain the score of one target per image.
+
+        Args:
+            inputs: Images (n, c, h, w) as the network takes them, on its device; or a tuple, if it takes several inputs.
+            target: A class index, or one per image; None for the class that the network predicts.
+
+        Returns:
+            An :class:`~backlit.Attribution`; for a tuple of inputs, a tuple with one for each.
+
+        Raises:
+            InputError: If an argument cannot be used.
+            ModelStateError: If the model is in train mode, on another device, or holds NaN.
+            UnsupportedOp: If an operation of the model cannot be seen or has no rule.
+        """
+        return self._explained(inputs, target, several=False)[0]
+
+    def each(self, inputs: Tensor | tuple[Tensor, ...], targets: Sequence[Sequence[int]] | Tensor) -> tuple[Any, ...]:
+        """Explain t targets per image, (n, t) class indices, from the same forward pass; one result per target."""
+        return self._explained(inputs, targets, several=True)
+
+    def attribute(self, inputs: Tensor | tuple[Tensor, ...], target: Target = None) -> Any:
+        """The map alone: a tensor shaped as ``inputs``, or a tuple of them."""
+        explained = self(inputs, target)
+        return tuple(e.values for e in explained) if isinstance(explained, tuple) else explained.values
+
+    @abstractmethod
+    def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
+        """Maps of one chunk, for targets (n, t), or for the predicted class."""
+
+    def _explained(self, inputs: Any, target: Any, *, several: bool) -> tuple[Any, ...]:
+        tensors = check_images(inputs, self.model)
+        n = tensors[0].shape[0]
+        targets = check_targets(target, n, several=several)
+        start = time.perf_counter()
+        try:
+            chunks = run_in_chunks(
+                lambda part: self.explain(tuple(x[part] for x in tensors), None if targets is None else targets[part]),
+                lambda maps: maps.activation_bytes * self.memory_factor * maps.targets.shape[1],
+                n=n,
+                chunk=self.options.chunk,
+                device=tensors[0].device,
+            )
+        except RuntimeError as error:
+            check_runs(self.model, tensors, error)
+            raise
+        provenance = self._provenance(time.perf_counter() - start, tensors[0])
+        maps = _joined(chunks)
+        self._check_finite(maps)
+        results = tuple(
+            tuple(_attribution(maps, t, i, x, provenance) for i, x in enumerate(tensors)) for t in range(maps.targets.shape[1])
+        )
+        return results if isinstance(inputs, tuple) else tuple(r[0] for r in results)
+
+    def _check_finite(self, maps: Maps) -> None:
+        if not bool(maps.output.isfinite().all()):
+            raise not_finite(self.model, "The model's output")
+        if not all(bool(v.isfinite().all()) for v in maps.values):
+            raise not_finite(self.model, f"The map of {self.title}")
+
+    def _provenance(self, seconds: float, x: Tensor) -> dict[str, Any]:
+        return {
+            "method": self.name,
+            "options": {f.name: _plain(getattr(self.options, f.name)) for f in fields(self.options)},
+            "model": type(self.model).__name__,
+            "fingerprint": fingerprint(self.model),
+            "seed": self.options.seed,
+            "versions": {"backlit": __version__, "torch": str(torch.__version__)},
+            "device": str(x.device),
+            "dtype": str(x.dtype).removeprefix("torch."),
+            "seconds": round(seconds, 4),
+        }
+
+
+def activation_bytes(trace: Trace, x: Tensor) -> float:
+    """Bytes of one image's activations: what its sites put out."""
+    return sum(prod(site.output_shape) for site in trace) * x.element_size() / x.shape[0]
+
+
+def _joined(chunks: list[Maps]) -> Maps:
+    """One Maps of all images; only the images' axis grows."""
+    first = chunks[0]
+    if len(chunks) == 1:
+        return first
+
+    def rows(name: str, i: int | None = None, key: str | None = None, dim: int = 1) -> Tensor:
+        values = (getattr(c, name) for c in chunks)
+        values = (v if key is None else v[key] for v in values)
+        return torch.cat([v if i is None else v[i] for v in values], dim)
+
+    inputs = range(len(first.values))
+    return Maps(
+        values=tuple(rows("values", i) for i in inputs),
+        targets=rows("targets", dim=0),
+        output=rows("output"),
+        coverage=first.coverage,
+        activation_bytes=first.activation_bytes,
+        parts={k: tuple(rows("parts", i, k) for i in inputs) for k in first.parts},
+        trajectory={k: _padded([c.trajectory[k] for c in chunks]) for k in first.trajectory},
+        completeness={k: rows("completeness", None, k) for k in first.completeness},
+    )
+
+
+def _padded(curves: list[Tensor]) -> Tensor:
+    """Curves (t, steps, n) side by side; one that stopped early goes on with its last value."""
+    steps = max(c.shape[1] for c in curves)
+    return torch.cat([torch.cat([c, c[:, -1:].expand(-1, steps - c.shape[1], -1)], 1) for c in curves], 2)
+
+
+def _attribution(maps: Maps, t: int, i: int, x: Tensor, provenance: dict[str, Any]) -> Attribution:
+    return Attribution(
+        values=maps.values[i][t],
+        target=maps.targets[:, t],
+        output=maps.output[t],
+        inputs=x.detach(),
+        parts={k: v[i][t] for k, v in maps.parts.items()},
+        trajectory={k: v[t] for k, v in maps.trajectory.items()},
+        completeness={k: v[t] for k, v in maps.completeness.items()},
+        coverage=maps.coverage,
+        provenance=provenance,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """An option's value as JSON can hold it."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return getattr(value, "__name__", None) or str(value)

@@ -1,0 +1,95 @@
+"""The gradient family: one forward pass, one backward pass by a rule table, and what is made of the result."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from backlit.capture import propagate
+from backlit.methods.base import Maps, Method, activation_bytes
+from backlit.methods.inputs import pick
+from backlit.rules import RuleTable, presets
+
+
+class Gradient(Method):
+    """The gradient of the target's logit (Simonyan et al. 2014, Sec. 3, before the absolute value)."""
+
+    name = "gradient"
+    title = "Gradient"
+    summary = "gradient of the target's logit"
+    source = "Simonyan et al. 2014"
+    table: ClassVar[RuleTable] = presets.gradient
+
+    def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
+        run = propagate(self.model, inputs, self.table)
+        targets = pick(run.output, targets)
+        weights = F.one_hot(targets.T, run.output.shape[1]).to(run.output.dtype)  # (t, n, k)
+        grads = run.gradient(weights if len(weights) > 1 else weights[0])
+        grads = grads if len(weights) > 1 else tuple(g[None] for g in grads)
+        values = tuple(self.value(g, x) for g, x in zip(grads, inputs, strict=True))
+        output = run.output.detach().gather(1, targets).T
+        return Maps(
+            values=values,
+            targets=targets,
+            output=output,
+            coverage=run.coverage,
+            activation_bytes=activation_bytes(run.trace, inputs[0]),
+            completeness=self.completeness(values, output),
+        )
+
+    def value(self, gradient: Tensor, x: Tensor) -> Tensor:
+        """The map from the propagated gradient (t, n, c, h, w) and the image."""
+        return gradient
+
+    def completeness(self, values: tuple[Tensor, ...], output: Tensor) -> dict[str, Tensor]:
+        """What the method promises of its sum; nothing by default."""
+        return {}
+
+
+class Saliency(Gradient):
+    """|gradient| (Simonyan et al. 2014, Eq. 4 without the maximum over channels: ``heatmap("max")`` takes it)."""
+
+    name = "saliency"
+    title = "Saliency"
+    summary = "magnitude of the gradient"
+
+    def value(self, gradient: Tensor, x: Tensor) -> Tensor:
+        return gradient.abs()
+
+
+class GradientXInput(Gradient):
+    """Gradient times input (Shrikumar et al. 2016); DMBP's Eq. 5. Its sum misses the logit by what the biases give."""
+
+    name = "gradient_x_input"
+    title = "Gradient × input"
+    summary = "gradient times image"
+    source = "Shrikumar et al. 2016"
+
+    def value(self, gradient: Tensor, x: Tensor) -> Tensor:
+        return gradient * x
+
+    def completeness(self, values: tuple[Tensor, ...], output: Tensor) -> dict[str, Tensor]:
+        return {"biases": output - torch.stack([v.flatten(2).sum(2) for v in values]).sum(0)}
+
+
+class Deconvnet(Gradient):
+    """Deconvnet (Zeiler and Fergus 2014): the gradient rectified at every ReLU, whatever the ReLU's own gate says."""
+
+    name = "deconvnet"
+    title = "Deconvnet"
+    summary = "gradient rectified at each ReLU, gates ignored"
+    source = "Zeiler and Fergus 2014"
+    table = presets.deconvnet
+
+
+class GuidedBackprop(Gradient):
+    """Guided back-propagation (Springenberg et al. 2015): the gradient gated by each ReLU and by its own sign."""
+
+    name = "guided_backprop"
+    title = "Guided backprop"
+    summary = "gradient rectified at each ReLU, gates kept"
+    source = "Springenberg et al. 2015"
+    table = presets.guided

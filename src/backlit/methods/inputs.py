@@ -1,0 +1,133 @@
+"""Checks of what a user hands to a method, with messages that say the way out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backlit._errors import InputError, ModelStateError
+
+
+def check_images(inputs: Any, model: nn.Module) -> tuple[Tensor, ...]:
+    """The inputs as a tuple of image batches that fit the model's device and precision.
+
+    Raises:
+        InputError: If an input is no batch of finite floating-point images (n, c, h, w), or the model has another dtype.
+        ModelStateError: If the model lives on another device.
+    """
+    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not tensors:
+        raise InputError("inputs must hold at least one tensor of images (n, c, h, w), but is an empty tuple.")
+    for i, x in enumerate(tensors):
+        _check_one(x, f"inputs[{i}]" if isinstance(inputs, tuple) else "inputs", tensors[0])
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    x = tensors[0]
+    if parameter is not None and parameter.device != x.device:
+        raise ModelStateError(
+            f"model and inputs must be on one device, but the model is on {parameter.device} and inputs on {x.device}. "
+            f"Use inputs.to({str(parameter.device)!r}) or model.to({str(x.device)!r})."
+        )
+    if parameter is not None and parameter.dtype != x.dtype:
+        raise InputError(
+            f"inputs must have the model's dtype {parameter.dtype}, but are {x.dtype}. Use inputs.to({parameter.dtype})."
+        )
+    return tensors
+
+
+def _check_one(x: Any, name: str, first: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise InputError(f"{name} must be a tensor of images (n, c, h, w), but is {type(x).__name__}.")
+    shape = tuple(x.shape)
+    if x.dim() != 4:
+        hint = " Add the batch axis: x[None]." if x.dim() == 3 else " Wrap the model so that other inputs are constants."
+        raise InputError(f"{name} must be images of shape (n, c, h, w), but has shape {shape}.{hint}")
+    if x.numel() == 0:
+        raise InputError(f"{name} must hold at least one image, but has shape {shape}.")
+    if x.shape[0] != first.shape[0]:
+        raise InputError(f"{name} must hold as many images as the first input ({first.shape[0]}), but has shape {shape}.")
+    if not x.is_floating_point():
+        raise InputError(
+            f"{name} must be floating-point images as the network takes them, but is {x.dtype}. Convert and normalise "
+            "first: (x.float() / 255 - mean) / std, or use the model's own preprocess."
+        )
+    if x.dtype == torch.float16 and x.device.type == "cpu":
+        raise InputError(f"{name} is float16 on the CPU, which cannot run it well. Use .float() or .bfloat16().")
+    bad = ~x.flatten(1).isfinite().all(1)
+    if bool(bad.any()):
+        which = ", ".join(map(str, bad.nonzero().flatten().tolist()[:5]))
+        raise InputError(f"{name} must be finite, but image {which} holds NaN or Inf. Check the file or the preprocessing.")
+
+
+def check_targets(target: Any, n: int, *, several: bool) -> Tensor | None:
+    """Target indices as (n, t) int64, or None for the predicted class; t is 1 unless ``several`` are asked for.
+
+    Raises:
+        InputError: If they are no integers, or not one row per image.
+    """
+    if target is None and not several:
+        return None
+    if isinstance(target, str):
+        raise InputError(
+            f"target must be a class index, but is the label {target!r}. Look it up first: backlit.load_model(...).class_index(label)."
+        )
+    try:
+        indices = torch.as_tensor(target)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"target must be class indices, but is {target!r}.") from error
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise InputError(f"target must be integer class indices, but is {indices.dtype}.")
+    shape = tuple(indices.shape)
+    if several:
+        if indices.dim() != 2 or indices.shape[0] != n or indices.shape[1] == 0:
+            raise InputError(f"targets must have shape (n, t) with n = {n} images, but has shape {shape}.")
+        return indices.long().cpu()
+    if indices.dim() == 0:
+        return indices.long().cpu().expand(n, 1)
+    if indices.dim() != 1 or indices.shape[0] != n:
+        raise InputError(f"target must be one index or one per image ({n}), but has shape {shape}. For several targets per image use each().")
+    return indices.long().cpu()[:, None]
+
+
+def pick(output: Tensor, targets: Tensor | None) -> Tensor:
+    """The targets (n, t) on the output's device, the predicted class where none was given.
+
+    Raises:
+        InputError: If an index is not among the k classes of ``output`` (n, k).
+    """
+    if targets is None:
+        return output.detach().argmax(1, keepdim=True)
+    k = output.shape[1]
+    wrong = targets[(targets < 0) | (targets >= k)]
+    if wrong.numel():
+        raise InputError(f"target must be a class index from 0 to {k - 1}, but is {int(wrong[0])}; the model has {k} classes.")
+    return targets.to(output.device)
+
+
+def check_runs(model: nn.Module, tensors: tuple[Tensor, ...], error: RuntimeError) -> None:
+    """Say it plainly if the model itself cannot run on these inputs.
+
+    Raises:
+        InputError: If a plain forward pass fails, too.
+    """
+    try:
+        with torch.no_grad():
+            model(*(x[:1].clone() for x in tensors))
+    except (RuntimeError, ValueError, IndexError) as plain:
+        shapes = ", ".join(str(tuple(x.shape)) for x in tensors)
+        raise InputError(
+            f"inputs of shape {shapes} do not run through the model: {plain} Check the number of channels and the size "
+            "that the model expects (its preprocessing says both)."
+        ) from error
+
+
+def not_finite(model: nn.Module, what: str) -> Exception:
+    """The error for a result with NaN or Inf, naming the weight that it comes from if there is one."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            return ModelStateError(f"{what} is not finite: the model's {name!r} holds NaN or Inf. Load sound weights.")
+    return ModelStateError(
+        f"{what} is not finite although inputs and weights are: the computation overflows. Use float32 or float64, and "
+        "check that the inputs are normalised as the model expects."
+    )

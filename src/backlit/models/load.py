@@ -1,0 +1,89 @@
+"""One door to every network: `load_model`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backlit._errors import InputError, nearest
+from backlit.models import cifar, digits, entry_point, timm_source, torchvision_source
+from backlit.models.loaded import LoadedModel
+from backlit.models.preprocess import PreprocessOptions
+from backlit.models.request import RANDOM, Request
+from backlit.models.weights import read_weights
+
+_OWN = {digits.NAME: digits.load, cifar.NAME: cifar.load}
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+def model_names() -> tuple[str, ...]:
+    """Return every name that `load_model` takes as it is: Backlit's own, then torchvision's (if it is installed)."""
+    return (*_OWN, *torchvision_source.names())
+
+
+def load_model(
+    name: str,
+    *,
+    weights: Path | str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str = torch.float32,
+    **preprocessing: Any,
+) -> LoadedModel:
+    """Return a network ready to be explained, in eval mode, with its preprocessing and class names.
+
+    Args:
+        name: "digits" (embedded), "cifar_resnet20", a torchvision classification network ("resnet18"), "timm:NAME", or
+            "module:function" that returns a network or a `LoadedModel`.
+        weights: a safetensors file; None for the network's own (the embedded ones, or torchvision's default weights if
+            torch's cache has them already); "random" to measure speed. Nothing is downloaded.
+        device: where the network goes.
+        dtype: what its parameters become: "float32", "float64", "bfloat16", "float16" or torch's own.
+        preprocessing: fields of `PreprocessOptions` (size, mean, std, resize, interpolation, crop, channels) that
+            replace the network's own and the weights file's.
+
+    Raises:
+        InputError: unknown name, missing extra, weights that do not fit or are not given, unusable option or device.
+        FileError: the weights file cannot be read.
+        ModelStateError: a parameter is NaN or Inf.
+
+    """
+    options = PreprocessOptions.of(**preprocessing)
+    target, kind = _device(device), _dtype(dtype)
+    random = weights == RANDOM
+    read = None if weights is None or random else read_weights(weights)
+    loaded = _load(Request(name, read, random, options))
+    return replace(loaded, network=loaded.network.to(device=target, dtype=kind))
+
+
+def _load(request: Request) -> LoadedModel:
+    if request.name in _OWN:
+        return _OWN[request.name](request)
+    if request.name.startswith(timm_source.PREFIX):
+        return timm_source.load(request)
+    if ":" in request.name:
+        return entry_point.load(request)
+    return torchvision_source.load(request, others=tuple(_OWN))
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    name = str(dtype).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise InputError(f"dtype: must be one of {', '.join(_DTYPES)}, found {name!r}.{nearest(name, _DTYPES)}")
+    return getattr(torch, name)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        at_hand: Sequence[str] = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise InputError(
+            f"device: {str(device)!r} cannot be used ({reason}). At hand: {', '.join(at_hand)}."
+        ) from error
+    return found
