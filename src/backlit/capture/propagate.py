@@ -29,6 +29,14 @@ class Rules(Protocol):
 
 
 @dataclass(frozen=True)
+class Kept:
+    """The output of a site, in the rules' graph, and the call that made it, with its parameters (folded, if asked)."""
+
+    output: Tensor
+    call: Call
+
+
+@dataclass(frozen=True)
 class Propagation:
     """One forward pass whose backward pass follows the rules.
 
@@ -40,7 +48,7 @@ class Propagation:
     output: Tensor
     trace: Trace
     coverage: Coverage
-    kept: dict[str, Tensor]
+    kept: dict[str, Kept]
 
     def gradient(
         self, weights: Float[Tensor, "*t n k"], *, create_graph: bool = False, retain_graph: bool | None = None
@@ -83,7 +91,7 @@ def propagate(
         model: Any network of plain PyTorch operations, in eval mode. It is not changed.
         inputs: One tensor or several, images first: (n, ...).
         rules: A rule table.
-        keep: Which sites' outputs to return in ``kept``.
+        keep: Which sites to return in ``kept``.
         fold: Fold batch norm by dataflow; costs one more forward pass.
 
     Raises:
@@ -109,7 +117,7 @@ class _Propagate(Watch):
         super().__init__(model, inputs)
         self._rules, self._keep, self._plan = rules, keep, plan
         self.rows: list[CoverageRow] = []
-        self.kept: dict[str, Tensor] = {}
+        self.kept: dict[str, Kept] = {}
 
     def visit(self, call: Call) -> Any:
         site = call.site
@@ -127,7 +135,8 @@ class _Propagate(Watch):
             before = tuple(s.clone() for s in call.signals)
             result = _written(call).copy_(_apply(call, rule, before, own=False))
         if self._keep(site):
-            self.kept[site.name] = result if isinstance(result, Tensor) else result[0]
+            output = result if isinstance(result, Tensor) else result[0]
+            self.kept[site.name] = Kept(output, call.without_signals())
         return result
 
 
