@@ -36,7 +36,12 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check(self.chunk is None or (isinstance(self.chunk, int) and self.chunk > 0), "chunk", self.chunk, "a positive integer or None")
+        check(
+            self.chunk is None or (isinstance(self.chunk, int) and self.chunk > 0),
+            "chunk",
+            self.chunk,
+            "a positive integer or None",
+        )
 
 
 def check(holds: bool, name: str, found: Any, must_be: str) -> None:
@@ -85,11 +90,15 @@ class Method(ABC):
 
     def __init__(self, model: nn.Module, **options: Any) -> None:
         if not isinstance(model, nn.Module):
-            raise InputError(f"model must be a torch.nn.Module, but is {type(model).__name__}. Wrap a function in a module.")
+            raise InputError(
+                f"model must be a torch.nn.Module, but is {type(model).__name__}. Wrap a function in a module."
+            )
         known = [f.name for f in fields(self.Options)]
         for key in options:
             if key not in known:
-                raise InputError(f"{key!r} is no option of {self.title}: it has {', '.join(known)}.{nearest(key, known)}")
+                raise InputError(
+                    f"{key!r} is no option of {self.title}: it has {', '.join(known)}.{nearest(key, known)}"
+                )
         self.model = model
         self.options: Any = self.Options(**options)
 
@@ -143,7 +152,8 @@ class Method(ABC):
         maps = _joined(chunks)
         self._check_finite(maps)
         results = tuple(
-            tuple(_attribution(maps, t, i, x, provenance) for i, x in enumerate(tensors)) for t in range(maps.targets.shape[1])
+            tuple(_attribution(maps, t, i, x, provenance) for i, x in enumerate(tensors))
+            for t in range(maps.targets.shape[1])
         )
         return results if isinstance(inputs, tuple) else tuple(r[0] for r in results)
 

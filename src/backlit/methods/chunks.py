@@ -72,4 +72,8 @@ def free_memory(device: torch.device) -> float:
 
 def _out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in text or "can't allocate" in text
+    return (
+        isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        or "not enough memory" in text
+        or "can't allocate" in text
+    )

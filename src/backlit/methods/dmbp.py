@@ -110,12 +110,11 @@ class DMBP(Method):
 
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
         n = inputs[0].shape[0]
-        frozen = freeze(self.model, *(torch.cat([x, x]) for x in inputs))
+        frozen = self.frozen(inputs)
         targets = pick(frozen.output[:n], targets)
-        output = frozen.output[:n].gather(1, targets).T
-        frozen = frozen.to(dtype=self.options.dtype or inputs[0].dtype, memory_format=torch.channels_last)
-        chosen = [] if self.options.variant == "nd" else self._chosen(frozen)
-        found = [_Descent(self.options, frozen, chosen, inputs, target).run() for target in targets.T]
+        output = frozen.output[:n].gather(1, targets).T.to(inputs[0].dtype)
+        chosen = [] if self.options.variant == "nd" else self.chosen(frozen)
+        found = [Descent(self.options, frozen, chosen, inputs, target).run() for target in targets.T]
         signs = ("positive", "negative") if chosen else ()
         return Maps(
             values=tuple(torch.stack([sum(f.maps[s][i] for s in f.maps) for f in found]) for i in range(len(inputs))),
@@ -128,7 +127,17 @@ class DMBP(Method):
             completeness={k: torch.stack([f.terms(output[t])[k] for t, f in enumerate(found)]) for k in _TERMS},
         )
 
-    def _chosen(self, frozen: FrozenNetwork) -> list[tuple[Site, Scaled]]:
+    def frozen(self, inputs: tuple[Tensor, ...]) -> FrozenNetwork:
+        """The network frozen at the images, each twice, as the descent runs it."""
+        frozen = freeze(self.model, *(torch.cat([x, x]) for x in inputs))
+        return frozen.to(dtype=self.options.dtype or inputs[0].dtype, memory_format=torch.channels_last)
+
+    def chosen(self, frozen: FrozenNetwork) -> list[tuple[Site, Scaled]]:
+        """The activations that get masks.
+
+        Raises:
+            InputError: If there is none.
+        """
         wanted = self.options.sites
         found = [(site, form) for site, form in frozen.activations if _is_wanted(site, wanted)]
         if found:
@@ -138,6 +147,13 @@ class DMBP(Method):
             f"sites must leave DMBP an activation to mask, but {wanted!r} matches none on the way to the output. The model "
             f"has: {there}. Without activations the network is linear: use GradientXInput."
         )
+
+
+def descent(model: nn.Module, x: Tensor, target: Tensor, **options: Any) -> Descent:
+    """The descent of ``DMBP(model, **options)`` on images x and targets (n,), step by step."""
+    method = DMBP(model, **options)
+    frozen = method.frozen((x,))
+    return Descent(method.options, frozen, method.chosen(frozen), (x,), target)
 
 
 _TERMS = ("positive", "negative", "nuisance", "gap")
@@ -178,8 +194,8 @@ class _Found:
         return {"positive": self.positive, "negative": self.negative, "nuisance": nuisance, "gap": gap}
 
 
-class _Descent:
-    """Gradient descent on the masks of n images, each for its own target."""
+class Descent:
+    """Gradient descent on the masks of n images, each for its own target; :meth:`step` is one step of it."""
 
     def __init__(
         self,
@@ -199,8 +215,14 @@ class _Descent:
             self._whole = self._target_of(frozen(*self._twice))[0]
             if chosen:
                 self._masks = Masks(chosen, self._n, dtype)
-                self._start()
+                self._start(self._masks)
                 self._moving = frozen.at(*self._twice, scaled={site.name for site, _ in chosen})
+                make = options.optimizer if callable(options.optimizer) else OPTIMIZERS[options.optimizer]
+                self._optimizer = make([self._masks.theta], options.lr)
+                self._stopped = _Stopped(options.tolerance, self._masks)
+        self._forward = self._masked
+        if options.compile:
+            self._forward = torch.compile(self._traced, fullgraph=True, dynamic=False)
 
     def run(self) -> _Found:
         """Descend, and compute the maps of both signs."""
@@ -208,55 +230,57 @@ class _Descent:
             maps, _, _ = self._maps()
             zero = torch.zeros_like(self._whole)
             return _Found({"whole": maps["positive"]}, {}, self._whole, zero, self._whole)
-        curves = self._descend(self._masks)
+        curves = self._descend()
         maps, positive, negative = self._maps()
         return _Found(maps, curves, positive, negative, self._whole)
 
-    def _start(self) -> None:
-        assert self._masks is not None
-        theta, init = self._masks.theta, self._options.init
-        with torch.no_grad():
-            if init == "normal":
-                for part in self._masks.of_images(theta):  # the same draws for every image, whatever its chunk
-                    generator = torch.Generator().manual_seed(self._options.seed)
-                    part.copy_(torch.randn(part.shape[1:], generator=generator).to(part))
-            else:
-                theta.fill_(init)
-        self._masks.refresh()
-
-    def _descend(self, masks: Masks) -> dict[str, Tensor]:
-        options = self._options
-        make = options.optimizer if callable(options.optimizer) else OPTIMIZERS[options.optimizer]
-        optimizer = make([masks.theta], options.lr)
-        curves: dict[str, list[Tensor]] = {"loss": [], "positive": [], "negative": [], "nuisance": []}
-        stopped = _Stopped(options.tolerance, masks)
-        for index in range(1, options.steps + 1):
-            terms = self._gradient(masks)
-            stopped.before(terms["loss"])
-            optimizer.step()
-            stopped.restore()
-            masks.refresh()
-            for name, value in terms.items():
-                curves[name].append(value)
-            if options.callback is not None:
-                options.callback(Step(index, options.steps, **terms, maps=self._current))
-            if stopped.all:
-                break
-        return {name: torch.stack(values) for name, values in curves.items()}
-
-    def _gradient(self, masks: Masks) -> dict[str, Tensor]:
-        """One forward and one backward pass: fills theta's gradient, returns the terms of Eq. 10 per image."""
-        positive, negative = self._target_of(self._moving(activate=masks.activate))
+    def step(self) -> dict[str, Tensor]:
+        """One forward and one backward pass, one step of the optimizer; the terms of Eq. 10 before it, (n,) each."""
+        masks = self._masks
+        assert masks is not None
+        positive, negative = self._target_of(self._forward(masks))
         nuisance = self._whole - positive - negative
         loss = -positive
         if self._options.variant != "+":
             loss = loss + negative
         if self._options.variant == "all":
             loss = loss + nuisance.abs()
-        loss.sum().backward()
-        masks.chain()
+        masks.backward(loss.sum(), traced=self._options.compile)
+        self._stopped.before(loss.detach())
+        self._optimizer.step()
+        self._stopped.restore()
+        masks.refresh()
         terms = {"loss": loss, "positive": positive, "negative": negative, "nuisance": nuisance}
         return {name: value.detach() for name, value in terms.items()}
+
+    def _masked(self, masks: Masks) -> Tensor:
+        return self._moving(activate=masks.activate)
+
+    def _traced(self, masks: Masks) -> Tensor:
+        return self._moving(activate=masks.traced)
+
+    def _start(self, masks: Masks) -> None:
+        with torch.no_grad():
+            if self._options.init == "normal":
+                for part in masks.of_images(masks.theta):  # the same draws for every image, whatever its chunk
+                    generator = torch.Generator().manual_seed(self._options.seed)
+                    part.copy_(torch.randn(part.shape[1:], generator=generator).to(part))
+            else:
+                masks.theta.fill_(self._options.init)
+        masks.refresh()
+
+    def _descend(self) -> dict[str, Tensor]:
+        options = self._options
+        curves: dict[str, list[Tensor]] = {"loss": [], "positive": [], "negative": [], "nuisance": []}
+        for index in range(1, options.steps + 1):
+            terms = self.step()
+            for name, value in terms.items():
+                curves[name].append(value)
+            if options.callback is not None:
+                options.callback(Step(index, options.steps, **terms, maps=self._current))
+            if self._stopped.all:
+                break
+        return {name: torch.stack(values) for name, values in curves.items()}
 
     def _target_of(self, output: Tensor) -> tuple[Tensor, Tensor]:
         scores = output.gather(1, self._index)[:, 0]
@@ -274,7 +298,10 @@ class _Descent:
         positive, negative = self._target_of(self._frozen(*leaves, activate=activate))
         grads = torch.autograd.grad((positive + negative).sum(), leaves, allow_unused=True)
         products = [x.detach() * (0 if g is None else g) for x, g in zip(leaves, grads, strict=True)]
-        maps = {"positive": tuple(p[:n].contiguous() for p in products), "negative": tuple(p[n:].contiguous() for p in products)}
+        maps = {
+            "positive": tuple(p[:n].contiguous() for p in products),
+            "negative": tuple(p[n:].contiguous() for p in products),
+        }
         return maps, positive.detach(), negative.detach()
 
 

@@ -41,12 +41,16 @@ def _check_one(x: Any, name: str, first: Tensor) -> None:
         raise InputError(f"{name} must be a tensor of images (n, c, h, w), but is {type(x).__name__}.")
     shape = tuple(x.shape)
     if x.dim() != 4:
-        hint = " Add the batch axis: x[None]." if x.dim() == 3 else " Wrap the model so that other inputs are constants."
+        hint = (
+            " Add the batch axis: x[None]." if x.dim() == 3 else " Wrap the model so that other inputs are constants."
+        )
         raise InputError(f"{name} must be images of shape (n, c, h, w), but has shape {shape}.{hint}")
     if x.numel() == 0:
         raise InputError(f"{name} must hold at least one image, but has shape {shape}.")
     if x.shape[0] != first.shape[0]:
-        raise InputError(f"{name} must hold as many images as the first input ({first.shape[0]}), but has shape {shape}.")
+        raise InputError(
+            f"{name} must hold as many images as the first input ({first.shape[0]}), but has shape {shape}."
+        )
     if not x.is_floating_point():
         raise InputError(
             f"{name} must be floating-point images as the network takes them, but is {x.dtype}. Convert and normalise "
@@ -57,7 +61,9 @@ def _check_one(x: Any, name: str, first: Tensor) -> None:
     bad = ~x.flatten(1).isfinite().all(1)
     if bool(bad.any()):
         which = ", ".join(map(str, bad.nonzero().flatten().tolist()[:5]))
-        raise InputError(f"{name} must be finite, but image {which} holds NaN or Inf. Check the file or the preprocessing.")
+        raise InputError(
+            f"{name} must be finite, but image {which} holds NaN or Inf. Check the file or the preprocessing."
+        )
 
 
 def check_targets(target: Any, n: int, *, several: bool) -> Tensor | None:
@@ -86,7 +92,9 @@ def check_targets(target: Any, n: int, *, several: bool) -> Tensor | None:
     if indices.dim() == 0:
         return indices.long().cpu().expand(n, 1)
     if indices.dim() != 1 or indices.shape[0] != n:
-        raise InputError(f"target must be one index or one per image ({n}), but has shape {shape}. For several targets per image use each().")
+        raise InputError(
+            f"target must be one index or one per image ({n}), but has shape {shape}. For several targets per image use each()."
+        )
     return indices.long().cpu()[:, None]
 
 
@@ -101,7 +109,9 @@ def pick(output: Tensor, targets: Tensor | None) -> Tensor:
     k = output.shape[1]
     wrong = targets[(targets < 0) | (targets >= k)]
     if wrong.numel():
-        raise InputError(f"target must be a class index from 0 to {k - 1}, but is {int(wrong[0])}; the model has {k} classes.")
+        raise InputError(
+            f"target must be a class index from 0 to {k - 1}, but is {int(wrong[0])}; the model has {k} classes."
+        )
     return targets.to(output.device)
 
 

@@ -49,7 +49,9 @@ class Masks:
         self._parts: dict[str, _Part] = {}
         start = 0
         for (site, form), half in zip(activations, halves, strict=True):
-            views = [_view(b, start, half) for b in (slope, self._positive, self._negative, self._sigma, self.theta.grad)]
+            views = [
+                _view(b, start, half) for b in (slope, self._positive, self._negative, self._sigma, self.theta.grad)
+            ]
             views[0].copy_(half)
             offset = None if form.offset is None else form.offset[: half.shape[0]].to(dtype)
             self._parts[site.name] = _Part(*views, offset)
@@ -68,9 +70,29 @@ class Masks:
         part = self._parts.get(site.name)
         return form(z) if part is None else _Masked.apply(z, self.theta, part)
 
-    @torch.no_grad()
-    def chain(self) -> None:
-        """Turn ``theta.grad``, in which the backward pass left the masks' gradients, into theta's own."""
+    def traced(self, site: Site, form: Scaled, z: Tensor) -> Tensor:
+        """The same as :meth:`activate` in plain operations, for torch.compile to fuse; theta's gradient by autograd."""
+        part = self._parts.get(site.name)
+        if part is None:
+            return form(z)
+        n = part.slope.shape[0]
+        start = part.grad.storage_offset()
+        mask = torch.sigmoid(
+            self.theta[start : start + part.slope.numel()].as_strided(part.slope.shape, part.slope.stride(), start)
+        )
+        halves = [z[:n] * (mask * part.slope), z[n:] * ((1 - mask) * part.slope)]
+        if part.offset is not None:
+            halves = [halves[0] + mask * part.offset, halves[1] + (1 - mask) * part.offset]
+        return torch.cat(halves)
+
+    def backward(self, loss: Tensor, *, traced: bool) -> None:
+        """Leave the loss's gradient in ``theta.grad``."""
+        assert self.theta.grad is not None
+        if traced:
+            self.theta.grad.zero_()
+            loss.backward()
+            return
+        loss.backward()  # fills the buffer with the gradients of the masks
         torch.ops.aten.sigmoid_backward.grad_input(self.theta.grad, self._sigma, grad_input=self.theta.grad)
 
     def of_images(self, flat: Tensor) -> list[Tensor]:
