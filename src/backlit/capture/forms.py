@@ -50,6 +50,11 @@ class Switched:
     spatial: int
 
     def __call__(self, z: Tensor) -> Tensor:
+        if self.spatial == 2 and z.dim() == 4 and z.is_contiguous(memory_format=torch.channels_last):
+            # Picked in the order of memory: flattening the plane would copy it.
+            pixels, indices = z.permute(0, 2, 3, 1), self.indices.permute(0, 2, 3, 1)
+            picked = pixels.reshape(z.shape[0], -1, z.shape[1]).gather(1, indices.reshape(z.shape[0], -1, z.shape[1]))
+            return picked.view(indices.shape).permute(0, 3, 1, 2)
         picked = z.flatten(-self.spatial).gather(-1, self.indices.flatten(-self.spatial))
         return picked.view(self.indices.shape)
 

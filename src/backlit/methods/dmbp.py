@@ -25,11 +25,11 @@ from backlit.capture import RECTIFIERS, Coverage, CoverageRow, FrozenNetwork, Si
 from backlit.capture.forms import Scaled
 from backlit.methods.base import Maps, Method, Options, activation_bytes, check
 from backlit.methods.inputs import pick
-from backlit.methods.masks import Masks
+from backlit.methods.masks import Masks, RMSprop
 
 Variant = Literal["all", "+,-", "+", "nd"]
 OPTIMIZERS: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] = {
-    "rmsprop": lambda parameters, lr: torch.optim.RMSprop(parameters, lr=lr),
+    "rmsprop": lambda parameters, lr: RMSprop(parameters, lr=lr),
     "adam": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr),
     "sgd": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr),
 }

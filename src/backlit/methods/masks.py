@@ -105,6 +105,33 @@ class Masks:
         return views
 
 
+class RMSprop(torch.optim.Optimizer):
+    """torch.optim.RMSprop with its defaults, for theta: in place, and not slowed by the many zeros in its gradient.
+
+    The square root of torch takes up to eight times as long on zeros as on other numbers (MKL on a CPU), and most masks
+    never get a gradient: their gate is closed. The inverse root does not.
+    """
+
+    def __init__(self, parameters: list[Tensor], lr: float, alpha: float = 0.99, eps: float = 1e-8) -> None:
+        super().__init__(parameters, {"lr": lr, "alpha": alpha, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for theta in group["params"]:
+                self._update(theta, group["lr"], group["alpha"], group["eps"])
+
+    def _update(self, theta: Tensor, lr: float, alpha: float, eps: float) -> None:
+        state = self.state[theta]
+        if not state:
+            state.update({name: torch.zeros_like(theta) for name in ("square", "inverse", "step")})
+        square, inverse, step = state["square"], state["inverse"], state["step"]
+        square.mul_(alpha).addcmul_(theta.grad, theta.grad, value=1 - alpha)
+        torch.rsqrt(square, out=inverse).clamp_(max=1e30)
+        torch.mul(theta.grad, inverse, out=step)
+        theta.addcdiv_(step, inverse.mul_(eps).add_(1), value=-lr)  # g / (sqrt(square) + eps)
+
+
 class _Masked(torch.autograd.Function):
     """``[m; 1 - m] * (slope * z + offset)``. The mask's gradient goes straight into theta's buffer, not through autograd."""
 

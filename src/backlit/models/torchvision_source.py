@@ -106,8 +106,12 @@ def _read_cached(path: Path) -> Weights:
         )
     try:
         return Weights(str(path), torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # the unpickler raises many types on a damaged file
-        raise FileError(f"weights: {str(path)!r} cannot be read ({error}). Delete it and download it again.") from error
+    except (
+        Exception
+    ) as error:  # many types; torch's own text advises weights_only=False, which would run a pickle's code
+        raise FileError(
+            f"weights: {str(path)!r} is damaged or holds more than tensors. Delete it and download it again."
+        ) from error
 
 
 def _present_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
