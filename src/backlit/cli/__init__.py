@@ -1,0 +1,124 @@
+"""The command line: parse, call the library, render. Everything it does can be done from Python, too."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from backlit._errors import BacklitError
+from backlit._version import __version__
+from backlit.cli import settings
+
+app = typer.Typer(
+    help="Which pixels made this network say that? Attribution maps by modified and learned back-propagation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")]
+DType = Annotated[str, typer.Option(help="Precision: float32, float64, bfloat16.")]
+Seed = Annotated[int, typer.Option(help="Seed of whatever is drawn; recorded with every result.")]
+Model = Annotated[
+    str, typer.Option(help='"digits" (embedded), a torchvision name ("resnet50"), "timm:NAME", or "module:function".')
+]
+Weights = Annotated[str | None, typer.Option(help='A safetensors file; "random" for speed tests.', metavar="FILE")]
+Size = Annotated[int | None, typer.Option(help="Side of the network's input, where it is not the model's usual one.")]
+Mean = Annotated[str | None, typer.Option(help='Normalisation, e.g. "0.5" or "0.485,0.456,0.406".')]
+Std = Annotated[str | None, typer.Option(help='Normalisation, e.g. "0.5" or "0.229,0.224,0.225".')]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"backlit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the page.")] = Path("backlit-demo"),
+    device: Device = "cpu",
+    dtype: DType = "float32",
+    seed: Seed = 0,
+) -> None:
+    """Explain real handwritten digits, and scenes of two digits, with every method: one HTML page."""
+    from backlit.cli.demo import run
+
+    run(out, settings.Compute(device, dtype, seed))
+
+
+@app.command()
+def explain(
+    images: Annotated[list[Path], typer.Argument(help="Image files or folders.", metavar="IMAGE...")],
+    model: Model = "digits",
+    weights: Weights = None,
+    target: Annotated[str, typer.Option(help="A class name, an index, or top:K for the K classes predicted.")] = "top:1",
+    method: Annotated[str, typer.Option(help="Methods, by comma; see `backlit methods`.")] = "dmbp",
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option of a method: steps=40, or dmbp.steps=40.", metavar="KEY=VALUE")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for pictures, maps and summary.json.")] = Path("backlit-out"),
+    size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
+    device: Device = "cpu",
+    dtype: DType = "float32",
+    seed: Seed = 0,
+) -> None:
+    """Explain images: a PNG overlay and a .safetensors map for each image, class and method, and a JSON summary."""
+    from backlit.cli.explain import run
+
+    compute = settings.Compute(device, dtype, seed)
+    loaded = settings.load(model, weights, compute, settings.preprocessing(size, mean, std))
+    failures = run(images, loaded, target, settings.methods(method, option or [], seed), out, compute)
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods with their options."""
+    from backlit.cli.tables import print_methods
+
+    print_methods()
+
+
+@app.command()
+def trace(
+    model: Model = "digits",
+    weights: Weights = None,
+    method: Annotated[str, typer.Option(help="The method whose rules to show.")] = "guided_backprop",
+    size: Size = None,
+    device: Device = "cpu",
+    dtype: DType = "float32",
+    seed: Seed = 0,
+) -> None:
+    """Show every operation that a network calls, and the rule that it gets under a method."""
+    from backlit.cli.tables import print_trace
+
+    compute = settings.Compute(device, dtype, seed)
+    loaded = settings.load(model, weights or "random", compute, settings.preprocessing(size, None, None), bare=weights is None)
+    print_trace(loaded, settings.methods(method, [], seed)[0], compute)
+
+
+def main() -> None:
+    """Run the command line; errors that Backlit foresees become one message and exit code 2."""
+    try:
+        app()
+    except BacklitError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.secho("stopped; what was written before is kept", err=True)
+        sys.exit(130)

@@ -1,0 +1,41 @@
+"""The listings: methods with their options, and a network's sites with their rules."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.nn import functional as F
+
+from backlit.cli.settings import Chosen, Compute
+from backlit.methods import METHODS
+from backlit.models import LoadedModel
+
+
+def print_methods() -> None:
+    """One row a method: name, what it computes, its options with their defaults, its source."""
+    table = Table("method", "what the map is", "options", "source", show_lines=True)
+    for method in METHODS:
+        options = ", ".join(
+            f"{f.name}={f.default!r}" for f in fields(method.Options) if f.default is not MISSING and f.name != "callback"
+        )
+        table.add_row(method.name, method.summary, options, method.source)
+    Console().print(table)
+
+
+def print_trace(loaded: LoadedModel, chosen: Chosen, compute: Compute) -> None:
+    """Run the network on a grey image and print each site with its rule."""
+    height, width = loaded.preprocess.size
+    parameter = next(loaded.network.parameters())
+    x = torch.zeros(1, loaded.preprocess.channels, height, width, dtype=parameter.dtype, device=parameter.device)
+    short = {"steps": 1} if "steps" in {f.name for f in fields(chosen.method.Options)} else {}
+    explanation = chosen.method(loaded.network, **{**chosen.options, **short})(F.pad(x, [0] * 4))
+    table = Table("site", "kind", "module", "spelled", "rule")
+    for row in explanation.coverage.rows:
+        style = None if row.rule in ("true", "affine") else "bold"
+        table.add_row(row.site, row.kind, row.module or "<model>", row.spelling, row.rule, style=style)
+    console = Console()
+    console.print(table)
+    console.print(f"{len(explanation.coverage.rows)} sites of {loaded.name} under {chosen.method.title}: {explanation.coverage}")
