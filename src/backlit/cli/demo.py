@@ -1,0 +1,82 @@
+"""`backlit demo`: the main job on the embedded network and real digits."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from backlit._version import __version__
+from backlit.attribution import Attribution
+from backlit.cli.settings import Compute
+from backlit.methods import METHODS
+from backlit.models import load_model
+from backlit.models.digits import demo_scenes, digits_images
+from backlit.report.page import Page, row, write_page
+
+_SINGLES = 3
+_INTRO = (
+    "Which pixels made the network say that? Real handwritten digits, explained by every method. In a scene of two digits "
+    "both are true: explained for one class, a good map is red on that digit and blue, or silent, on the other; the rows "
+    "show the same scene for each of its two classes."
+)
+
+
+def run(out: Path, compute: Compute) -> Path:
+    """Explain single digits and two-digit scenes with every method and write ``out/index.html``; returns its path."""
+    start = time.perf_counter()
+    model = load_model("digits", device=compute.device, dtype=compute.dtype)
+    singles, scenes = digits_images(), demo_scenes()
+    cases = [(singles.images[i], int(singles.labels[i]), "digit") for i in range(_SINGLES)]
+    cases += [(im, int(t), "scene") for im, labels in zip(*scenes, strict=True) for t in labels]
+    parameter = next(model.network.parameters())
+    x = torch.stack([model.preprocess(image) for image, _, _ in cases]).to(parameter.device, parameter.dtype)
+    target = torch.tensor([label for _, label, _ in cases])
+    with torch.no_grad():
+        chances = model.network(x).float().softmax(1)
+    found = _explain(model.network, x, target, compute)
+    rows = [
+        row(
+            model.preprocess.restore(x[i].float()),
+            f"{kind}, explained for {label}",
+            f"probability {float(chances[i, label]):.2f}, most likely {int(chances[i].argmax())}",
+            {name: explanation[i] for name, explanation in found.items()},
+        )
+        for i, (_, label, kind) in enumerate(cases)
+    ]
+    footer = {
+        "Backlit": __version__,
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+        "seed": compute.seed,
+        "device": compute.device,
+        "seconds in all": round(time.perf_counter() - start, 1),
+    }
+    page = Page("Backlit demo", _INTRO, tuple((m.title, m.summary) for m in METHODS), tuple(rows), footer)
+    path = out / "index.html"
+    write_page(path, page)
+    console = Console()
+    console.print(f"{len(cases)} explanations by {len(METHODS)} methods in {time.perf_counter() - start:.1f} s")
+    console.print(f"open {os.path.relpath(path)}", soft_wrap=True)
+    return path
+
+
+def _explain(network: torch.nn.Module, x: torch.Tensor, target: torch.Tensor, compute: Compute) -> dict[str, Attribution]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    found: dict[str, Attribution] = {}
+    with Progress(*columns, transient=True) as progress:
+        for method in METHODS:
+            task = progress.add_task(method.title, total=1)
+            options: dict[str, Any] = {"seed": compute.seed, "chunk": len(x)}
+            if "callback" in {f.name for f in fields(method.Options)}:
+                options["callback"] = lambda s, task=task: progress.update(task, completed=s.index, total=s.steps)
+            found[method.title] = method(network, **options)(x, target)
+            progress.update(task, completed=progress.tasks[-1].total)
+    return found
