@@ -56,7 +56,10 @@ class Attribution:
         if self.values.dim() != 4:
             raise InputError(f"values must be maps (n, c, h, w), but have shape {tuple(self.values.shape)}.")
         n = len(self.values)
-        expected: list[tuple[str, Tensor, tuple[int, ...]]] = [("target", self.target, (n,)), ("output", self.output, (n,))]
+        expected: list[tuple[str, Tensor, tuple[int, ...]]] = [
+            ("target", self.target, (n,)),
+            ("output", self.output, (n,)),
+        ]
         expected += [(f"parts[{k!r}]", v, tuple(self.values.shape)) for k, v in self.parts.items()]
         expected += [(f"completeness[{k!r}]", v, (n,)) for k, v in self.completeness.items()]
         expected += [(f"trajectory[{k!r}]", v, (len(v), n)) for k, v in self.trajectory.items()]
@@ -195,7 +198,11 @@ class Attribution:
             raise FileError(f"path: {str(path)!r} is no whole safetensors file ({error}). Write it again.") from error
         version = metadata.get("backlit.attribution")
         if version != _FORMAT:
-            found = "no attribution of Backlit" if version is None else f"of format {version}, and this Backlit reads {_FORMAT}"
+            found = (
+                "no attribution of Backlit"
+                if version is None
+                else f"of format {version}, and this Backlit reads {_FORMAT}"
+            )
             raise FileError(f"path: {str(path)!r} is {found}. Save it again with Attribution.save.")
         groups: dict[str, dict[str, Tensor]] = {name: {} for name in _GROUPS}
         for key in list(tensors):

@@ -72,7 +72,9 @@ class DoubleBackward:
     def _biases(self) -> list[Tensor]:
         """Every bias and batch norm shift, one copy an image so that gradients stay apart."""
         net, n = self.net, len(self.x)
-        shifts = [b.bias - b.running_mean * b.weight / (b.running_var + b.eps).sqrt() for b in (net.bn1, net.bn2, net.bn3)]
+        shifts = [
+            b.bias - b.running_mean * b.weight / (b.running_var + b.eps).sqrt() for b in (net.bn1, net.bn2, net.bn3)
+        ]
         vectors = [net.conv1.bias, shifts[0], shifts[1], net.conv3.bias, shifts[2], net.fc.bias]
         return [v.detach().expand(n, -1) for v in vectors]
 

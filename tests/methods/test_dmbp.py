@@ -103,7 +103,9 @@ def test_nd_is_gradient_times_input() -> None:
     torch.testing.assert_close(DMBP(net, variant="nd").attribute(x, TARGET), expected)
 
 
-@pytest.mark.parametrize("activation", ["leaky_relu", "relu6", "hardtanh", "elu", "gelu", "silu", "hardswish", "softplus"])
+@pytest.mark.parametrize(
+    "activation", ["leaky_relu", "relu6", "hardtanh", "elu", "gelu", "silu", "hardswish", "softplus"]
+)
 def test_other_activations_are_split_without_a_gap(activation: str) -> None:
     net, x = Net(activation), images()
     ours = DMBP(net, steps=5, lr=0.1)(x, TARGET)

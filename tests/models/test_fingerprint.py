@@ -10,7 +10,7 @@ from backlit._fingerprint import fingerprint
 
 def _network() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(4, 3))
+    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Linear(4, 3))
 
 
 def test_is_sha256_and_repeats() -> None:

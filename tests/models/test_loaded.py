@@ -75,6 +75,13 @@ def test_saves_tied_weights(tmp_path) -> None:
     assert len(read_weights(tmp_path / "w.safetensors").state) == 4
 
 
+def test_failed_save_leaves_nothing_behind(tmp_path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(FileError, match=r"path: cannot write '.*/taken'"):
+        MODEL.save(tmp_path / "taken")
+    assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+
+
 def test_unwritable_path(tmp_path) -> None:
     with pytest.raises(FileError, match=r"path: cannot write '.*/no/w\.safetensors'"):
         MODEL.save(tmp_path / "no" / "w.safetensors")

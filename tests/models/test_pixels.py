@@ -106,6 +106,10 @@ def test_alpha_plane_of_arrays(scale: int) -> None:
     assert np.asarray(to_image(array))[0, 0].tolist() == [204, 204, 204]
 
 
+def test_deep_white_is_one() -> None:
+    assert to_planes(np.full((1, 1), 65535, np.uint16)).item() == 1
+
+
 def test_floats_keep_their_precision_as_planes() -> None:
     planes = to_planes(np.full((2, 2), 0.123456, np.float32))
     assert planes.shape == (2, 2, 1)

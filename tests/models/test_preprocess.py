@@ -74,7 +74,7 @@ def test_small_pictures_are_scaled_up_not_padded() -> None:
 
 def test_stretch_cuts_nothing() -> None:
     wide = np.zeros((20, 60), np.uint8)
-    wide[:, :30] = 255
+    wide[:, :15] = 255  # beyond the centre square
     x = Preprocess(size=(10, 10), crop="stretch", **PLAIN)(wide)
     assert x[0, :, 0].min() == 1
     assert x[0, :, -1].max() == 0

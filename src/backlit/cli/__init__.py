@@ -63,7 +63,9 @@ def explain(
     images: Annotated[list[Path], typer.Argument(help="Image files or folders.", metavar="IMAGE...")],
     model: Model = "digits",
     weights: Weights = None,
-    target: Annotated[str, typer.Option(help="A class name, an index, or top:K for the K classes predicted.")] = "top:1",
+    target: Annotated[
+        str, typer.Option(help="A class name, an index, or top:K for the K classes predicted.")
+    ] = "top:1",
     method: Annotated[str, typer.Option(help="Methods, by comma; see `backlit methods`.")] = "dmbp",
     option: Annotated[
         list[str] | None, typer.Option(help="An option of a method: steps=40, or dmbp.steps=40.", metavar="KEY=VALUE")
@@ -108,7 +110,9 @@ def trace(
     from backlit.cli.tables import print_trace
 
     compute = settings.Compute(device, dtype, seed)
-    loaded = settings.load(model, weights or "random", compute, settings.preprocessing(size, None, None), bare=weights is None)
+    loaded = settings.load(
+        model, weights or "random", compute, settings.preprocessing(size, None, None), bare=weights is None
+    )
     print_trace(loaded, settings.methods(method, [], seed)[0], compute)
 
 

@@ -21,7 +21,7 @@ from backlit.models import load_model
 from backlit.models.digits import demo_scenes, digits_images
 from backlit.report.page import Page, row, write_page
 
-_SINGLES = 3
+_SINGLES, _SCENES = 3, 4
 _INTRO = (
     "Which pixels made the network say that? Real handwritten digits, explained by every method. In a scene of two digits "
     "both are true: explained for one class, a good map is red on that digit and blue, or silent, on the other; the rows "
@@ -35,7 +35,9 @@ def run(out: Path, compute: Compute) -> Path:
     model = load_model("digits", device=compute.device, dtype=compute.dtype)
     singles, scenes = digits_images(), demo_scenes()
     cases = [(singles.images[i], int(singles.labels[i]), "digit") for i in range(_SINGLES)]
-    cases += [(im, int(t), "scene") for im, labels in zip(*scenes, strict=True) for t in labels]
+    cases += [
+        (im, int(t), "scene") for im, labels in zip(*(part[:_SCENES] for part in scenes), strict=True) for t in labels
+    ]
     parameter = next(model.network.parameters())
     x = torch.stack([model.preprocess(image) for image, _, _ in cases]).to(parameter.device, parameter.dtype)
     target = torch.tensor([label for _, label, _ in cases])
@@ -68,7 +70,9 @@ def run(out: Path, compute: Compute) -> Path:
     return path
 
 
-def _explain(network: torch.nn.Module, x: torch.Tensor, target: torch.Tensor, compute: Compute) -> dict[str, Attribution]:
+def _explain(
+    network: torch.nn.Module, x: torch.Tensor, target: torch.Tensor, compute: Compute
+) -> dict[str, Attribution]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     found: dict[str, Attribution] = {}
     with Progress(*columns, transient=True) as progress:

@@ -116,7 +116,9 @@ def _write(out: Path, stem: str, explanation: Attribution, loaded: LoadedModel) 
         save_png(out / f"{stem}.png", overlay)
         explanation.save(out / f"{stem}.safetensors")
     except (OSError, FileError) as error:
-        raise OutputError(f"out: cannot write to {str(out)!r}: {error} Free some space or choose another --out.") from error
+        raise OutputError(
+            f"out: cannot write to {str(out)!r}: {error} Free some space or choose another --out."
+        ) from error
     return {"picture": f"{stem}.png", "map": f"{stem}.safetensors", "colour_scale": scale}
 
 
@@ -165,7 +167,9 @@ def _make_folder(out: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise FileError(f"out: cannot write to {str(out)!r} ({error.strerror}). Choose another folder with --out.") from error
+        raise FileError(
+            f"out: cannot write to {str(out)!r} ({error.strerror}). Choose another folder with --out."
+        ) from error
 
 
 def _write_summary(

@@ -19,7 +19,9 @@ def print_methods() -> None:
     table = Table("method", "what the map is", "options", "source", show_lines=True)
     for method in METHODS:
         options = ", ".join(
-            f"{f.name}={f.default!r}" for f in fields(method.Options) if f.default is not MISSING and f.name != "callback"
+            f"{f.name}={f.default!r}"
+            for f in fields(method.Options)
+            if f.default is not MISSING and f.name != "callback"
         )
         table.add_row(method.name, method.summary, options, method.source)
     Console().print(table)
@@ -38,4 +40,6 @@ def print_trace(loaded: LoadedModel, chosen: Chosen, compute: Compute) -> None:
         table.add_row(row.site, row.kind, row.module or "<model>", row.spelling, row.rule, style=style)
     console = Console()
     console.print(table)
-    console.print(f"{len(explanation.coverage.rows)} sites of {loaded.name} under {chosen.method.title}: {explanation.coverage}")
+    console.print(
+        f"{len(explanation.coverage.rows)} sites of {loaded.name} under {chosen.method.title}: {explanation.coverage}"
+    )

@@ -33,6 +33,14 @@ def check_images(inputs: Any, model: nn.Module) -> tuple[Tensor, ...]:
         raise InputError(
             f"inputs must have the model's dtype {parameter.dtype}, but are {x.dtype}. Use inputs.to({parameter.dtype})."
         )
+    for i, x in enumerate(tensors):
+        finite = x.flatten(1).isfinite().all(1)
+        if not bool(finite.all()):
+            name = f"inputs[{i}]" if isinstance(inputs, tuple) else "inputs"
+            which = ", ".join(map(str, (~finite).nonzero().flatten().tolist()[:5]))
+            raise InputError(
+                f"{name} must be finite, but image {which} holds NaN or Inf. Check the file or the preprocessing."
+            )
     return tensors
 
 
@@ -58,12 +66,6 @@ def _check_one(x: Any, name: str, first: Tensor) -> None:
         )
     if x.dtype == torch.float16 and x.device.type == "cpu":
         raise InputError(f"{name} is float16 on the CPU, which cannot run it well. Use .float() or .bfloat16().")
-    bad = ~x.flatten(1).isfinite().all(1)
-    if bool(bad.any()):
-        which = ", ".join(map(str, bad.nonzero().flatten().tolist()[:5]))
-        raise InputError(
-            f"{name} must be finite, but image {which} holds NaN or Inf. Check the file or the preprocessing."
-        )
 
 
 def check_targets(target: Any, n: int, *, several: bool) -> Tensor | None:

@@ -33,7 +33,7 @@ def render_map(heatmap: Tensor, *, scale: float) -> np.ndarray:
     return _enlarged(colour(heatmap, scale))
 
 
-def render_overlay(image: Tensor, heatmap: Tensor, *, scale: float, opacity: float = 0.65) -> np.ndarray:
+def render_overlay(image: Tensor, heatmap: Tensor, *, scale: float, opacity: float = 0.85) -> np.ndarray:
     """The map over the grey image, as uint8 (H, W, 3), enlarged if it is small.
 
     The stronger the map at a pixel, the more of the map shows, up to ``opacity``: weak pixels leave the image readable.
@@ -50,9 +50,13 @@ def render_overlay(image: Tensor, heatmap: Tensor, *, scale: float, opacity: flo
     if not 0 <= opacity <= 1:
         raise InputError(f"opacity must be from 0 to 1, but is {opacity!r}.")
     if image.shape[1:] != heatmap.shape[1:]:
-        raise InputError(f"image must be as large as the map {tuple(heatmap.shape[1:])}, but is {tuple(image.shape[1:])}.")
-    grey = grey_of(image)[..., None] * 0.6 + 0.4  # lightened, so that both colours stand out
-    strength = (heatmap[0].detach().float().abs().cpu().numpy() / scale).clip(0, 1) if scale > 0 else np.zeros(grey.shape[:2])
+        raise InputError(
+            f"image must be as large as the map {tuple(heatmap.shape[1:])}, but is {tuple(image.shape[1:])}."
+        )
+    grey = grey_of(image)[..., None] * 0.4 + 0.55  # light and flat, so that both colours stand out
+    strength = (
+        (heatmap[0].detach().float().abs().cpu().numpy() / scale).clip(0, 1) if scale > 0 else np.zeros(grey.shape[:2])
+    )
     alpha = opacity * np.sqrt(strength)[..., None]
     mixed = grey * 255 * (1 - alpha) + colour(heatmap, scale) * alpha
     return _enlarged(mixed.round().astype(np.uint8))
@@ -85,7 +89,9 @@ def save_png(path: str | Path, picture: np.ndarray) -> None:
     try:
         Path(path).write_bytes(png(picture))
     except OSError as error:
-        raise FileError(f"path: cannot write {str(path)!r} ({error.strerror}). Check the folder and the space left.") from error
+        raise FileError(
+            f"path: cannot write {str(path)!r} ({error.strerror}). Check the folder and the space left."
+        ) from error
 
 
 def png(picture: np.ndarray) -> bytes:
@@ -97,7 +103,11 @@ def png(picture: np.ndarray) -> bytes:
 
 def scale_text(scale: float, percentile: float) -> str:
     """What a reader must know of the colours."""
-    return f"colour scale ±{scale:.3g} ({percentile:g}th percentile of |map|)" if scale > 0 else "the map is zero everywhere"
+    return (
+        f"colour scale ±{scale:.3g} ({percentile:g}th percentile of |map|)"
+        if scale > 0
+        else "the map is zero everywhere"
+    )
 
 
 def draw(explanation: Attribution, images: Tensor | None, *, percentile: float, parts: bool) -> Figure:
@@ -122,7 +132,9 @@ def draw(explanation: Attribution, images: Tensor | None, *, percentile: float, 
         if shown is not None:
             _picture(next(cells), render_image(shown[i]), f"image {i}")
         axis = next(cells)
-        mappable = axis.imshow(heat[i, 0].detach().float().cpu().numpy(), cmap=COLOURS, norm=limits, interpolation="nearest")
+        mappable = axis.imshow(
+            heat[i, 0].detach().float().cpu().numpy(), cmap=COLOURS, norm=limits, interpolation="nearest"
+        )
         _bare(axis, f"{explanation.provenance.get('method', 'map')}, class {int(explanation.target[i])}")
         axis.set_xlabel(scale_text(scale, percentile), fontsize=7)
         figure.colorbar(mappable, ax=axis, shrink=0.8)

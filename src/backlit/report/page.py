@@ -75,7 +75,9 @@ def row(picture: Tensor, title: str, subtitle: str, explanations: Mapping[str, A
 
 def render(page: Page) -> str:
     """The page as one HTML document that loads nothing from anywhere."""
-    environment = Environment(loader=PackageLoader("backlit.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("backlit.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters["data_uri"] = lambda p: "data:image/png;base64," + base64.b64encode(png(p)).decode()
     return environment.get_template("page.html").render(page=page)
 
@@ -94,4 +96,6 @@ def write_page(path: str | Path, page: Page) -> None:
         os.replace(partial, path)  # noqa: PTH105  atomic
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise FileError(f"path: cannot write {str(path)!r} ({error.strerror}). Choose another folder with --out.") from error
+        raise FileError(
+            f"path: cannot write {str(path)!r} ({error.strerror}). Choose another folder with --out."
+        ) from error

@@ -1,0 +1,69 @@
+"""The properties of every method, on the embedded network; a new method is tested by being in METHODS."""
+
+from __future__ import annotations
+
+import _properties as properties
+import pytest
+import torch
+
+import backlit
+from backlit.methods import METHODS, Method
+
+
+@pytest.fixture(scope="module", params=METHODS, ids=lambda m: m.name)
+def method(request: pytest.FixtureRequest) -> Method:
+    network = backlit.load_model("digits", dtype="float64").network
+    short = {"steps": 3, "lr": 0.1} if request.param is backlit.DMBP else {}
+    return request.param(network, **short)
+
+
+@pytest.fixture(scope="module")
+def x() -> torch.Tensor:
+    model = backlit.load_model("digits", dtype="float64")
+    images = backlit.models.digits.digits_images().images[:3]
+    return torch.stack([model.preprocess(image) for image in images]).double()
+
+
+TARGET = torch.tensor([1, 5, 2])
+
+
+def test_images_do_not_depend_on_each_other(method: Method, x: torch.Tensor) -> None:
+    properties.assert_batch_independent(method, x, TARGET)
+
+
+def test_the_same_call_gives_the_same_map(method: Method, x: torch.Tensor) -> None:
+    properties.assert_deterministic(method, x, TARGET)
+
+
+def test_the_map_follows_the_target(method: Method, x: torch.Tensor) -> None:
+    properties.assert_sensitive_to_the_target(method, x, 3, 8)
+
+
+def test_each_target_gets_the_map_it_has_alone(method: Method, x: torch.Tensor) -> None:
+    properties.assert_each_is_each_alone(method, x, torch.tensor([[1, 2], [3, 4], [5, 5]]))
+
+
+def test_the_model_stays_as_it_was(method: Method, x: torch.Tensor) -> None:
+    properties.assert_model_untouched(method, x, TARGET)
+
+
+def test_threads_do_not_disturb_each_other(method: Method, x: torch.Tensor) -> None:
+    properties.assert_threads_do_not_disturb(method, x[:1], [1, 5], rounds=5)
+
+
+def test_every_site_is_covered_and_the_result_says_where_it_comes_from(method: Method, x: torch.Tensor) -> None:
+    explanation = method(x)
+    assert len(explanation.coverage.rows) == 17
+    assert explanation.target.tolist() == method.model(x).argmax(1).tolist()
+    torch.testing.assert_close(explanation.output, method.model(x).amax(1).detach())
+    assert explanation.provenance["method"] == method.name
+    assert len(explanation.provenance["fingerprint"]) == 64
+    assert explanation.provenance["versions"]["backlit"] == backlit.__version__
+
+
+def test_maps_stay_on_dtype(method: Method, x: torch.Tensor) -> None:
+    single = type(method)(method.model.float(), **vars(method.options))
+    try:
+        assert single.attribute(x.float(), TARGET).dtype == torch.float32
+    finally:
+        method.model.double()
