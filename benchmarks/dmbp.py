@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 import torchvision
-from _common import interleaved, write
-from double_backward import DoubleBackward
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from _common import interleaved, write
 from backlit.methods import DMBP, GradientXInput, GuidedBackprop
 from backlit.methods.dmbp import descent
+from double_backward import DoubleBackward
 
 SIZES = {"squeezenet1_0": 227}
 NETWORKS = ("squeezenet1_0", "resnet18", "vgg16", "resnet50")

@@ -16,10 +16,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-from _common import RESULTS, SHARED, shared_model, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from _common import RESULTS, SHARED, shared_model, write
 from backlit.data.images import load_batch
 from backlit.methods import DMBP
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from backlit._errors import FileError, InputError
+from backlit._files import write_whole
 from backlit._types import Heatmap
 from backlit.capture import Coverage
 
@@ -158,7 +158,6 @@ class Attribution:
         Raises:
             FileError: If the file cannot be written.
         """
-        path = Path(path)
         tensors = {"values": self.values, "target": self.target, "output": self.output}
         if self.inputs is not None:
             tensors["inputs"] = self.inputs
@@ -170,16 +169,7 @@ class Attribution:
             "provenance": json.dumps(dict(self.provenance)),
         }
         data = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, metadata)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
-            partial.write_bytes(data)
-            os.replace(partial, path)  # noqa: PTH105  atomic
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise FileError(
-                f"path: cannot write {str(path)!r} ({error.strerror or error}). Check that its folder exists, is writable "
-                "and has space left."
-            ) from error
+        write_whole(path, data)
 
     @classmethod
     def load(cls, path: str | Path) -> Attribution:
@@ -210,7 +200,8 @@ class Attribution:
             if slash:
                 groups[group][name] = tensors.pop(key)
         coverage = Coverage.from_json(json.loads(metadata["coverage"]))
-        return cls(**tensors, **groups, coverage=coverage, provenance=json.loads(metadata["provenance"]))
+        fields: dict[str, Any] = {**tensors, **groups}
+        return cls(**fields, coverage=coverage, provenance=json.loads(metadata["provenance"]))
 
     def figure(self, images: Tensor | None = None, *, percentile: float = 99.5, parts: bool = True) -> Figure:
         """Image, map and overlay of each image, and its parts; see :func:`backlit.report.figure.draw`."""

@@ -219,7 +219,7 @@ def test_options_are_checked(options: dict, message: str) -> None:
 
 def test_a_network_without_activations_is_refused() -> None:
     linear = nn.Sequential(nn.Flatten(), nn.Linear(162, 4)).double().eval()
-    with pytest.raises(InputError, match="must leave DMBP an activation to mask.*use GradientXInput"):
+    with pytest.raises(InputError, match=r"must leave DMBP an activation to mask.*use GradientXInput"):
         DMBP(linear)(images(), TARGET)
     assert Saliency(linear).attribute(images(), TARGET).shape == (3, 2, 9, 9)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import _properties as properties
 import pytest
 import torch
 
+import _properties as properties
 import backlit
 from backlit.methods import METHODS, Method
 

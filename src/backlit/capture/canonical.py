@@ -93,7 +93,7 @@ def canonical(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], gates: T
     spelling = SPELLINGS[func]
     name = spelling.primitive
     if spelling.signature:
-        arguments = _bind(spelling.signature, args, kwargs) | spelling.fixed
+        arguments = {**_bind(spelling.signature, args, kwargs), **spelling.fixed}
     else:
         arguments = {"function": func, **{f"#{i}": a for i, a in enumerate(args)}, **kwargs}
     inplace = bool(arguments.pop("inplace", False)) or spelling.inplace

@@ -110,6 +110,8 @@ def _agrees(layer: Call, norm: Call, exact: Call) -> bool:
         shape = (2, channels, *(d * (k - 1) + 2 for d, k in zip(dilations, weight.shape[2:], strict=False)))
     probe = torch.randn(shape, generator=generator, dtype=torch.float64).to(weight.device)
     z = layer.run(probe, weight=weight, bias=None if bias is None else bias.double())
-    parameters = (None if norm.get(k) is None else norm[k].double() for k in ("running_mean", "running_var", "weight", "bias"))
-    expected = F.batch_norm(z, *parameters, eps=norm.get("eps", 1e-5))
+    mean, var, scale, shift = (
+        None if norm.get(k) is None else norm[k].double() for k in ("running_mean", "running_var", "weight", "bias")
+    )
+    expected = F.batch_norm(z, mean, var, scale, shift, eps=norm.get("eps", 1e-5))
     return bool(torch.allclose(exact.run(probe), expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max() + 1e-30)))

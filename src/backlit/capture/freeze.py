@@ -44,7 +44,9 @@ class FrozenNetwork:
     @property
     def activations(self) -> tuple[tuple[Site, Scaled], ...]:
         """Site and frozen form of every elementwise activation that the output depends on."""
-        return tuple((n.call.site, n.form) for n in self._recording.nodes if isinstance(n.form, Scaled) and _is_activation(n))
+        return tuple(
+            (n.call.site, n.form) for n in self._recording.nodes if isinstance(n.form, Scaled) and _is_activation(n)
+        )
 
     def __call__(self, *inputs: Tensor, activate: Activate | None = None) -> Tensor:
         """The affine map at ``inputs`` (shaped as the recorded ones); ``activate`` may scale the activations."""
@@ -75,7 +77,9 @@ class FrozenNetwork:
         read = {slot for node in left for slot in node.sources} | {recording.output}
         return FrozenNetwork(recording, self.output, {k: v for k, v in values.items() if k in read})
 
-    def to(self, *, dtype: torch.dtype | None = None, memory_format: torch.memory_format | None = None) -> FrozenNetwork:
+    def to(
+        self, *, dtype: torch.dtype | None = None, memory_format: torch.memory_format | None = None
+    ) -> FrozenNetwork:
         """The same map with its weights, slopes and constants in another precision or memory format."""
 
         def convert(tensor: Tensor) -> Tensor:
@@ -110,7 +114,9 @@ def _is_activation(node: Node) -> bool:
 
 
 def _converted(node: Node, convert: Callable[[Tensor], Tensor]) -> Node:
-    call = replace(node.call, arguments={k: convert(v) if isinstance(v, Tensor) else v for k, v in node.call.arguments.items()})
+    call = replace(
+        node.call, arguments={k: convert(v) if isinstance(v, Tensor) else v for k, v in node.call.arguments.items()}
+    )
     return replace(node, call=call, form=_converted_form(node.form, call, convert))
 
 

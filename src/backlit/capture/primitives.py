@@ -52,7 +52,9 @@ _CONV_T = "input weight bias=None stride=1 padding=0 output_padding=0 groups=1 d
 _MAX_POOL = "input kernel_size stride=None padding=0 dilation=1 ceil_mode=False return_indices=False"
 _AVG_POOL = "input kernel_size stride=None padding=0 ceil_mode=False count_include_pad=True divisor_override=None"
 _BATCH_NORM = "input running_mean running_var weight=None bias=None training=False momentum=0.1 eps=1e-05"
-_INSTANCE_NORM = "input running_mean=None running_var=None weight=None bias=None use_input_stats=True momentum=0.1 eps=1e-05"
+_INSTANCE_NORM = (
+    "input running_mean=None running_var=None weight=None bias=None use_input_stats=True momentum=0.1 eps=1e-05"
+)
 _ATTENTION = "query key value attn_mask=None dropout_p=0.0 is_causal=False scale=None enable_gqa=False"
 
 
@@ -221,9 +223,21 @@ def extend(function: Function, kind: Kind, name: str, signature: str = "input") 
     _spell(name, function)
 
 
-_T = torch.Tensor
+_T: Any = torch.Tensor
 _OWN_INPLACE = "inplace=False"
-for _name in ("relu", "silu", "mish", "selu", "hardswish", "hardsigmoid", "leaky_relu", "elu", "celu", "hardtanh", "rrelu"):
+for _name in (
+    "relu",
+    "silu",
+    "mish",
+    "selu",
+    "hardswish",
+    "hardsigmoid",
+    "leaky_relu",
+    "elu",
+    "celu",
+    "hardtanh",
+    "rrelu",
+):
     _p = BY_NAME[_name]
     _extra = "training=False " if _name == "rrelu" else ""
     _spell(_name, getattr(F, _name), signature=f"{_p.signature} {_extra}{_OWN_INPLACE}")
@@ -300,7 +314,16 @@ _spell("div", _T.__rtruediv__, signature="other input")
 _spell("addcmul", torch.addcmul, _T.addcmul)
 _spell("neg", torch.negative, _T.negative)
 _DROPOUT = f"input p=0.5 training=True {_OWN_INPLACE}"
-_spell("dropout", F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, signature=_DROPOUT)
+_spell(
+    "dropout",
+    F.dropout,
+    F.dropout1d,
+    F.dropout2d,
+    F.dropout3d,
+    F.alpha_dropout,
+    F.feature_alpha_dropout,
+    signature=_DROPOUT,
+)
 
 # Spelled as they are: what matters is that they are affine, not what their arguments are called.
 _AS_SPELLED: dict[str, tuple[Any, ...]] = {

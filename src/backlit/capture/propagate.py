@@ -112,7 +112,12 @@ def propagate(
 
 class _Propagate(Watch):
     def __init__(
-        self, model: nn.Module, inputs: tuple[Tensor, ...], rules: Rules, keep: Callable[[Site], bool], plan: dict[str, Any]
+        self,
+        model: nn.Module,
+        inputs: tuple[Tensor, ...],
+        rules: Rules,
+        keep: Callable[[Site], bool],
+        plan: dict[str, Any],
     ) -> None:
         super().__init__(model, inputs)
         self._rules, self._keep, self._plan = rules, keep, plan
@@ -184,7 +189,9 @@ def check_result(result: tuple[Tensor | None, ...], inputs: tuple[Tensor, ...], 
         RuleMismatch: With the site, what was returned and what it must be.
     """
     if len(result) != len(inputs):
-        raise RuleMismatch(f"The rule at {call.site} returned {len(result)} gradients for {len(inputs)} inputs; return one each.")
+        raise RuleMismatch(
+            f"The rule at {call.site} returned {len(result)} gradients for {len(inputs)} inputs; return one each."
+        )
     for i, (grad, x) in enumerate(zip(result, inputs, strict=True)):
         if grad is not None and grad.shape != x.shape:
             raise RuleMismatch(

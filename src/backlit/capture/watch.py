@@ -203,11 +203,15 @@ def check_model(model: nn.Module) -> None:
         ModelStateError: If batch norm or dropout is in train mode.
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module, but is {type(model).__name__}. Wrap a function in a module.")
+        raise InputError(
+            f"model must be a torch.nn.Module, but is {type(model).__name__}. Wrap a function in a module."
+        )
     for name, module in model.named_modules():
         where = name or "<model>"
         if isinstance(module, torch.jit.ScriptModule):
-            raise UnsupportedOp(f"The module {where!r} is scripted; its calls cannot be seen. Use the original nn.Module.")
+            raise UnsupportedOp(
+                f"The module {where!r} is scripted; its calls cannot be seen. Use the original nn.Module."
+            )
         if type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
             raise UnsupportedOp(
                 f"The module {where!r} is compiled; its calls cannot be seen. Use the original module (model._orig_mod)."
@@ -234,8 +238,8 @@ def check_output(output: Any, run: Watch, x: Tensor) -> Tensor:
         )
     if output.dim() != 2 or output.shape[0] != x.shape[0] or not output.is_floating_point():
         raise InputError(
-            f"model must return logits of shape (n, k) with n = {x.shape[0]}, but returned {output.dtype} of shape "
-            f"{tuple(output.shape)}. Wrap it in a module that returns one score per class (a global mean, say)."
+            f"model must return logits of shape (n, k), one row an image, but returned {output.dtype} of shape "
+            f"{tuple(output.shape)} for {x.shape[0]}. Wrap it in a module that returns one score per class (a global mean, say)."
         )
     if run.is_signal(output):
         return output
@@ -284,7 +288,9 @@ def _check_mode(name: str, arguments: Arguments, where: str) -> None:
 def _opened(func: FunctionType) -> FunctionType:
     """The function without its own test for function modes, so that the mode sees the calls in its body."""
     blind = {name: _false for name in func.__globals__ if name.startswith("has_torch_function")}
-    opened = FunctionType(func.__code__, {**func.__globals__, **blind}, func.__name__, func.__defaults__, func.__closure__)
+    opened = FunctionType(
+        func.__code__, {**func.__globals__, **blind}, func.__name__, func.__defaults__, func.__closure__
+    )
     opened.__kwdefaults__ = func.__kwdefaults__
     return opened
 

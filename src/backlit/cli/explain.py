@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from backlit._errors import BacklitError, FileError, InputError
+from backlit._files import make_folder, write_whole
 from backlit.attribution import Attribution
 from backlit.cli.settings import Chosen, Compute
 from backlit.data.images import find_images, load_image
@@ -42,7 +42,7 @@ def run(
     """
     choose = _targets(target, loaded)
     images, failures = _found(paths)
-    _make_folder(out)
+    make_folder(out)
     console = Console()
     rows: list[dict[str, Any]] = []
     names = _stems(images)
@@ -76,7 +76,7 @@ def _one_image(
     methods: list[Chosen],
     out: Path,
     bar: Callable[[str, Chosen], Any],
-) -> Iterator[dict[str, Any]] | list[dict[str, Any]]:
+) -> list[dict[str, Any]]:
     parameter = next(loaded.network.parameters())
     picture = load_image(image)
     x = loaded.preprocess(picture)[None].to(parameter.device, parameter.dtype)
@@ -115,10 +115,8 @@ def _write(out: Path, stem: str, explanation: Attribution, loaded: LoadedModel) 
     try:
         save_png(out / f"{stem}.png", overlay)
         explanation.save(out / f"{stem}.safetensors")
-    except (OSError, FileError) as error:
-        raise OutputError(
-            f"out: cannot write to {str(out)!r}: {error} Free some space or choose another --out."
-        ) from error
+    except FileError as error:
+        raise OutputError(str(error)) from error
     return {"picture": f"{stem}.png", "map": f"{stem}.safetensors", "colour_scale": scale}
 
 
@@ -160,18 +158,6 @@ def _stems(images: list[Path]) -> dict[Path, str]:
     return stems
 
 
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".backlit"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise FileError(
-            f"out: cannot write to {str(out)!r} ({error.strerror}). Choose another folder with --out."
-        ) from error
-
-
 def _write_summary(
     out: Path, loaded: LoadedModel, rows: list[dict[str, Any]], failures: list[Failure], compute: Compute
 ) -> None:
@@ -183,12 +169,8 @@ def _write_summary(
         "maps": rows,
         "failures": [{"image": f.image, "error": f.error} for f in failures],
     }
-    partial = out / "summary.json.part"
-    try:
-        partial.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, out / "summary.json")  # noqa: PTH105  atomic: a summary is whole or the one before
-    except OSError as error:
-        raise OutputError(f"out: cannot write summary.json in {str(out)!r} ({error.strerror}).") from error
+    text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
+    write_whole(out / "summary.json", text.encode(), "out")
 
 
 @contextmanager

@@ -72,6 +72,7 @@ def methods(names: str, options: list[str], seed: int) -> list[Chosen]:
             if key in known:
                 own[key] = value
                 unused.pop(text, None)
+        method.Options(**own)  # a value that cannot be is an error before any image is read
         chosen.append(Chosen(method, own))
     if unused:
         names_of = sorted({f.name for c in chosen for f in fields(c.method.Options)} - {"callback"})
@@ -100,7 +101,7 @@ def _numbers(name: str, text: str | None) -> tuple[float, ...] | float | None:
     if text is None:
         return None
     try:
-        numbers = tuple(float(part) for part in text.split(","))
+        numbers = [float(part) for part in text.split(",")]
     except ValueError:
         raise InputError(f"{name} must be numbers by comma, such as 0.485,0.456,0.406, but is {text!r}.") from None
-    return numbers if len(numbers) > 1 else numbers[0]
+    return tuple(numbers) if len(numbers) > 1 else numbers[0]

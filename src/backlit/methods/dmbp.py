@@ -84,13 +84,22 @@ class DMBPOptions(Options):
         super().__post_init__()
         check(self.variant in ("all", "+,-", "+", "nd"), "variant", self.variant, "'all', '+,-', '+' or 'nd'")
         check(isinstance(self.steps, int) and self.steps >= 1, "steps", self.steps, "a positive integer")
-        check(self.lr > 0, "lr", self.lr, "a positive number")
+        check(_is_positive(self.lr), "lr", self.lr, "a positive number")
         known = callable(self.optimizer) or self.optimizer in OPTIMIZERS
         check(known, "optimizer", self.optimizer, f"one of {', '.join(OPTIMIZERS)}, or a function (parameters, lr)")
         check(isinstance(self.init, (int, float)) or self.init == "normal", "init", self.init, "a number or 'normal'")
-        check(self.tolerance is None or self.tolerance > 0, "tolerance", self.tolerance, "a positive number or None")
+        check(
+            self.tolerance is None or _is_positive(self.tolerance),
+            "tolerance",
+            self.tolerance,
+            "a positive number or None",
+        )
         floating = self.dtype is None or (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point)
         check(floating, "dtype", self.dtype, "a floating-point torch dtype or None")
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value > 0
 
 
 class DMBP(Method):
@@ -117,7 +126,7 @@ class DMBP(Method):
         found = [Descent(self.options, frozen, chosen, inputs, target).run() for target in targets.T]
         signs = ("positive", "negative") if chosen else ()
         return Maps(
-            values=tuple(torch.stack([sum(f.maps[s][i] for s in f.maps) for f in found]) for i in range(len(inputs))),
+            values=tuple(torch.stack([f.map(i) for f in found]) for i in range(len(inputs))),
             targets=targets,
             output=output,
             coverage=_coverage(frozen, {site.name for site, _ in chosen}),
@@ -186,6 +195,10 @@ class _Found:
     positive: Tensor
     negative: Tensor
     whole: Tensor
+
+    def map(self, i: int) -> Tensor:
+        """Eq. 7 for input i: the sum over the signs."""
+        return torch.stack([maps[i] for maps in self.maps.values()]).sum(0)
 
     def terms(self, output: Tensor) -> dict[str, Tensor]:
         """Eq. 9 with the nuisance from the affine map, so that the gap to the network's own output is a measurement."""

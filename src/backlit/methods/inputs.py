@@ -78,7 +78,8 @@ def check_targets(target: Any, n: int, *, several: bool) -> Tensor | None:
         return None
     if isinstance(target, str):
         raise InputError(
-            f"target must be a class index, but is the label {target!r}. Look it up first: backlit.load_model(...).class_index(label)."
+            f"target must be a class index, but is the label {target!r}. Look it up first: "
+            "backlit.load_model(...).class_index(label)."
         )
     try:
         indices = torch.as_tensor(target)

@@ -44,17 +44,21 @@ class Masks:
         self.n = n
         self.theta = torch.zeros(size, dtype=dtype, device=device, requires_grad=True)
         self.theta.grad = torch.zeros(size, dtype=dtype, device=device)
-        slope, self._sigma, self._positive, self._negative = (torch.empty_like(self.theta.grad) for _ in range(4))
-        self._slope = slope
+        self._slope, self._sigma, self._positive, self._negative = (torch.empty_like(self.theta.grad) for _ in range(4))
         self._parts: dict[str, _Part] = {}
         start = 0
         for (site, form), half in zip(activations, halves, strict=True):
-            views = [
-                _view(b, start, half) for b in (slope, self._positive, self._negative, self._sigma, self.theta.grad)
-            ]
-            views[0].copy_(half)
             offset = None if form.offset is None else form.offset[: half.shape[0]].to(dtype)
-            self._parts[site.name] = _Part(*views, offset)
+            part = _Part(
+                slope=_view(self._slope, start, half),
+                positive=_view(self._positive, start, half),
+                negative=_view(self._negative, start, half),
+                sigma=_view(self._sigma, start, half),
+                grad=_view(self.theta.grad, start, half),
+                offset=offset,
+            )
+            part.slope.copy_(half)
+            self._parts[site.name] = part
             start += half.numel()
         self.refresh()
 
@@ -125,10 +129,11 @@ class RMSprop(torch.optim.Optimizer):
         state = self.state[theta]
         if not state:
             state.update({name: torch.zeros_like(theta) for name in ("square", "inverse", "step")})
-        square, inverse, step = state["square"], state["inverse"], state["step"]
-        square.mul_(alpha).addcmul_(theta.grad, theta.grad, value=1 - alpha)
+        square, inverse, step, grad = state["square"], state["inverse"], state["step"], theta.grad
+        assert grad is not None
+        square.mul_(alpha).addcmul_(grad, grad, value=1 - alpha)
         torch.rsqrt(square, out=inverse).clamp_(max=1e30)
-        torch.mul(theta.grad, inverse, out=step)
+        torch.mul(grad, inverse, out=step)
         theta.addcdiv_(step, inverse.mul_(eps).add_(1), value=-lr)  # g / (sqrt(square) + eps)
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import operator
-import os
 import re
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
-from backlit._errors import FileError, InputError
+from backlit._errors import InputError
+from backlit._files import write_whole
 from backlit.models.preprocess import Preprocess
 from backlit.models.weights import CLASSES_KEY, PREPROCESS_KEY
 
@@ -85,20 +85,12 @@ class LoadedModel:
             FileError: the file cannot be written.
 
         """
-        path = Path(path)
-        partial = path.with_name(path.name + ".part")
         metadata = {
             PREPROCESS_KEY: json.dumps(asdict(self.preprocess)),
             CLASSES_KEY: json.dumps(self.class_names),
         }
         state = {name: value.detach().cpu().clone().contiguous() for name, value in self.network.state_dict().items()}
-        try:
-            save_file(state, partial, metadata)
-            partial.chmod(0o644)  # safetensors makes files that only their owner may read
-            os.replace(partial, path)  # noqa: PTH105 - atomic, also over an existing file
-        except Exception as error:
-            partial.unlink(missing_ok=True)
-            raise FileError(f"path: cannot write {str(path)!r}: {error}") from error
+        write_whole(path, save(state, metadata))
 
 
 def _plain(name: str) -> str:

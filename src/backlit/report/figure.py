@@ -8,13 +8,15 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from backlit._errors import FileError, InputError
+from backlit._errors import InputError
+from backlit._files import write_whole
 from backlit.attribution import Attribution
 
 COLOURS = "RdBu_r"
@@ -86,12 +88,7 @@ def save_png(path: str | Path, picture: np.ndarray) -> None:
     Raises:
         FileError: If it cannot be written.
     """
-    try:
-        Path(path).write_bytes(png(picture))
-    except OSError as error:
-        raise FileError(
-            f"path: cannot write {str(path)!r} ({error.strerror}). Check the folder and the space left."
-        ) from error
+    write_whole(path, png(picture))
 
 
 def png(picture: np.ndarray) -> bytes:
@@ -146,12 +143,12 @@ def draw(explanation: Attribution, images: Tensor | None, *, percentile: float, 
     return figure
 
 
-def _picture(axis: matplotlib.axes.Axes, picture: np.ndarray, title: str) -> None:
+def _picture(axis: Axes, picture: np.ndarray, title: str) -> None:
     axis.imshow(picture, interpolation="nearest")
     _bare(axis, title)
 
 
-def _bare(axis: matplotlib.axes.Axes, title: str) -> None:
+def _bare(axis: Axes, title: str) -> None:
     axis.set_title(title, fontsize=9)
     axis.set_xticks([])
     axis.set_yticks([])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 from torch import Tensor
 
-from backlit._errors import FileError
+from backlit._files import make_folder, write_whole
 from backlit.attribution import Attribution
 from backlit.report.figure import png, render_image, render_map, render_overlay, scale_text
 
@@ -88,14 +87,5 @@ def write_page(path: str | Path, page: Page) -> None:
     Raises:
         FileError: If it cannot be written.
     """
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(render(page), encoding="utf-8")
-        os.replace(partial, path)  # noqa: PTH105  atomic
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise FileError(
-            f"path: cannot write {str(path)!r} ({error.strerror}). Choose another folder with --out."
-        ) from error
+    make_folder(Path(path).parent)
+    write_whole(path, render(page).encode(), "out")

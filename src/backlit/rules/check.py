@@ -44,7 +44,9 @@ def check_rule(
     grads = run.gradient(weights, create_graph=True)
     for i, (grad, x) in enumerate(zip(grads, xs, strict=True)):
         if grad.shape != x.shape or not bool(grad.isfinite().all()):
-            raise RuleMismatch(f"Input {i}: the gradient must be finite and {tuple(x.shape)}, but is {tuple(grad.shape)}: {grad}.")
+            raise RuleMismatch(
+                f"Input {i}: the gradient must be finite and {tuple(x.shape)}, but is {tuple(grad.shape)}: {grad}."
+            )
     if true_gradient:
         _compare_with_autograd(model, xs, weights, grads)
     _check_images(model, xs, table, weights, grads)
@@ -65,11 +67,15 @@ def _table(rule: Rule, model: nn.Module, xs: tuple[Tensor, ...], primitive: str 
     names = {s.primitive for s in trace}
     chosen = {primitive} if primitive else {s.primitive for s in trace if s.kind != "affine"} or names - {"reshape"}
     if not chosen <= names:
-        raise RuleMismatch(f"primitive must be one that the operation calls ({', '.join(sorted(names))}), but is {primitive!r}.")
+        raise RuleMismatch(
+            f"primitive must be one that the operation calls ({', '.join(sorted(names))}), but is {primitive!r}."
+        )
     return presets.gradient.but(dict.fromkeys(chosen, rule), "checked")
 
 
-def _compare_with_autograd(model: nn.Module, xs: tuple[Tensor, ...], weights: Tensor, grads: tuple[Tensor, ...]) -> None:
+def _compare_with_autograd(
+    model: nn.Module, xs: tuple[Tensor, ...], weights: Tensor, grads: tuple[Tensor, ...]
+) -> None:
     leaves = tuple(x.clone().requires_grad_() for x in xs)
     for i, (ours, true) in enumerate(zip(grads, torch.autograd.grad(model(*leaves), leaves, weights), strict=True)):
         gap = float((ours - true).abs().max())
@@ -85,7 +91,9 @@ def _check_images(
         for i, (one, batch) in enumerate(zip(alone, grads, strict=True)):
             gap = float((one[0] - batch[n]).abs().max())
             if gap > _TOLERANCE * (1 + float(batch[n].abs().max())):
-                raise RuleMismatch(f"Input {i}: image {n}'s gradient changes by {gap:.3g} with its neighbours in the batch.")
+                raise RuleMismatch(
+                    f"Input {i}: image {n}'s gradient changes by {gap:.3g} with its neighbours in the batch."
+                )
 
 
 def _check_second_order(model: nn.Module, xs: tuple[Tensor, ...], table: RuleTable, weights: Tensor) -> None:

@@ -1,0 +1,174 @@
+"""The command line as a user meets it: files, tables, exit codes, messages."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import backlit
+from backlit.cli import app, main
+from backlit.cli.settings import methods as chosen_methods
+from backlit.methods import METHODS
+
+
+@dataclass
+class Done:
+    """What a command left: exit code and output."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def command(*words: object) -> Done:
+    """Run the command line in this process, as the installed script does."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    argv, columns = sys.argv, os.environ.get("COLUMNS")
+    sys.argv, os.environ["COLUMNS"] = ["backlit", *map(str, words)], "200"
+    code = 0
+    try:
+        with redirect_stdout(stdout), redirect_stderr(stderr):
+            main()
+    except SystemExit as error:
+        code = int(error.code or 0)
+    finally:
+        sys.argv = argv
+        os.environ.pop("COLUMNS")
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
+    return Done(code, stdout.getvalue(), stderr.getvalue())
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    (folder / "more").mkdir(parents=True)
+    images = backlit.models.digits.digits_images().images
+    for i, name in enumerate(["a.png", "more/b.png", "more/a.png"]):
+        Image.fromarray(images[i].numpy()).save(folder / name)
+    return folder
+
+
+def test_explain_writes_pictures_maps_and_a_summary(digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = command(
+        "explain", digits, "--method", "dmbp,Gradient-X-Input", "--target", "top:2", "--option", "steps=3", "--out", out
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    assert len(summary["maps"]) == 3 * 2 * 2
+    assert summary["failures"] == []
+    for row in summary["maps"]:
+        explanation = backlit.Attribution.load(out / row["map"])
+        assert explanation.target.tolist() == [row["target"]]
+        assert np.array(Image.open(out / row["picture"])).shape == (256, 256, 3)
+    assert {row["provenance"]["options"].get("steps") for row in summary["maps"]} == {3, None}
+    assert len({row["map"] for row in summary["maps"]}) == 12  # images of one name do not overwrite each other
+    first = summary["maps"][0]
+    assert first["probability"] >= summary["maps"][1]["probability"]
+    assert set(first["completeness"]) == {"positive", "negative", "nuisance", "gap"}
+
+
+def test_explain_goes_on_after_bad_images_and_lists_them(digits: Path, tmp_path: Path) -> None:
+    (digits / "empty.png").write_bytes(b"")
+    (digits / "cut.png").write_bytes((digits / "a.png").read_bytes()[:60])
+    (digits / "text.jpg").write_text("no image")
+    out = tmp_path / "out"
+    done = command("explain", digits, digits / "missing.png", "--method", "saliency", "--out", out)
+    assert done.returncode == 1
+    summary = json.loads((out / "summary.json").read_text())
+    assert len(summary["maps"]) == 3
+    assert sorted(Path(f["image"]).name for f in summary["failures"]) == [
+        "cut.png",
+        "empty.png",
+        "missing.png",
+        "text.jpg",
+    ]
+    assert all(len(f["error"]) > 20 for f in summary["failures"])
+    assert "4 failed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method", "dmpb"], "Did you mean 'dmbp'"),
+        (["--method", ""], "at least one method"),
+        (["--target", "ten"], "has no class 'ten'"),
+        (["--target", "10"], "has 10 classes"),
+        (["--target", "top:11"], "top:K with K from 1 to 10"),
+        (["--model", "resnet"], "resnet"),
+        (["--model", "digits", "--weights", "none.safetensors"], "none.safetensors"),
+        (["--option", "steps"], "must be KEY=VALUE"),
+        (["--option", "stpes=3"], "Did you mean 'steps'"),
+        (["--option", "steps=none"], "steps must be a positive integer, but is 'none'"),
+        (["--mean", "a,b"], "mean must be numbers by comma"),
+        (["--device", "gpu"], "gpu"),
+        (["--dtype", "float8"], "float8"),
+    ],
+)
+def test_mistakes_are_one_message_and_exit_code_2(digits: Path, tmp_path: Path, words: list[str], message: str) -> None:
+    done = command("explain", digits / "a.png", *words, "--out", tmp_path / "out")
+    assert done.returncode == 2, done.stdout
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ")
+
+
+def test_paths_that_hold_nothing(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none.png"):
+        done = command("explain", path, "--out", tmp_path / "out")
+        assert done.returncode == 2
+        assert str(path) in done.stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_unwritable_out(digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = command("explain", digits, "--method", "saliency", "--out", tmp_path / "file" / "out")
+    assert done.returncode == 2
+    assert "out: cannot write" in done.stderr
+
+
+def test_demo_writes_one_page_with_every_method(tmp_path: Path) -> None:
+    done = command("demo", "--out", tmp_path / "demo", "--seed", 1)
+    assert done.returncode == 0, done.stderr
+    assert "index.html" in done.stdout
+    html = (tmp_path / "demo" / "index.html").read_text(encoding="utf-8")
+    assert all(method.title in html for method in METHODS)
+    assert "scene, explained for" in html
+    assert "http" not in html.replace("http-equiv", "")
+
+
+def test_listings() -> None:
+    runner = CliRunner()
+    listed = runner.invoke(app, ["methods"]).output
+    assert all(method.name in listed.replace("│\n│ ", "") for method in METHODS)
+    traced = command("trace", "--model", "digits", "--method", "guided_backprop").stdout
+    assert "relu[5]" in traced
+    assert "guided x6" in traced
+    assert "masked x6" in command("trace", "--method", "dmbp").stdout
+    assert backlit.__version__ in runner.invoke(app, ["--version"]).output
+
+
+def test_options_go_to_the_methods_that_have_them() -> None:
+    dmbp, saliency = chosen_methods("dmbp,saliency", ["steps=4", "dmbp.lr=0.5", "saliency.chunk=2", "dtype=float64"], 3)
+    assert dmbp.options == {"seed": 3, "steps": 4, "lr": 0.5, "dtype": torch.float64}
+    assert saliency.options == {"seed": 3, "chunk": 2}
+
+
+def test_the_installed_script_runs() -> None:
+    code = "from backlit.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
+    assert all(word in done.stdout for word in ("demo", "explain", "methods", "trace"))
