@@ -74,6 +74,8 @@ class Watch(TorchFunctionMode):
             self._note(result, self._seen)
             if any(t in self._gates for t in tensors):
                 self._note(result, self._gates)
+            for site in (self._severed[t] for t in tensors if t in self._severed):
+                self._severed.update((t, site) for t in _floats(result))
             return result
         if func in CONSTANT:
             result = func(*args, **kwargs)
@@ -88,7 +90,7 @@ class Watch(TorchFunctionMode):
         result = func(*args, **kwargs)
         if any(t.is_floating_point() or t.is_complex() for t in _tensors((result,))):
             raise UnsupportedOp(
-                f"{resolve_name(func) or func!r} at {self._path() or '<model>'} is an operation that Backlit does not "
+                f"{_name(func)} at {self._path() or '<model>'} is an operation that Backlit does not "
                 "know, and its result depends on the input. Declare it with backlit.capture.extend(function, kind, name) "
                 "and give it a rule in the method's rule table, or write it with operations of torch that `backlit "
                 "trace` lists."
@@ -106,8 +108,8 @@ class Watch(TorchFunctionMode):
                 self._severed[tensor] = call.site
             return result
         for value in _tensors(call.arguments.values()):
-            if value in self._severed:
-                raise severed(self._severed[value])
+            if value in self._severed:  # with a history, it is the result of a custom function, whose body was seen
+                raise severed(self._severed[value]) if value.grad_fn is None else self._unseen(value, func)
         target = args[0] if args else kwargs["input"]
         if not call.inplace:
             result = self.visit(call)
@@ -138,7 +140,7 @@ class Watch(TorchFunctionMode):
         self._counts[name] = index + 1
         # An instance norm on running statistics is a batch norm in all but name.
         affine = primitive.kind == "affine" or (name == "instance_norm" and not arguments.get("use_input_stats", True))
-        spelling = (resolve_name(func) or getattr(func, "__name__", repr(func))).removeprefix("torch.")
+        spelling = _name(func).removeprefix("torch.")
         signals = {n for n, _ in places}
         lean = {k: v if k in signals else self._lean(v) for k, v in arguments.items()}
         site = Site(name, index, "affine" if affine else primitive.kind, path, spelling, (), ())
@@ -165,8 +167,11 @@ class Watch(TorchFunctionMode):
     def _check_origin(self, tensor: Tensor, func: Any) -> None:
         if tensor.grad_fn is None or tensor in self._live or tensor in self._seen or tensor in self._severed:
             return
-        raise UnsupportedOp(
-            f"An input of {resolve_name(func) or func!r} at {self._path() or '<model>'} was computed by code that cannot "
+        raise self._unseen(tensor, func)
+
+    def _unseen(self, tensor: Tensor, func: Any) -> UnsupportedOp:
+        return UnsupportedOp(
+            f"An input of {_name(func)} at {self._path() or '<model>'} was computed by code that cannot "
             "be seen: a scripted or compiled function, a custom autograd.Function, or an extension "
             f"({type(tensor.grad_fn).__name__}). Use the plain PyTorch version of that part of the model."
         )
@@ -258,6 +263,10 @@ def severed(site: Site) -> UnsupportedOp:
         f"{site} runs under torch.no_grad inside the model, so the gradient would be cut there in silence. Remove the "
         "no_grad, or write .detach() where the value is meant to be a constant."
     )
+
+
+def _name(func: Any) -> str:
+    return resolve_name(func) or getattr(func, "__name__", repr(func))
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
