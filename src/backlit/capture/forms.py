@@ -273,7 +273,7 @@ def _attention(call: Call, signals: tuple[Tensor, ...], result: Tensor) -> Form:
 
 _FORMERS: dict[str, Callable[[Call, tuple[Tensor, ...], Any], Form]] = {
     **{f"{kind}max_pool{d}d": _max_pool for kind in ("", "adaptive_") for d in (1, 2, 3)},
-    **dict.fromkeys(("amax", "amin"), _extreme),
+    **dict.fromkeys(("amax", "amin", "max", "min"), _extreme),
     **dict.fromkeys(("maximum", "minimum"), _pairwise),
     "product": _product,
     "quotient": _quotient,

@@ -108,8 +108,8 @@ class Watch(TorchFunctionMode):
                 self._severed[tensor] = call.site
             return result
         for value in _tensors(call.arguments.values()):
-            if value in self._severed:  # with a history, it is the result of a custom function, whose body was seen
-                raise severed(self._severed[value]) if value.grad_fn is None else self._unseen(value, func)
+            if value in self._severed:
+                raise severed(self._severed[value])
         target = args[0] if args else kwargs["input"]
         if not call.inplace:
             result = self.visit(call)
@@ -165,12 +165,9 @@ class Watch(TorchFunctionMode):
         return value
 
     def _check_origin(self, tensor: Tensor, func: Any) -> None:
-        if tensor.grad_fn is None or tensor in self._live or tensor in self._seen or tensor in self._severed:
+        if tensor.grad_fn is None or tensor in self._live or tensor in self._seen:
             return
-        raise self._unseen(tensor, func)
-
-    def _unseen(self, tensor: Tensor, func: Any) -> UnsupportedOp:
-        return UnsupportedOp(
+        raise UnsupportedOp(
             f"An input of {_name(func)} at {self._path() or '<model>'} was computed by code that cannot "
             "be seen: a scripted or compiled function, a custom autograd.Function, or an extension "
             f"({type(tensor.grad_fn).__name__}). Use the plain PyTorch version of that part of the model."

@@ -233,9 +233,8 @@ class Descent:
                 make = options.optimizer if callable(options.optimizer) else OPTIMIZERS[options.optimizer]
                 self._optimizer = make([self._masks.theta], options.lr)
                 self._stopped = _Stopped(options.tolerance, self._masks)
-        self._forward = self._masked
-        if options.compile:
-            self._forward = torch.compile(self._traced, fullgraph=True, dynamic=False)
+        # No bound method is kept: the cycle would hold hundreds of megabytes until the collector looks.
+        self._compiled = torch.compile(_traced, fullgraph=True, dynamic=False) if options.compile else None
 
     def run(self) -> _Found:
         """Descend, and compute the maps of both signs."""
@@ -251,7 +250,8 @@ class Descent:
         """One forward and one backward pass, one step of the optimizer; the terms of Eq. 10 before it, (n,) each."""
         masks = self._masks
         assert masks is not None
-        positive, negative = self._target_of(self._forward(masks))
+        run = self._compiled or _eager
+        positive, negative = self._target_of(run(self._moving, masks))
         nuisance = self._whole - positive - negative
         loss = -positive
         if self._options.variant != "+":
@@ -265,12 +265,6 @@ class Descent:
         masks.refresh()
         terms = {"loss": loss, "positive": positive, "negative": negative, "nuisance": nuisance}
         return {name: value.detach() for name, value in terms.items()}
-
-    def _masked(self, masks: Masks) -> Tensor:
-        return self._moving(activate=masks.activate)
-
-    def _traced(self, masks: Masks) -> Tensor:
-        return self._moving(activate=masks.traced)
 
     def _start(self, masks: Masks) -> None:
         with torch.no_grad():
@@ -316,6 +310,14 @@ class Descent:
             "negative": tuple(p[n:].contiguous() for p in products),
         }
         return maps, positive.detach(), negative.detach()
+
+
+def _eager(network: FrozenNetwork, masks: Masks) -> Tensor:
+    return network(activate=masks.activate)
+
+
+def _traced(network: FrozenNetwork, masks: Masks) -> Tensor:
+    return network(activate=masks.traced)
 
 
 class _Stopped:
