@@ -47,7 +47,9 @@ SIX: dict[str, Callable[[], Act]] = {
 class Network(nn.Module):
     """Layers as attributes, a forward function, and an activation that may or may not be a module."""
 
-    def __init__(self, layers: dict[str, nn.Module], run: Callable[[Any, Tensor], Tensor], make: Callable[[], Act]) -> None:
+    def __init__(
+        self, layers: dict[str, nn.Module], run: Callable[[Any, Tensor], Tensor], make: Callable[[], Act]
+    ) -> None:
         super().__init__()
         for name, layer in layers.items():
             self.add_module(name, layer)

@@ -53,7 +53,9 @@ def test_activations_keep_their_value(activation: Callable[[Tensor], Tensor]) ->
     assert len(frozen.activations) >= 1
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU(), nn.LeakyReLU(0.2), nn.ReLU6(), nn.Hardtanh(), nn.PReLU(4), nn.Softshrink(0.1)])
+@pytest.mark.parametrize(
+    "activation", [nn.ReLU(), nn.LeakyReLU(0.2), nn.ReLU6(), nn.Hardtanh(), nn.PReLU(4), nn.Softshrink(0.1)]
+)
 def test_piecewise_linear_ones_take_their_own_piece(activation: nn.Module) -> None:
     model, x = built(activation)
     leaf, frozen_leaf = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -83,7 +85,9 @@ POOLS: list[tuple[int, Callable[[Tensor], Any]]] = [
 
 @pytest.mark.parametrize(("dims", "pool"), POOLS)
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_pools_keep_their_value_and_their_gradient(dims: int, pool: Callable[[Tensor], Tensor], channels_last: bool) -> None:
+def test_pools_keep_their_value_and_their_gradient(
+    dims: int, pool: Callable[[Tensor], Tensor], channels_last: bool
+) -> None:
     model, x = built(pool, dims)
     frozen = freeze(model, x)
     if channels_last:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 
-import _properties as properties
 import pytest
 import torch
-from _networks import build, images
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import _properties as properties
+from _networks import build, images
 from backlit.capture import freeze, propagate
 from backlit.rules import presets
 
@@ -36,7 +36,11 @@ def test_the_model_is_untouched_after_an_error(error: type[BaseException]) -> No
     assert properties.fingerprint(model) == before
     assert torch.equal(x, image)
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.overrides._get_current_function_mode() is None if hasattr(torch.overrides, "_get_current_function_mode") else True
+    assert (
+        torch.overrides._get_current_function_mode() is None
+        if hasattr(torch.overrides, "_get_current_function_mode")
+        else True
+    )
 
 
 def test_an_input_that_is_written_in_place_stays_the_users() -> None:

@@ -6,10 +6,10 @@ import warnings
 
 import pytest
 import torch
-from _networks import ARCHITECTURES, SIX, SPELLINGS, build, images
 from captum.attr import Deconvolution, GuidedBackprop
 
 import backlit
+from _networks import ARCHITECTURES, SIX, SPELLINGS, build, images
 from backlit.capture import freeze, propagate
 from backlit.rules import RuleTable, presets
 

@@ -33,12 +33,12 @@ X = torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(1))
 
 class _Square(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x):  # noqa: ANN001, ANN205
+    def forward(ctx, x):
         ctx.save_for_backward(x)
         return x * x
 
     @staticmethod
-    def backward(ctx, g):  # noqa: ANN001, ANN205
+    def backward(ctx, g):
         return 2 * g * ctx.saved_tensors[0]
 
 
@@ -137,7 +137,9 @@ def test_train_mode_without_consequences_is_not_refused() -> None:
 
 def test_a_table_without_a_rule_names_site_module_and_remedy() -> None:
     table = RuleTable("mine", {"conv2d": None, "linear": None, "reshape": None})
-    with pytest.raises(UnsupportedOp, match=r"relu\[0\] at part .* has no rule in the table 'mine'.*table.but\({'relu': rule}\)"):
+    with pytest.raises(
+        UnsupportedOp, match=r"relu\[0\] at part .* has no rule in the table 'mine'.*table.but\({'relu': rule}\)"
+    ):
         propagate(Around(nn.ReLU()), X, table)
     assert [s.name for s in table.missing(propagate(Around(nn.ReLU()), X, presets.guided).trace)] == ["relu[0]"]
 

@@ -154,7 +154,7 @@ def _bind(signature: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Argu
 
 @cache
 def _parsed(signature: str) -> tuple[str, ...]:
-    return tuple(item.split("=")[0] for item in signature.split())
+    return tuple(signature.split())
 
 
 def _is_zero(value: Any) -> bool:

@@ -14,12 +14,11 @@ Every form gives back the recorded value at the recorded input; what differs is 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from backlit._errors import UnsupportedOp
 from backlit.capture.canonical import Call
@@ -261,13 +260,12 @@ def _attention(call: Call, signals: tuple[Tensor, ...], result: Tensor) -> Form:
     names = [n for n, _ in call.places]
     if "value" not in names:
         return Held(result)
-    query, key, value = call["query"], call["key"], call["value"]
     if call.get("enable_gqa"):
         raise UnsupportedOp(f"{call.site} has no affine form: grouped-query attention is not supported.")
+    query, key, value = call["query"], call["key"], call["value"]
     # Attention of the unit vectors is the attention matrix itself, with every option as the network set it.
-    eye = torch.eye(key.shape[-2], dtype=value.dtype, device=value.device).expand(*value.shape[:-2], -1, -1)
-    options = {k: v for k, v in call.arguments.items() if k not in ("query", "key", "value")}
-    weights = F.scaled_dot_product_attention(query.detach(), key.detach(), eye, **options)
+    eye = torch.eye(value.shape[-2], dtype=value.dtype, device=value.device).expand(*value.shape[:-2], -1, -1)
+    weights = replace(call, places=()).run(query=query.detach(), key=key.detach(), value=eye)
     return Mixed(weights, names.index("value"))
 
 

@@ -7,13 +7,16 @@ A primitive's kind says how the engine may treat it:
 * ``selection``: picks among its inputs (max-pool, maximum);
 * ``other``: nonlinear in another way (softmax, layer norm, a product of two signals).
 
-Add an operation with one line of ``PRIMITIVES`` (or, from outside, with :func:`extend`).
+Add an operation with one row of ``_ROWS``, or, from outside, with :func:`extend`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -29,7 +32,7 @@ Arguments = dict[str, Any]
 
 @dataclass(frozen=True)
 class Primitive:
-    """One operation: its name, its kind, its out-of-place function, and its signature ("" keeps arguments as spelled)."""
+    """One operation: name, kind, out-of-place function, argument names ("" keeps arguments as they are spelled)."""
 
     name: str
     kind: Kind
@@ -39,331 +42,214 @@ class Primitive:
 
 @dataclass(frozen=True)
 class Spelling:
-    """How one torch function calls a primitive: its signature, arguments it fixes, and whether it writes in place."""
+    """How one function calls a primitive: its argument names, those that it fixes, and whether it writes in place."""
 
     primitive: str
     signature: str
-    fixed: Mapping[str, Any]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     inplace: bool = False
-
-
-_CONV = "input weight bias=None stride=1 padding=0 dilation=1 groups=1"
-_CONV_T = "input weight bias=None stride=1 padding=0 output_padding=0 groups=1 dilation=1"
-_MAX_POOL = "input kernel_size stride=None padding=0 dilation=1 ceil_mode=False return_indices=False"
-_AVG_POOL = "input kernel_size stride=None padding=0 ceil_mode=False count_include_pad=True divisor_override=None"
-_BATCH_NORM = "input running_mean running_var weight=None bias=None training=False momentum=0.1 eps=1e-05"
-_INSTANCE_NORM = (
-    "input running_mean=None running_var=None weight=None bias=None use_input_stats=True momentum=0.1 eps=1e-05"
-)
-_ATTENTION = "query key value attn_mask=None dropout_p=0.0 is_causal=False scale=None enable_gqa=False"
 
 
 def _gate(input: Tensor, gate: Tensor) -> Tensor:  # noqa: A002  torch's own name for it
     return input * gate
 
 
-def _threshold(input: Tensor, threshold: float, value: float) -> Tensor:  # noqa: A002
-    return F.threshold(input, threshold, value)
-
-
-def _hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:  # noqa: A002
-    return F.hardtanh(input, min_val, max_val)
-
-
 def _rrelu(input: Tensor, lower: float = 1 / 8, upper: float = 1 / 3) -> Tensor:  # noqa: A002
     return F.leaky_relu(input, (lower + upper) / 2)
 
 
-def _add(input: Tensor, other: Tensor, alpha: float = 1) -> Tensor:  # noqa: A002
-    return torch.add(input, other, alpha=alpha)
-
-
-def _sub(input: Tensor, other: Tensor, alpha: float = 1) -> Tensor:  # noqa: A002
+def _sub(input: Any, other: Any, alpha: float = 1) -> Tensor:  # noqa: A002
     return torch.sub(input, other, alpha=alpha) if isinstance(input, Tensor) else torch.rsub(other, input, alpha=alpha)
 
 
-_P = Primitive
-PRIMITIVES: tuple[Primitive, ...] = (
-    # Activations that rectify: they pass what is large and stop (or damp) what is small.
-    _P("relu", "activation", torch.relu, "input"),
-    _P("leaky_relu", "activation", F.leaky_relu, "input negative_slope=0.01"),
-    _P("rrelu", "activation", _rrelu, "input lower=0.125 upper=0.3333333333333333"),
-    _P("prelu", "activation", torch.prelu, "input weight"),
-    _P("threshold", "activation", _threshold, "input threshold value"),
-    _P("elu", "activation", F.elu, "input alpha=1.0"),
-    _P("celu", "activation", F.celu, "input alpha=1.0"),
-    _P("selu", "activation", F.selu, "input"),
-    _P("gelu", "activation", F.gelu, "input approximate='none'"),
-    _P("silu", "activation", F.silu, "input"),
-    _P("mish", "activation", F.mish, "input"),
-    _P("hardswish", "activation", F.hardswish, "input"),
-    _P("softplus", "activation", F.softplus, "input beta=1 threshold=20"),
-    _P("hardtanh", "activation", _hardtanh, "input min_val=-1.0 max_val=1.0"),
-    _P("clamp", "activation", torch.clamp, "input min=None max=None"),
-    _P("gate", "activation", _gate, "input gate"),  # x * (x > 0)
-    _P("gated", "activation", torch.where),  # torch.where(x > 0, x, 0), x[x < 0] = 0
-    # Activations that squash or shrink.
-    _P("sigmoid", "activation", torch.sigmoid, "input"),
-    _P("hardsigmoid", "activation", F.hardsigmoid, "input"),
-    _P("logsigmoid", "activation", F.logsigmoid, "input"),
-    _P("tanh", "activation", torch.tanh, "input"),
-    _P("softsign", "activation", F.softsign, "input"),
-    _P("tanhshrink", "activation", F.tanhshrink, "input"),
-    _P("hardshrink", "activation", F.hardshrink, "input lambd=0.5"),
-    _P("softshrink", "activation", F.softshrink, "input lambd=0.5"),
-    _P("abs", "activation", torch.abs, "input"),
-    _P("pow", "activation", torch.pow, "input exponent"),
-    _P("sqrt", "activation", torch.sqrt, "input"),
-    _P("exp", "activation", torch.exp, "input"),
-    # Affine layers.
-    _P("conv1d", "affine", F.conv1d, _CONV),
-    _P("conv2d", "affine", F.conv2d, _CONV),
-    _P("conv3d", "affine", F.conv3d, _CONV),
-    _P("conv_transpose1d", "affine", F.conv_transpose1d, _CONV_T),
-    _P("conv_transpose2d", "affine", F.conv_transpose2d, _CONV_T),
-    _P("conv_transpose3d", "affine", F.conv_transpose3d, _CONV_T),
-    _P("linear", "affine", F.linear, "input weight bias=None"),
-    _P("matmul", "affine", torch.matmul, "input other"),
-    _P("addmm", "affine", torch.addmm, "input mat1 mat2"),
-    _P("einsum", "affine", torch.einsum),
-    _P("batch_norm", "affine", F.batch_norm, _BATCH_NORM),
-    _P("avg_pool1d", "affine", F.avg_pool1d, _AVG_POOL.removesuffix(" divisor_override=None")),
-    _P("avg_pool2d", "affine", F.avg_pool2d, _AVG_POOL),
-    _P("avg_pool3d", "affine", F.avg_pool3d, _AVG_POOL),
-    _P("adaptive_avg_pool1d", "affine", F.adaptive_avg_pool1d, "input output_size"),
-    _P("adaptive_avg_pool2d", "affine", F.adaptive_avg_pool2d, "input output_size"),
-    _P("adaptive_avg_pool3d", "affine", F.adaptive_avg_pool3d, "input output_size"),
-    # Affine arithmetic; mul, matmul and div of two signals are not affine: see canonical.py.
-    _P("add", "affine", _add, "input other alpha=1"),
-    _P("sub", "affine", _sub, "input other alpha=1"),
-    _P("mul", "affine", torch.mul, "input other"),
-    _P("div", "affine", torch.div, "input other"),
-    _P("neg", "affine", torch.neg, "input"),
-    _P("addcmul", "affine", torch.addcmul, "input tensor1 tensor2 value=1"),
-    _P("mean", "affine", torch.mean),
-    _P("sum", "affine", torch.sum),
-    _P("dropout", "affine", torch.clone, "input"),
-    # Moves and copies.
-    _P("cat", "affine", torch.cat),
-    _P("stack", "affine", torch.stack),
-    _P("pad", "affine", F.pad),
-    _P("interpolate", "affine", F.interpolate),
-    _P("reshape", "affine", torch.reshape),
-    _P("permute", "affine", torch.permute),
-    _P("slice", "affine", torch.select),
-    _P("expand", "affine", torch.broadcast_to),
-    _P("copy", "affine", torch.clone),
-    _P("unfold", "affine", F.unfold),
-    _P("where", "affine", torch.where),
-    _P("setitem", "affine", torch.Tensor.__setitem__),
-    # Selections.
-    _P("max_pool1d", "selection", F.max_pool1d, _MAX_POOL),
-    _P("max_pool2d", "selection", F.max_pool2d, _MAX_POOL),
-    _P("max_pool3d", "selection", F.max_pool3d, _MAX_POOL),
-    _P("adaptive_max_pool1d", "selection", F.adaptive_max_pool1d, "input output_size return_indices=False"),
-    _P("adaptive_max_pool2d", "selection", F.adaptive_max_pool2d, "input output_size return_indices=False"),
-    _P("adaptive_max_pool3d", "selection", F.adaptive_max_pool3d, "input output_size return_indices=False"),
-    _P("maximum", "selection", torch.maximum, "input other"),
-    _P("minimum", "selection", torch.minimum, "input other"),
-    _P("amax", "selection", torch.amax, "input dim=() keepdim=False"),
-    _P("amin", "selection", torch.amin, "input dim=() keepdim=False"),
-    _P("max", "selection", torch.max, "input dim keepdim=False"),
-    _P("min", "selection", torch.min, "input dim keepdim=False"),
-    # Nonlinear in another way.
-    _P("softmax", "other", torch.softmax, "input dim"),
-    _P("log_softmax", "other", torch.log_softmax, "input dim"),
-    _P("layer_norm", "other", F.layer_norm, "input normalized_shape weight=None bias=None eps=1e-05"),
-    _P("group_norm", "other", F.group_norm, "input num_groups weight=None bias=None eps=1e-05"),
-    _P("instance_norm", "other", F.instance_norm, _INSTANCE_NORM),
-    _P("local_response_norm", "other", F.local_response_norm, "input size alpha=0.0001 beta=0.75 k=1.0"),
-    _P("norm", "other", torch.linalg.vector_norm),
-    _P("glu", "other", F.glu, "input dim=-1"),
-    _P("product", "other", torch.mul, "input other"),
-    _P("quotient", "other", torch.div, "input other"),
-    _P("matrix_product", "other", torch.matmul, "input other"),
-    _P("einsum_product", "other", torch.einsum),
-    _P("attention", "other", F.scaled_dot_product_attention, _ATTENTION),
-)
-BY_NAME: dict[str, Primitive] = {p.name: p for p in PRIMITIVES}
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Scaled dot-product attention by its definition: torch's fused kernels have no second derivative."""
+    if enable_gqa:
+        repeats = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)
+    scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones_like(scores, dtype=torch.bool).tril()
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return scores.softmax(-1) @ value
 
-RECTIFIERS: tuple[str, ...] = tuple(
-    "relu leaky_relu rrelu prelu threshold elu celu selu gelu silu mish hardswish softplus hardtanh clamp gate gated".split()
-)
+
+_CONV = "input weight bias stride padding dilation groups"
+_CONV_T = "input weight bias stride padding output_padding groups dilation"
+_MAX = "input kernel_size stride padding dilation ceil_mode return_indices"
+_AVG = "input kernel_size stride padding ceil_mode count_include_pad divisor_override"
+_STATS = "input running_mean running_var weight bias training momentum eps"
+
+# name, kind, out-of-place function, argument names, spellings. In a spelling, F is torch.nn.functional, t is torch and T is
+# torch.Tensor: "tT.relu" is torch.relu and Tensor.relu. Where a name with a trailing underscore exists, it writes in place.
+_ROWS: tuple[tuple[str, Kind, Function, str, str], ...] = (
+    # Activations that rectify: they pass what is large and stop, or damp, what is small.
+    ("relu", "activation", torch.relu, "input", "FtT.relu"),
+    ("leaky_relu", "activation", F.leaky_relu, "input negative_slope", "F.leaky_relu"),
+    ("rrelu", "activation", _rrelu, "input lower upper", "Ft.rrelu"),
+    ("prelu", "activation", torch.prelu, "input weight", "FtT.prelu"),
+    ("threshold", "activation", F.threshold, "input threshold value", "Ft.threshold"),
+    ("elu", "activation", F.elu, "input alpha", "F.elu"),
+    ("celu", "activation", F.celu, "input alpha", "Ft.celu"),
+    ("selu", "activation", F.selu, "input", "Ft.selu"),
+    ("gelu", "activation", F.gelu, "input approximate", "F.gelu"),
+    ("silu", "activation", F.silu, "input", "F.silu"),
+    ("mish", "activation", F.mish, "input", "F.mish"),
+    ("hardswish", "activation", F.hardswish, "input", "F.hardswish"),
+    ("softplus", "activation", F.softplus, "input beta threshold", "F.softplus"),
+    ("hardtanh", "activation", F.hardtanh, "input min_val max_val", "F.hardtanh F.relu6"),
+    ("clamp", "activation", torch.clamp, "input min max", "tT.clamp tT.clip tT.clamp_min tT.clamp_max"),
+    ("gate", "activation", _gate, "input gate", ""),  # x * (x > 0)
+    ("gated", "activation", torch.where, "", ""),  # torch.where(x > 0, x, 0), x[x < 0] = 0
+    # Activations that squash, shrink or bend.
+    ("sigmoid", "activation", torch.sigmoid, "input", "FtT.sigmoid"),
+    ("hardsigmoid", "activation", F.hardsigmoid, "input", "F.hardsigmoid"),
+    ("logsigmoid", "activation", F.logsigmoid, "input", "F.logsigmoid"),
+    ("tanh", "activation", torch.tanh, "input", "FtT.tanh"),
+    ("softsign", "activation", F.softsign, "input", "F.softsign"),
+    ("tanhshrink", "activation", F.tanhshrink, "input", "F.tanhshrink"),
+    ("hardshrink", "activation", F.hardshrink, "input lambd", "FtT.hardshrink"),
+    ("softshrink", "activation", F.softshrink, "input lambd", "F.softshrink"),
+    ("abs", "activation", torch.abs, "input", "tT.abs tT.absolute T.__abs__"),
+    ("pow", "activation", torch.pow, "input exponent", "tT.pow T.__pow__ tT.square"),
+    ("sqrt", "activation", torch.sqrt, "input", "tT.sqrt"),
+    ("exp", "activation", torch.exp, "input", "tT.exp"),
+    # Affine layers.
+    ("conv1d", "affine", F.conv1d, _CONV, "F.conv1d"),
+    ("conv2d", "affine", F.conv2d, _CONV, "F.conv2d"),
+    ("conv3d", "affine", F.conv3d, _CONV, "F.conv3d"),
+    ("conv_transpose1d", "affine", F.conv_transpose1d, _CONV_T, "F.conv_transpose1d"),
+    ("conv_transpose2d", "affine", F.conv_transpose2d, _CONV_T, "F.conv_transpose2d"),
+    ("conv_transpose3d", "affine", F.conv_transpose3d, _CONV_T, "F.conv_transpose3d"),
+    ("linear", "affine", F.linear, "input weight bias", "F.linear"),
+    ("matmul", "affine", torch.matmul, "input other", "tT.matmul T.__matmul__ tT.bmm tT.mm tT.mv"),
+    ("addmm", "affine", torch.addmm, "input mat1 mat2", "tT.addmm"),
+    ("einsum", "affine", torch.einsum, "", "t.einsum"),
+    ("batch_norm", "affine", F.batch_norm, _STATS, "F.batch_norm"),
+    ("avg_pool1d", "affine", F.avg_pool1d, _AVG, "F.avg_pool1d"),
+    ("avg_pool2d", "affine", F.avg_pool2d, _AVG, "F.avg_pool2d"),
+    ("avg_pool3d", "affine", F.avg_pool3d, _AVG, "F.avg_pool3d"),
+    ("adaptive_avg_pool1d", "affine", F.adaptive_avg_pool1d, "input output_size", "F.adaptive_avg_pool1d"),
+    ("adaptive_avg_pool2d", "affine", F.adaptive_avg_pool2d, "input output_size", "F.adaptive_avg_pool2d"),
+    ("adaptive_avg_pool3d", "affine", F.adaptive_avg_pool3d, "input output_size", "F.adaptive_avg_pool3d"),
+    # Affine arithmetic. Products, matrix products and quotients of two signals are not affine: see canonical.py.
+    ("add", "affine", torch.add, "input other alpha", "tT.add T.__add__ T.__radd__"),
+    ("sub", "affine", _sub, "input other alpha", "tT.sub tT.subtract T.__sub__"),
+    ("mul", "affine", torch.mul, "input other", "tT.mul tT.multiply T.__mul__ T.__rmul__"),
+    ("div", "affine", torch.div, "input other", "tT.div tT.divide tT.true_divide T.__truediv__"),
+    ("neg", "affine", torch.neg, "input", "tT.neg tT.negative T.__neg__"),
+    ("addcmul", "affine", torch.addcmul, "input tensor1 tensor2 value", "tT.addcmul"),
+    ("mean", "affine", torch.mean, "", "tT.mean"),
+    ("sum", "affine", torch.sum, "", "tT.sum T.sum_to_size"),
+    ("dropout", "affine", torch.clone, "input p training", "F.dropout F.dropout1d F.dropout2d F.dropout3d F.alpha_dropout"),
+    # Moves and copies.
+    ("cat", "affine", torch.cat, "", "t.cat t.concat t.concatenate t.hstack t.vstack"),
+    ("stack", "affine", torch.stack, "", "t.stack"),
+    ("pad", "affine", F.pad, "", "F.pad"),
+    ("interpolate", "affine", F.interpolate, "", "F.interpolate F.upsample F.grid_sample"),
+    ("reshape", "affine", torch.reshape, "", "tT.reshape T.view T.reshape_as T.view_as tT.flatten tT.squeeze tT.unsqueeze "
+     "tT.unflatten F.pixel_shuffle F.pixel_unshuffle t.channel_shuffle tT.ravel"),
+    ("permute", "affine", torch.permute, "", "tT.permute tT.transpose tT.movedim tT.t tT.swapaxes tT.flip tT.roll"),
+    ("slice", "affine", torch.select, "", "T.__getitem__ T.__iter__ tT.narrow tT.select tT.chunk tT.split tT.unbind tT.gather "
+     "tT.index_select tT.tensor_split tT.split_with_sizes tT.diagonal tT.tril tT.triu"),
+    ("expand", "affine", torch.broadcast_to, "", "T.expand T.expand_as T.repeat tT.repeat_interleave tT.tile tT.broadcast_to"),
+    ("copy", "affine", torch.clone, "", "tT.clone T.contiguous T.to T.float T.double T.half T.bfloat16 T.type T.type_as T.cpu "
+     "T.cuda tT.positive T.__pos__"),
+    ("unfold", "affine", F.unfold, "", "F.unfold F.fold T.unfold"),
+    ("where", "affine", torch.where, "", "tT.where tT.masked_fill"),
+    ("setitem", "affine", Tensor.__setitem__, "", "T.__setitem__ T.masked_fill_ T.copy_"),
+    # Selections.
+    ("max_pool1d", "selection", F.max_pool1d, _MAX, "Ft.max_pool1d F.max_pool1d_with_indices"),
+    ("max_pool2d", "selection", F.max_pool2d, _MAX, "Ft.max_pool2d F.max_pool2d_with_indices"),
+    ("max_pool3d", "selection", F.max_pool3d, _MAX, "Ft.max_pool3d F.max_pool3d_with_indices"),
+    ("adaptive_max_pool1d", "selection", F.adaptive_max_pool1d, "input output_size return_indices",
+     "F.adaptive_max_pool1d F.adaptive_max_pool1d_with_indices"),
+    ("adaptive_max_pool2d", "selection", F.adaptive_max_pool2d, "input output_size return_indices",
+     "F.adaptive_max_pool2d F.adaptive_max_pool2d_with_indices"),
+    ("adaptive_max_pool3d", "selection", F.adaptive_max_pool3d, "input output_size return_indices",
+     "F.adaptive_max_pool3d F.adaptive_max_pool3d_with_indices"),
+    ("maximum", "selection", torch.maximum, "input other", "tT.maximum"),
+    ("minimum", "selection", torch.minimum, "input other", "tT.minimum"),
+    ("amax", "selection", torch.amax, "input dim keepdim", "tT.amax"),
+    ("amin", "selection", torch.amin, "input dim keepdim", "tT.amin"),
+    ("max", "selection", torch.max, "input dim keepdim", "tT.max"),
+    ("min", "selection", torch.min, "input dim keepdim", "tT.min"),
+    # Nonlinear in another way.
+    ("softmax", "other", torch.softmax, "input dim dtype", "FtT.softmax"),
+    ("log_softmax", "other", torch.log_softmax, "input dim dtype", "FtT.log_softmax"),
+    ("layer_norm", "other", F.layer_norm, "input normalized_shape weight bias eps", "F.layer_norm"),
+    ("group_norm", "other", F.group_norm, "input num_groups weight bias eps", "F.group_norm"),
+    ("instance_norm", "other", F.instance_norm, _STATS.replace("training", "use_input_stats"), "F.instance_norm"),
+    ("local_response_norm", "other", F.local_response_norm, "input size alpha beta k", "F.local_response_norm"),
+    ("norm", "other", torch.linalg.vector_norm, "", "tT.norm"),
+    ("glu", "other", F.glu, "input dim", "F.glu"),
+    ("product", "other", torch.mul, "input other", ""),
+    ("quotient", "other", torch.div, "input other", ""),
+    ("matrix_product", "other", torch.matmul, "input other", ""),
+    ("einsum_product", "other", torch.einsum, "", ""),
+    ("attention", "other", _attention, "query key value attn_mask dropout_p is_causal scale enable_gqa",
+     "F.scaled_dot_product_attention"),
+)  # fmt: skip
+
+PRIMITIVES: tuple[Primitive, ...] = tuple(Primitive(*row[:4]) for row in _ROWS)
+BY_NAME: dict[str, Primitive] = {p.name: p for p in PRIMITIVES}
+CONVOLUTIONS: tuple[str, ...] = tuple(p.name for p in PRIMITIVES if p.name.startswith("conv"))
+RECTIFIERS: tuple[str, ...] = tuple(p.name for p in PRIMITIVES[: PRIMITIVES.index(BY_NAME["gated"]) + 1])
 """The activations that gate a signal: guided back-propagation and deconvnet act on them, DMBP masks them."""
 
-CONVOLUTIONS: tuple[str, ...] = tuple(f"conv{t}{d}d" for t in ("", "_transpose") for d in (1, 2, 3))
-
-SPELLINGS: dict[Any, Spelling] = {}
-
-
-def _spell(primitive: str, *functions: Any, signature: str | None = None, inplace: bool = False, **fixed: Any) -> None:
-    """Let ``functions`` mean ``primitive``; ``fixed`` are arguments that the spelling itself decides."""
-    if signature is None:
-        signature = BY_NAME[primitive].signature
-    for function in functions:
-        SPELLINGS[function] = Spelling(primitive, signature, fixed, inplace)
-
-
-def extend(function: Function, kind: Kind, name: str, signature: str = "input") -> None:
-    """Teach Backlit an operation that it does not know: ``function`` is what the network calls.
-
-    Args:
-        function: The torch function or method (as a ``TorchFunctionMode`` sees it).
-        kind: How the engine may treat it; see the module's text.
-        name: The primitive's name; rule tables use it.
-        signature: Argument names with defaults, separated by spaces, e.g. ``"input weight bias=None"``.
-
-    Raises:
-        InputError: If the name is taken by another function.
-    """
-    known = BY_NAME.get(name)
-    if known is not None and known.function is not function:
-        raise InputError(f"name must be new, but {name!r} is already the primitive of {known.function}.")
-    BY_NAME[name] = Primitive(name, kind, function, signature)
-    _spell(name, function)
-
-
-_T: Any = torch.Tensor
-_OWN_INPLACE = "inplace=False"
-for _name in (
-    "relu",
-    "silu",
-    "mish",
-    "selu",
-    "hardswish",
-    "hardsigmoid",
-    "leaky_relu",
-    "elu",
-    "celu",
-    "hardtanh",
-    "rrelu",
-):
-    _p = BY_NAME[_name]
-    _extra = "training=False " if _name == "rrelu" else ""
-    _spell(_name, getattr(F, _name), signature=f"{_p.signature} {_extra}{_OWN_INPLACE}")
-_spell("threshold", F.threshold, signature=f"input threshold value {_OWN_INPLACE}")
-_spell("hardtanh", F.relu6, signature=f"input {_OWN_INPLACE}", min_val=0.0, max_val=6.0)
-for _name in ("relu", "sigmoid", "tanh", "abs", "sqrt", "exp", "neg", "selu", "celu", "prelu", "hardshrink", "rrelu"):
-    _spell(_name, *(getattr(o, _name) for o in (torch, _T) if hasattr(o, _name)))
-for _name in ("relu", "sigmoid", "tanh", "abs", "sqrt", "exp", "neg", "selu", "celu", "rrelu"):
-    _functions = [getattr(o, f"{_name}_") for o in (torch, _T) if hasattr(o, f"{_name}_")]
-    _spell(_name, *_functions, inplace=True)
-for _name in ("leaky_relu_", "elu_", "hardtanh_", "threshold_"):
-    _spell(_name[:-1], getattr(F, _name), inplace=True)
-_spell("gelu", F.gelu)
-_spell("softplus", F.softplus)
-_spell("logsigmoid", F.logsigmoid)
-_spell("softsign", F.softsign)
-_spell("tanhshrink", F.tanhshrink)
-_spell("softshrink", F.softshrink)
-_spell("threshold", torch.threshold)
-_spell("sigmoid", F.sigmoid, torch.special.expit)
-_spell("tanh", F.tanh)
-_spell("clamp", torch.clamp_min, _T.clamp_min, signature="input min")
-_spell("clamp", torch.clamp_min_, _T.clamp_min_, signature="input min", inplace=True)
-_spell("clamp", torch.clamp, _T.clamp, torch.clip, _T.clip)
-_spell("clamp", torch.clamp_, _T.clamp_, torch.clip_, _T.clip_, inplace=True)
-_spell("clamp", torch.clamp_max, _T.clamp_max, signature="input max")
-_spell("clamp", torch.clamp_max_, _T.clamp_max_, signature="input max", inplace=True)
-_spell("pow", torch.pow, _T.pow, _T.__pow__)
-_spell("pow", _T.pow_, _T.__ipow__, inplace=True)
-_spell("pow", torch.square, _T.square, signature="input", exponent=2)
-
-for _name in CONVOLUTIONS:
-    _spell(_name, getattr(F, _name))
-_spell("linear", F.linear)
-_spell("matmul", torch.matmul, _T.matmul, _T.__matmul__, torch.bmm, _T.bmm, torch.mm, _T.mm, torch.mv, _T.mv)
-_spell("matmul", _T.__rmatmul__, signature="other input")
-_spell("addmm", torch.addmm, _T.addmm)
-_spell("einsum", torch.einsum)
-_spell("batch_norm", F.batch_norm)
-_spell("instance_norm", F.instance_norm)
-for _name in ("layer_norm", "group_norm", "local_response_norm", "glu"):
-    _spell(_name, getattr(F, _name))
-_spell("attention", F.scaled_dot_product_attention)
-_spell("softmax", F.softmax, signature="input dim=None _stacklevel=3 dtype=None")
-_spell("log_softmax", F.log_softmax, signature="input dim=None _stacklevel=3 dtype=None")
-_spell("softmax", torch.softmax, _T.softmax, signature="input dim dtype=None")
-_spell("log_softmax", torch.log_softmax, _T.log_softmax, signature="input dim dtype=None")
-_spell("norm", torch.norm, _T.norm, torch.linalg.vector_norm, torch.linalg.norm)
-
-for _d in ("1d", "2d", "3d"):
-    for _name in (f"avg_pool{_d}", f"adaptive_avg_pool{_d}", f"adaptive_max_pool{_d}", f"max_pool{_d}"):
-        _spell(_name, getattr(F, _name))
-    _spell(f"max_pool{_d}", getattr(torch, f"max_pool{_d}"))
-    for _name in (f"adaptive_max_pool{_d}", f"max_pool{_d}"):
-        _with = BY_NAME[_name].signature.replace("return_indices=False", "return_indices=True")
-        _spell(_name, getattr(F, f"{_name}_with_indices"), signature=_with, return_indices=True)
-_spell("maximum", torch.maximum, _T.maximum)
-_spell("minimum", torch.minimum, _T.minimum)
-_spell("amax", torch.amax, _T.amax)
-_spell("amin", torch.amin, _T.amin)
-_spell("max", torch.max, _T.max)
-_spell("min", torch.min, _T.min)
-
-_spell("add", torch.add, _T.add, _T.__add__, _T.__radd__)
-_spell("add", _T.add_, _T.__iadd__, inplace=True)
-_spell("sub", torch.sub, _T.sub, _T.__sub__, torch.subtract, _T.subtract)
-_spell("sub", _T.sub_, _T.__isub__, inplace=True)
-_spell("sub", torch.rsub, _T.__rsub__, signature="other input alpha=1")
-_spell("mul", torch.mul, _T.mul, _T.__mul__, _T.__rmul__, torch.multiply, _T.multiply)
-_spell("mul", _T.mul_, _T.__imul__, inplace=True)
-_spell("div", torch.div, _T.div, _T.__truediv__, torch.true_divide, _T.true_divide, torch.divide, _T.divide)
-_spell("div", _T.div_, _T.__itruediv__, inplace=True)
-_spell("div", _T.__rtruediv__, signature="other input")
-_spell("addcmul", torch.addcmul, _T.addcmul)
-_spell("neg", torch.negative, _T.negative)
-_DROPOUT = f"input p=0.5 training=True {_OWN_INPLACE}"
-_spell(
-    "dropout",
-    F.dropout,
-    F.dropout1d,
-    F.dropout2d,
-    F.dropout3d,
-    F.alpha_dropout,
-    F.feature_alpha_dropout,
-    signature=_DROPOUT,
-)
-
-# Spelled as they are: what matters is that they are affine, not what their arguments are called.
-_AS_SPELLED: dict[str, tuple[Any, ...]] = {
-    "mean": (torch.mean, _T.mean),
-    "sum": (torch.sum, _T.sum, _T.sum_to_size),
-    "cat": (torch.cat, torch.concat, torch.concatenate, torch.hstack, torch.vstack),
-    "stack": (torch.stack,),
-    "pad": (F.pad,),
-    "interpolate": (F.interpolate, F.upsample, F.grid_sample),
-    "reshape": (
-        torch.reshape, _T.reshape, _T.view, _T.reshape_as, _T.view_as, torch.flatten, _T.flatten, torch.squeeze,
-        _T.squeeze, torch.unsqueeze, _T.unsqueeze, torch.unflatten, _T.unflatten, F.pixel_shuffle, F.pixel_unshuffle,
-        torch.channel_shuffle, torch.ravel, _T.ravel,
-    ),
-    "permute": (
-        torch.permute, _T.permute, torch.transpose, _T.transpose, torch.movedim, _T.movedim, torch.t, _T.t,
-        _T.T.__get__, _T.mT.__get__, torch.swapaxes, _T.swapaxes, torch.flip, _T.flip, torch.roll, _T.roll,
-    ),
-    "slice": (
-        _T.__getitem__, torch.narrow, _T.narrow, torch.select, _T.select, torch.chunk, _T.chunk, torch.split, _T.split,
-        torch.unbind, _T.unbind, torch.index_select, _T.index_select, torch.gather, _T.gather, _T.tensor_split,
-        torch.tensor_split, _T.__iter__, torch.diagonal, _T.diagonal, torch.tril, _T.tril, torch.triu, _T.triu,
-        _T.split_with_sizes, torch.split_with_sizes,
-    ),
-    "expand": (
-        _T.expand, _T.expand_as, _T.repeat, torch.repeat_interleave, _T.repeat_interleave, torch.tile, _T.tile,
-        torch.broadcast_to, _T.broadcast_to,
-    ),
-    "copy": (
-        torch.clone, _T.clone, _T.contiguous, _T.to, _T.float, _T.double, _T.half, _T.bfloat16, _T.type_as, _T.cpu,
-        _T.cuda, _T.type, _T.positive, _T.__pos__,
-    ),
-    "unfold": (F.unfold, F.fold, _T.unfold),
-    "where": (torch.where, _T.where, torch.masked_fill, _T.masked_fill),
-}  # fmt: skip
-for _name, _functions in _AS_SPELLED.items():
-    _spell(_name, *_functions, signature="")
-WRITERS: tuple[Any, ...] = (_T.__setitem__, _T.masked_fill_, _T.copy_)
+_T: Any = Tensor
+_OWNERS = {"F": F, "t": torch, "T": Tensor}
+WRITERS: tuple[Function, ...] = (_T.__setitem__, _T.masked_fill_, _T.copy_)
 """Functions that only exist in place."""
-_spell("setitem", *WRITERS, signature="", inplace=True)
+# Spellings whose arguments say less, or stand in another order, than the primitive's.
+_OWN: dict[Function, tuple[str, dict[str, Any]]] = {
+    F.relu6: ("input inplace", {"min_val": 0.0, "max_val": 6.0}),
+    torch.square: ("input", {"exponent": 2}),
+    _T.square: ("input", {"exponent": 2}),
+    torch.clamp_max: ("input max", {}),
+    _T.clamp_max: ("input max", {}),
+    torch.clamp_max_: ("input max", {}),
+    _T.clamp_max_: ("input max", {}),
+}
+_REVERSED = {_T.__rsub__: "sub", torch.rsub: "sub", _T.__rtruediv__: "div", _T.__rmatmul__: "matmul"}
+
+
+def _spellings() -> Iterator[tuple[Any, Spelling]]:
+    for name, _, _, signature, spelled in _ROWS:
+        for owners, _, word in (token.partition(".") for token in spelled.split()):
+            for owner in (_OWNERS[letter] for letter in owners):
+                for function in (getattr(owner, word), getattr(owner, f"{word}_", None) if signature else None):
+                    if function is not None:
+                        yield function, _spelling(name, signature, function, word)
+    for function, name in _REVERSED.items():
+        yield function, Spelling(name, "other input alpha")
+    yield _T.T.__get__, Spelling("permute", "")
+    yield _T.mT.__get__, Spelling("permute", "")
+
+
+def _spelling(name: str, signature: str, function: Any, word: str) -> Spelling:
+    inplace = function in WRITERS or (function.__name__.endswith("_") and not function.__name__.endswith("__"))
+    own, fixed = _OWN.get(function, (signature, {}))
+    if word.endswith("_with_indices"):
+        fixed = {"return_indices": True}
+    elif signature and isinstance(function, FunctionType) and function not in _OWN:
+        parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
+        if all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters):  # written in Python: it knows its own arguments
+            own = " ".join(p.name for p in parameters)
+    return Spelling(name, own, fixed, inplace)
+
+
+SPELLINGS: dict[Any, Spelling] = dict(_spellings())
 
 CONSTANT: frozenset[Any] = frozenset(
     {_T.detach, torch.detach, _T.data.__get__, _T.detach_}
@@ -372,4 +258,21 @@ CONSTANT: frozenset[Any] = frozenset(
 )
 """Functions whose result does not follow the signal, on purpose: autograd takes it for a constant, and so do we."""
 
-del _name, _functions, _p, _d, _with, _extra
+
+def extend(function: Function, kind: Kind, name: str, signature: str = "input") -> None:
+    """Teach Backlit an operation that it does not know.
+
+    Args:
+        function: What the network calls, as a ``TorchFunctionMode`` sees it.
+        kind: How the engine may treat it; see the module's text.
+        name: The primitive's name; rule tables use it.
+        signature: Names of its arguments, separated by spaces.
+
+    Raises:
+        InputError: If the name is taken by another function.
+    """
+    known = BY_NAME.get(name)
+    if known is not None and known.function is not function:
+        raise InputError(f"name must be new, but {name!r} is already the primitive of {known.function}.")
+    BY_NAME[name] = Primitive(name, kind, function, signature)
+    SPELLINGS[function] = Spelling(name, signature)

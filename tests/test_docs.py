@@ -1,0 +1,42 @@
+"""The code in the README and the docs runs."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+import backlit
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+WITH_CODE = [
+    p for p in PAGES if "```python" in p.read_text(encoding="utf-8") or "   ```python" in p.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda p: p.name)
+def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^( *)```python\n(.*?)^ *```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    code = "\n".join(re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in blocks)
+    exec(compile(code, str(page), "exec"), {})  # one page is one program
+
+
+def test_the_packages_own_example_runs() -> None:
+    results = doctest.testmod(backlit)
+    assert results.attempted >= 5
+    assert results.failed == 0
+
+
+def test_the_readme_lists_every_method() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for method in backlit.METHODS:
+        assert f"| `{method.name}` |" in text
+        assert method.summary in text or method is backlit.Gradient
+
+
+def test_at_least_four_pages_have_code() -> None:
+    assert len(WITH_CODE) >= 4
