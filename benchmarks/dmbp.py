@@ -108,6 +108,7 @@ def main() -> None:
         for batch in arguments.batches:
             row = one(name, batch, device, arguments)
             rows.append(row)
+            print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
             milliseconds = [row[k] * 1e3 for k in ("forward", "forward_2n", "frozen_step", "double_backward_step")]
             ratios = [row["double_over_frozen"], row["step_over_forward_2n"]]
             table.add_row(name, str(batch), *(f"{v:.1f}" for v in milliseconds), *(f"{r:.2f}" for r in ratios))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from backlit import Attribution, FileError, InputError
@@ -42,7 +48,7 @@ def assert_same(one: Attribution, other: Attribution) -> None:
         assert torch.equal(a, b)
     for name in ("parts", "trajectory", "completeness"):
         a, b = getattr(one, name), getattr(other, name)
-        assert list(a) == list(b) or sorted(a) == sorted(b)
+        assert list(a) == list(b)
         assert all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
     assert one.coverage == other.coverage
     assert dict(one.provenance) == dict(other.provenance)
@@ -99,6 +105,54 @@ def test_other_files_and_other_versions_are_refused(tmp_path: Path) -> None:
         Attribution.load(path)
 
 
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "message"),
+    [
+        ({}, {"provenance": None}, "content is damaged .*provenance"),
+        ({}, {"coverage": "[{}]"}, "content is damaged"),
+        ({}, {"provenance": "{"}, "content is damaged"),
+        ({"output": None}, {}, "content is damaged .*output"),
+        ({"target": torch.zeros(2).long()}, {}, r"content is damaged \(target must have shape"),
+        ({"secrets/x": torch.zeros(2)}, {}, "content is damaged .*secrets"),
+    ],
+)
+def test_damaged_files_are_refused(
+    tmp_path: Path, tensors: dict[str, torch.Tensor | None], metadata: dict[str, str | None], message: str
+) -> None:
+    path = tmp_path / "map.safetensors"
+    make().save(path)
+    with safe_open(str(path), "pt") as file:
+        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        told = file.metadata()
+    held = {k: v for k, v in {**held, **tensors}.items() if v is not None}
+    told = {**told, "order": json.dumps([*json.loads(told["order"]), *(set(tensors) - set(json.loads(told["order"])))])}
+    save_file(held, path, {k: v for k, v in {**told, **metadata}.items() if v is not None})
+    with pytest.raises(FileError, match=message):
+        Attribution.load(path)
+
+
+def test_maps_that_need_a_gradient_or_share_memory_are_saved(tmp_path: Path) -> None:
+    values = torch.randn(3, 3, 2, 2).requires_grad_()
+    made = Attribution(
+        values,
+        torch.arange(3),
+        torch.zeros(3),
+        inputs=values,
+        parts={"positive": values.detach(), "negative": values[:1].expand(3, -1, -1, -1)},
+    )
+    made.save(tmp_path / "map.safetensors")
+    loaded = Attribution.load(tmp_path / "map.safetensors")
+    assert not loaded.values.requires_grad
+    assert_same(loaded, made)
+
+
+def test_a_provenance_that_json_cannot_hold_is_refused(tmp_path: Path) -> None:
+    made = make()
+    with pytest.raises(InputError, match=r"provenance must hold plain JSON values to be saved, but: .*Tensor"):
+        Attribution(made.values, made.target, made.output, provenance={"x": made.output}).save(tmp_path / "map")
+    assert not list(tmp_path.iterdir())
+
+
 def test_slices_and_joins() -> None:
     made = make()
     assert_same(Attribution.cat([made[0], made[1:]]), made)
@@ -110,8 +164,32 @@ def test_slices_and_joins() -> None:
         made[3]
     with pytest.raises(InputError, match="at least one Attribution"):
         Attribution.cat([])
-    with pytest.raises(InputError, match="the same parts, but they differ"):
-        Attribution.cat([made, Attribution(made.values, made.target, made.output)])
+    assert made[::2].target.tolist() == [0, 2]
+    assert made[torch.tensor(1)].target.tolist() == [1]
+    assert len(made[3:]) == 0
+    with pytest.raises(TypeError, match="integer"):
+        made["0"]  # type: ignore[index]
+    with pytest.raises(TypeError, match="integer"):
+        made[[0, 1]]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"parts": {}}, r"the same parts to be joined, but one has \['negative', 'positive'\] and another \[\]"),
+        ({"completeness": {}}, "the same completeness"),
+        ({"trajectory": {"loss": torch.zeros(6, 3)}}, r"the same trajectory .*'loss': 7.*'loss': 6"),
+        ({"inputs": None}, "the same inputs"),
+        ({"provenance": {"method": "gradient"}}, "the same method .*'dmbp' and another 'gradient'"),
+        ({"provenance": {"method": "dmbp", "options": {"steps": 8}}}, "the same options"),
+    ],
+)
+def test_only_results_of_one_kind_are_joined(changed: dict[str, object], message: str) -> None:
+    made = make()
+    with pytest.raises(InputError, match=message):
+        Attribution.cat([made, made, Attribution(**{**vars(made), **changed})])
+    with pytest.raises(InputError, match=r"the same size .*\(3, 4, 5\) and another \(1, 4, 5\)"):
+        Attribution.cat([made, make(c=1)])
 
 
 @pytest.mark.parametrize(
@@ -122,12 +200,20 @@ def test_slices_and_joins() -> None:
         ("output", torch.zeros(3, 1), r"output must have shape \(3,\)"),
         ("parts", {"positive": torch.zeros(3, 1, 4, 5)}, r"parts\['positive'\] must have shape \(3, 3, 4, 5\)"),
         ("trajectory", {"loss": torch.zeros(3, 7)}, r"trajectory\['loss'\] must have shape \(3, 3\)"),
+        ("trajectory", {"loss": torch.zeros(())}, r"trajectory\['loss'\] must have shape \(3,\)"),
         ("completeness", {"gap": torch.zeros(())}, r"completeness\['gap'\] must have shape \(3,\)"),
+        ("inputs", torch.zeros(3, 1, 4, 5), r"inputs must have shape \(3, 3, 4, 5\)"),
+        ("target", torch.zeros(3), r"target must hold class indices as torch\.int64, but holds torch\.float32"),
     ],
 )
 def test_shapes_are_checked(field: str, value: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Attribution(**{**vars(make()), field: value})
+
+
+def test_whole_numbers_are_no_map() -> None:
+    with pytest.raises(InputError, match=r"values must be floating point, but are torch\.uint8"):
+        Attribution(torch.zeros(1, 1, 2, 2).byte(), torch.zeros(1).long(), torch.zeros(1))
 
 
 def test_heatmaps_reduce_channels() -> None:
@@ -148,17 +234,40 @@ def test_the_scale_is_a_percentile_of_magnitudes() -> None:
     assert one.scale(100) == 7
     assert one.scale(50) == 7  # a sparse map still gets a scale
     assert Attribution(values * 0, one.target, one.output).scale() == 0
-    with pytest.raises(InputError, match="percentile must be above 0"):
-        one.scale(0)
+    assert one.scale_used(50) == (7, 100)
+    assert one.scale_used(100) == (7, 100)
+    assert one[1:].scale() == 0
+    for wrong in (0, 100.5, float("nan")):
+        with pytest.raises(InputError, match="percentile must be above 0"):
+            one.scale(wrong)
+    for broken in (float("nan"), float("inf")):
+        with pytest.raises(InputError, match="values must be finite to be given colours"):
+            Attribution(values * broken, one.target, one.output).scale()
+
+
+@pytest.mark.parametrize("percentile", [1, 37.5, 99.5, 100])
+def test_the_scale_is_numpys_percentile(percentile: float) -> None:
+    made = make(n=3)
+    expected = np.percentile(made.heatmap().abs().numpy().astype(float), percentile)
+    assert made.scale(percentile) == pytest.approx(expected, rel=1e-12)
 
 
 def test_it_is_frozen_and_says_what_it_is() -> None:
     made = make()
     with pytest.raises(AttributeError, match="cannot assign"):
         made.values = made.values  # type: ignore[misc]
-    assert "dmbp" in repr(made)
-    assert "gap=" in repr(made)
-    assert "guided x1" in repr(made)
+    parts: dict[str, torch.Tensor] = {}
+    one = Attribution(made.values, made.target, made.output, parts=parts)
+    parts["late"] = made.values
+    assert not one.parts
+    gap = float(made.completeness["gap"].abs().max())
+    assert repr(made).startswith("Attribution(dmbp, 3 images of 3x4x5, target=[0, 1, 2], output=[")
+    assert repr(made).endswith(f", gap={gap:.2g}, coverage: guided x1)")
+    assert repr(one).endswith("])")
+    assert "1 image of" in repr(made[0])
+    assert "target=[0, 1, 2, 3, ...]" in repr(make(n=200))
+    assert len(repr(make(n=200))) < 200
+    assert "0 images" in repr(made[3:])
 
 
 def test_figures_show_image_map_overlay_and_parts_with_the_scale() -> None:
@@ -166,7 +275,46 @@ def test_figures_show_image_map_overlay_and_parts_with_the_scale() -> None:
     texts = [t.get_text() for a in figure.axes for t in (a.title, a.xaxis.label)]
     assert sum("colour scale ±" in t and "99.5th percentile" in t for t in texts) == 2
     assert {"over the image", "positive", "negative"} <= set(texts)
+    assert len(figure.axes) == 2 * (5 + 1)  # and the colour bars
+    limits = [image.get_clim() for a in figure.axes for image in a.get_images() if image.get_array().ndim == 2]
+    assert limits == [(-s, s) for s in (make(n=2)[i].scale() for i in range(2))]
     plain = Attribution(torch.zeros(1, 1, 4, 4), torch.zeros(1).long(), torch.zeros(1)).figure()
-    assert any("zero everywhere" in a.xaxis.label.get_text() for a in plain.axes)
+    assert [a.xaxis.label.get_text() for a in plain.axes] == ["the map is zero everywhere: shown white"]
+    figure.savefig(io.BytesIO())
+
+
+@pytest.mark.parametrize(("c", "dtype"), [(1, torch.float32), (3, torch.bfloat16), (2, torch.float64)])
+def test_figures_take_every_dtype_and_number_of_channels(c: int, dtype: torch.dtype) -> None:
+    make(c=c, dtype=dtype).figure(torch.rand(3, 1, 8, 10), parts=False).savefig(io.BytesIO())
+    assert len(make(c=c, dtype=dtype).figure(parts=False).axes) == 3 * (3 + 1)
+
+
+def test_figures_refuse_what_they_cannot_draw() -> None:
+    made = make(n=2)
     with pytest.raises(InputError, match=r"images must be \(n, c, h, w\) with n = 2"):
-        make(n=2).figure(torch.zeros(1, 3, 4, 5))
+        made.figure(torch.zeros(1, 3, 4, 5))
+    for pixels in (made.inputs, torch.ones(2, 3, 4, 5).byte(), torch.full((2, 3, 4, 5), float("nan"))):
+        with pytest.raises(
+            InputError, match=r"images must hold pixels from 0 to 1, but are torch.*Preprocess\.restore"
+        ):
+            made.figure(pixels)
+    with pytest.raises(InputError, match="must hold at least one image to be drawn"):
+        made[2:].figure()
+
+
+def test_showing_draws_into_a_window_of_pyplot(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib import pyplot as plt
+
+    plt.switch_backend("agg")
+    shown: list[int] = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(len(plt.gcf().axes)))
+    try:
+        make(n=1).show(parts=False)
+    finally:
+        plt.close("all")
+    assert shown == [3 + 1]
+
+
+def test_importing_it_does_not_import_matplotlib() -> None:
+    code = "import sys, backlit.attribution; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

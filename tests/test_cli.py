@@ -147,7 +147,7 @@ def test_demo_writes_one_page_with_every_method(tmp_path: Path) -> None:
     assert "index.html" in done.stdout
     html = (tmp_path / "demo" / "index.html").read_text(encoding="utf-8")
     assert all(method.title in html for method in METHODS)
-    assert "scene, explained for" in html
+    assert "Scene: why" in html
     assert "http" not in html.replace("http-equiv", "")
 
 

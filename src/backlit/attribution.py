@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from backlit._errors import FileError, InputError
 from backlit._files import write_whole
 from backlit._types import Heatmap
-from backlit.capture import Coverage
+from backlit.capture.sites import Coverage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,6 +54,11 @@ class Attribution:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in (
+            *_GROUPS,
+            "provenance",
+        ):  # copies: what the caller does to its dictionary later changes nothing here
+            object.__setattr__(self, name, dict(getattr(self, name)))
         if self.values.dim() != 4:
             raise InputError(f"values must be maps (n, c, h, w), but have shape {tuple(self.values.shape)}.")
         n = len(self.values)
@@ -62,22 +68,27 @@ class Attribution:
         ]
         expected += [(f"parts[{k!r}]", v, tuple(self.values.shape)) for k, v in self.parts.items()]
         expected += [(f"completeness[{k!r}]", v, (n,)) for k, v in self.completeness.items()]
-        expected += [(f"trajectory[{k!r}]", v, (len(v), n)) for k, v in self.trajectory.items()]
+        expected += [(f"trajectory[{k!r}]", v, (*v.shape[:1], n)) for k, v in self.trajectory.items()]
         if self.inputs is not None:
             expected.append(("inputs", self.inputs, tuple(self.values.shape)))
         for name, tensor, shape in expected:
             if tuple(tensor.shape) != shape:
                 raise InputError(f"{name} must have shape {shape} to go with values, but has {tuple(tensor.shape)}.")
+        if not self.values.is_floating_point():
+            raise InputError(f"values must be floating point, but are {self.values.dtype}.")
+        if self.target.dtype != torch.int64:
+            raise InputError(f"target must hold class indices as torch.int64, but holds {self.target.dtype}.")
 
     def __len__(self) -> int:
         return len(self.values)
 
     def __getitem__(self, index: int | slice) -> Attribution:
-        """The attribution of these images alone; an index keeps the images' axis."""
-        if isinstance(index, int):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"index must be below the number of images, {len(self)}, but is {index}")
-            index = slice(index % len(self), index % len(self) + 1)
+        """The attribution of these images alone; an index keeps the images' axis, coverage and provenance stay."""
+        if not isinstance(index, slice):
+            i = operator.index(index)
+            if not -len(self) <= i < len(self):
+                raise IndexError(f"index must be below the number of images, {len(self)}, but is {i}")
+            index = slice(i % len(self), i % len(self) + 1)
         return Attribution(
             self.values[index],
             self.target[index],
@@ -94,36 +105,46 @@ class Attribution:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
-        gap = self.completeness.get("gap")
-        told = "" if gap is None else f", gap={float(gap.abs().max()):.2g}"
-        return (
-            f"Attribution({self.provenance.get('method', '?')}, values={tuple(self.values.shape)}, "
-            f"target={self.target.tolist()}, output={[round(float(v), 3) for v in self.output]}{told}, {self.coverage})"
-        )
+        n = len(self)
+        facts = [
+            str(self.provenance.get("method", "?")),
+            f"{n} image{'s' * (n != 1)} of {'x'.join(str(size) for size in self.values.shape[1:])}",
+            f"target={_few(self.target.tolist())}",
+            f"output={_few([f'{v:.4g}' for v in self.output.tolist()])}",
+        ]
+        if n and "gap" in self.completeness:
+            facts.append(f"gap={float(self.completeness['gap'].abs().max()):.2g}")
+        if self.coverage.rows:
+            facts.append(f"coverage: {self.coverage}")
+        return f"Attribution({', '.join(facts)})"
 
     @classmethod
     def cat(cls, items: Sequence[Attribution]) -> Attribution:
-        """One attribution of all images; coverage and provenance are the first one's.
+        """One attribution of all images; coverage and provenance (with its seconds) are the first one's.
 
         Raises:
-            InputError: If there is none, or their parts differ.
+            InputError: If there is none, or they are of different methods, options, models, parts or sizes.
         """
         if not items:
             raise InputError("items must hold at least one Attribution, but is empty.")
         first = items[0]
-        for name in _GROUPS:
-            if any(set(getattr(a, name)) != set(getattr(first, name)) for a in items):
-                raise InputError(f"items must have the same {name}, but they differ; join results of one method only.")
+        for name, kind in _kind(first).items():
+            found = next((k[name] for k in map(_kind, items) if k[name] != kind), kind)
+            if found != kind:
+                raise InputError(
+                    f"items must have the same {name} to be joined, but one has {kind!r} and another {found!r}; "
+                    "join results of one method on one model only."
+                )
 
         def joined(name: str, dim: int = 0) -> dict[str, Tensor]:
             return {k: torch.cat([getattr(a, name)[k] for a in items], dim) for k in getattr(first, name)}
 
-        inputs = [a.inputs for a in items if a.inputs is not None]
+        inputs = [a.inputs for a in items if a.inputs is not None]  # all of them, or none
         return cls(
             torch.cat([a.values for a in items]),
             torch.cat([a.target for a in items]),
             torch.cat([a.output for a in items]),
-            torch.cat(inputs) if len(inputs) == len(items) else None,
+            torch.cat(inputs) if inputs else None,
             joined("parts"),
             joined("trajectory", 1),
             joined("completeness"),
@@ -144,30 +165,48 @@ class Attribution:
         raise InputError(f"reduce must be 'sum', 'abs', 'max' or 'norm', but is {reduce!r}.")
 
     def scale(self, percentile: float = 99.5) -> float:
-        """The colour limit: this percentile of the heatmap's magnitude; 0 for a map of zeros."""
+        """The colour limit: this percentile of the heatmap's magnitude, its largest where that is 0; 0 for a map of zeros.
+
+        Raises:
+            InputError: If the percentile is out of range, or the map holds NaN or infinity.
+        """
+        return self.scale_used(percentile)[0]
+
+    def scale_used(self, percentile: float = 99.5) -> tuple[float, float]:
+        """:meth:`scale`, and the percentile that it is in the end: 100 where the wanted one is 0 because the map is sparse."""
         if not 0 < percentile <= 100:
             raise InputError(f"percentile must be above 0 and at most 100, but is {percentile!r}.")
-        magnitudes = self.heatmap().detach().float().abs().flatten().cpu().numpy()
-        import numpy as np  # here: torch.quantile refuses large maps
-
-        return float(np.percentile(magnitudes, percentile)) or float(magnitudes.max())
+        ordered = (
+            self.heatmap().detach().cpu().double().abs().flatten().sort().values
+        )  # torch.quantile has a size limit
+        if not len(ordered):
+            return 0.0, percentile
+        if not bool(ordered[-1].isfinite()):  # NaN sorts last
+            raise InputError("values must be finite to be given colours, but hold NaN or infinity.")
+        below, rest = divmod(percentile / 100 * (len(ordered) - 1), 1)
+        low, high = ordered[int(below)], ordered[min(int(below) + 1, len(ordered) - 1)]
+        limit = float(low + (high - low) * rest)
+        return (limit, percentile) if limit > 0 else (float(ordered[-1]), 100)
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file, without loss; an existing file is replaced only by a whole one.
 
         Raises:
             FileError: If the file cannot be written.
+            InputError: If the provenance holds what JSON cannot.
         """
         tensors = {"values": self.values, "target": self.target, "output": self.output}
         if self.inputs is not None:
             tensors["inputs"] = self.inputs
         for name in _GROUPS:
             tensors |= {f"{name}/{k}": v for k, v in getattr(self, name).items()}
-        metadata = {
-            "backlit.attribution": _FORMAT,
-            "coverage": json.dumps(self.coverage.to_json()),
-            "provenance": json.dumps(dict(self.provenance)),
-        }
+        try:
+            provenance = json.dumps(self.provenance)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"provenance must hold plain JSON values to be saved, but: {error}.") from error
+        coverage = json.dumps(self.coverage.to_json())
+        order = json.dumps(list(tensors))  # which safetensors does not keep
+        metadata = {"backlit.attribution": _FORMAT, "order": order, "coverage": coverage, "provenance": provenance}
         data = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, metadata)
         write_whole(path, data)
 
@@ -194,28 +233,55 @@ class Attribution:
                 else f"of format {version}, and this Backlit reads {_FORMAT}"
             )
             raise FileError(f"path: {str(path)!r} is {found}. Save it again with Attribution.save.")
-        groups: dict[str, dict[str, Tensor]] = {name: {} for name in _GROUPS}
-        for key in list(tensors):
-            group, slash, name = key.partition("/")
-            if slash:
-                groups[group][name] = tensors.pop(key)
-        coverage = Coverage.from_json(json.loads(metadata["coverage"]))
-        fields: dict[str, Any] = {**tensors, **groups}
-        return cls(**fields, coverage=coverage, provenance=json.loads(metadata["provenance"]))
+        try:
+            return cls(**_sorted_out(tensors, metadata))
+        except (KeyError, TypeError, ValueError) as error:  # InputError is a ValueError
+            raise FileError(
+                f"path: {str(path)!r} says it is an attribution, but its content is damaged ({error}). Save it again."
+            ) from error
 
-    def figure(self, images: Tensor | None = None, *, percentile: float = 99.5, parts: bool = True) -> Figure:
+    def figure(
+        self, images: Tensor | None = None, *, percentile: float = 99.5, parts: bool = True, opacity: float = 0.85
+    ) -> Figure:
         """Image, map and overlay of each image, and its parts; see :func:`backlit.report.figure.draw`."""
         from backlit.report.figure import draw  # drawing stands above this layer, and loads matplotlib
 
-        return draw(self, images, percentile=percentile, parts=parts)
+        return draw(self, images, percentile=percentile, parts=parts, opacity=opacity)
 
-    def show(self, images: Tensor | None = None, *, percentile: float = 99.5, parts: bool = True) -> None:
+    def show(
+        self, images: Tensor | None = None, *, percentile: float = 99.5, parts: bool = True, opacity: float = 0.85
+    ) -> None:
         """Show :meth:`figure` in a notebook or a window."""
-        from matplotlib import pyplot as plt
+        from matplotlib import pyplot as plt  # a notebook or a window shows pyplot's own figures only
 
-        drawn = self.figure(images, percentile=percentile, parts=parts)
-        manager = plt.figure(figsize=drawn.get_size_inches()).canvas.manager
-        if manager is not None:
-            manager.canvas.figure = drawn
-            drawn.set_canvas(manager.canvas)
+        from backlit.report.figure import draw
+
+        draw(self, images, percentile=percentile, parts=parts, opacity=opacity, into=plt.figure())
         plt.show()
+
+
+def _few(items: Sequence[Any]) -> str:
+    """The first four items of a list, and that there are more."""
+    return f"[{', '.join(str(item) for item in items[:4])}{', ...' * (len(items) > 4)}]"
+
+
+def _kind(one: Attribution) -> dict[str, Any]:
+    """What two attributions must share to be rows of one."""
+    named = {name: one.provenance.get(name) for name in ("method", "options", "model", "fingerprint")}
+    steps = {name: len(curve) for name, curve in one.trajectory.items()}
+    groups = {"parts": sorted(one.parts), "trajectory": steps, "completeness": sorted(one.completeness)}
+    return {**named, "size": tuple(one.values.shape[1:]), "inputs": one.inputs is not None, **groups}
+
+
+def _sorted_out(tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, Any]:
+    """A file's content as the fields of an Attribution."""
+    found: dict[str, Any] = {name: {} for name in _GROUPS}
+    for key in json.loads(metadata["order"]):
+        group, slash, name = key.partition("/")
+        if slash:
+            found[group][name] = tensors[key]
+        else:
+            found[key] = tensors[key]
+    found["coverage"] = Coverage.from_json(json.loads(metadata["coverage"]))
+    found["provenance"] = json.loads(metadata["provenance"])
+    return found

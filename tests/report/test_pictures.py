@@ -10,9 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from backlit import Attribution, FileError, InputError
-from backlit.report.figure import colour, grey_of, png, render_image, render_map, render_overlay, save_png
-from backlit.report.page import Page, render, row, write_page
+from backlit import FileError, InputError
+from backlit.report.figure import (
+    colour,
+    grey_of,
+    png,
+    render_image,
+    render_map,
+    render_overlay,
+    save_png,
+    scale_text,
+)
 
 HEAT = torch.tensor([[[2.0, -2.0], [0.0, 1.0]]])
 
@@ -36,6 +44,7 @@ def test_overlays_leave_the_image_where_the_map_is_silent() -> None:
     assert strong[0] > strong[2] + 50
     assert np.array_equal(render_overlay(image, HEAT * 0, scale=0.0)[255, 0], silent)
     assert render_overlay(image, HEAT, scale=2.0, opacity=0)[0, 0].std() == 0
+    assert np.array_equal(render_overlay(image, HEAT * 5, scale=2.0)[0, 0], strong)
 
 
 def test_large_pictures_keep_their_size_and_channels_their_meaning() -> None:
@@ -62,40 +71,42 @@ def test_png_files_hold_the_picture(tmp_path: Path) -> None:
         save_png(tmp_path / "none" / "map.png", picture)
 
 
-def page(label: str = "7") -> Page:
-    made = Attribution(
-        HEAT[None],
-        torch.tensor([7]),
-        torch.tensor([1.5]),
-        completeness={"gap": torch.tensor([0.25])},
-        provenance={"seconds": 2},
-    )
-    explained = row(
-        torch.zeros(1, 2, 2), f"digit, explained for {label}", "probability 0.9", {"DMBP": made, "Gradient": made}
-    )
-    return Page("Title", "Intro", (("DMBP", "masks"), ("Gradient", "plain")), (explained,), {"seed": 0})
+def test_both_signs_are_as_far_from_white() -> None:
+    levels = torch.linspace(-1, 1, 257)[None, None]
+    far = np.abs(colour(levels, 1.0)[0].astype(int) - colour(levels * 0, 1.0)[0, 0]).sum(1)
+    assert far[128] == 0
+    assert (far[:128] > 0).all()
+    assert (far[129:] > 0).all()
+    assert np.abs(far[:128][::-1] - far[129:]).max() < 0.25 * far.max()
+    weak = torch.tensor([[[-0.001, 0.0, 0.001]]])
+    assert len({tuple(level) for level in colour(weak, 1.0)[0].tolist()}) == 1
+    tiny = torch.tensor([[[1e-300, -1e-300]]], dtype=torch.float64)  # below float32's smallest
+    assert np.array_equal(colour(tiny, 1e-300), colour(torch.tensor([[[1.0, -1.0]]]), 1.0))
 
 
-def test_a_page_is_data_first() -> None:
-    (explained,) = page().rows
-    assert [c.method for c in explained.cells] == ["DMBP", "Gradient"]
-    assert dict(explained.cells[0].facts) == {"logit": "1.500", "gap": "0.25", "sites": "", "seconds": "2"}
-    assert explained.cells[0].scale.startswith("colour scale ±")
+def test_half_precision_is_drawn_as_full() -> None:
+    image = torch.tensor([[[0.25, 0.5], [0.75, 1.0]]])
+    full = render_overlay(image, HEAT, scale=2.0)
+    assert np.array_equal(render_overlay(image.bfloat16(), HEAT.bfloat16(), scale=2.0), full)
+    assert np.array_equal(render_map(HEAT.bfloat16(), scale=2.0), render_map(HEAT, scale=2.0))
 
 
-def test_a_page_loads_nothing_and_escapes_what_it_shows() -> None:
-    html = render(page("<script>alert(1)</script>"))
-    assert "<script" not in html
-    assert "&lt;script&gt;" in html
-    assert "http:" not in html
-    assert "https:" not in html
-    assert html.count("data:image/png;base64,") == 1 + 2 * 2
-    assert html.count("<img") == html.count(" alt=")
+def test_small_pictures_are_enlarged_pixel_by_pixel() -> None:
+    small, large = colour(HEAT, 2.0), render_map(HEAT, scale=2.0)
+    assert large.shape == (256, 256, 3)
+    assert np.array_equal(large[::128, ::128], small)
+    assert np.array_equal(large[127::128, 127::128], small)
 
 
-def test_a_page_is_written_whole(tmp_path: Path) -> None:
-    write_page(tmp_path / "new" / "index.html", page())
-    assert (tmp_path / "new" / "index.html").read_text(encoding="utf-8") == render(page())
-    (tmp_path / "file").write_text("")
-    with pytest.raises(FileError, match=r"out: cannot write to .*Choose another folder"):
-        write_page(tmp_path / "file" / "index.html", page())
+@pytest.mark.parametrize(
+    ("scale", "percentile", "text"),
+    [
+        (0.0123, 99.5, "colour scale ±0.0123 (99.5th percentile of |map|)"),
+        (2, 100, "colour scale ±2 (largest |map|)"),
+        (2, 91, "colour scale ±2 (91st percentile of |map|)"),
+        (2, 12, "colour scale ±2 (12th percentile of |map|)"),
+        (0, 99.5, "the map is zero everywhere: shown white"),
+    ],
+)
+def test_the_scale_is_said(scale: float, percentile: float, text: str) -> None:
+    assert scale_text(scale, percentile) == text

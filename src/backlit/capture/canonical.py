@@ -117,7 +117,7 @@ def _places(arguments: Arguments, live: Tensors) -> Iterator[Place]:
             yield from ((name, i) for i, item in enumerate(value) if isinstance(item, Tensor) and item in live)
 
 
-_PARAMETERS = frozenset("weight bias running_mean running_var exponent min max gate attn_mask dim".split())
+_PARAMETERS = frozenset("weight bias running_mean running_var exponent min max gate grid attn_mask dim".split())
 _TWO_SIGNALS = {"mul": "product", "matmul": "matrix_product", "einsum": "einsum_product"}
 
 
@@ -143,6 +143,11 @@ def name_by_signals(name: str, arguments: Arguments, places: tuple[Place, ...], 
 
 def _bind(signature: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     names = _parsed(signature)
+    if len(args) > len(names):
+        raise UnsupportedOp(
+            f"A call with {len(args)} positional arguments, of which Backlit knows {len(names)} ({signature}): pass the "
+            "others by name."
+        )
     arguments: Arguments = dict(zip(names, args, strict=False))
     arguments.update({k: v for k, v in kwargs.items() if k in names})
     extra = {k: v for k, v in kwargs.items() if k not in names and v is not None}
@@ -177,8 +182,10 @@ def _threshold(name: str, arguments: Arguments, gates: Tensors) -> tuple[str, Ar
 
 def _maximum(name: str, arguments: Arguments, gates: Tensors) -> tuple[str, Arguments]:
     for one, two in (("input", "other"), ("other", "input")):
-        if _is_zero(arguments[two]) and not arguments[two].requires_grad:
+        if name == "maximum" and _is_zero(arguments[two]) and not arguments[two].requires_grad:
             return "relu", {"input": arguments[one]}
+        if arguments[one].grad_fn is not None and arguments[two].grad_fn is None:  # against a constant
+            return "clamp", {"input": arguments[one], "min" if name == "maximum" else "max": arguments[two]}
     return name, arguments
 
 
@@ -186,10 +193,15 @@ def _max(name: str, arguments: Arguments, gates: Tensors) -> tuple[str, Argument
     if isinstance(arguments.get("dim"), Tensor):  # torch.max(x, y)
         arguments = {"input": arguments["input"], "other": arguments["dim"]}
     if "other" in arguments:
-        binary = f"{name}imum"
-        return _maximum(binary, arguments, gates) if name == "max" else (binary, arguments)
+        return _maximum(f"{name}imum", arguments, gates)
     if arguments.get("dim") is None:
         return f"a{name}", {"input": arguments["input"]}
+    return name, arguments
+
+
+def _div(name: str, arguments: Arguments, gates: Tensors) -> tuple[str, Arguments]:
+    if arguments.get("rounding_mode") is not None:
+        raise UnsupportedOp("A division that rounds its result has no gradient. Detach its input if that is meant.")
     return name, arguments
 
 
@@ -209,8 +221,10 @@ _REFINEMENTS: dict[str, Callable[[str, Arguments, Tensors], tuple[str, Arguments
     "clamp": _clamp,
     "threshold": _threshold,
     "maximum": _maximum,
+    "minimum": _maximum,
     "max": _max,
     "min": _max,
+    "div": _div,
     "mul": _mul,
     "where": _masked,
     "setitem": _masked,

@@ -190,10 +190,7 @@ def _extreme(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
 
 
 def _pairwise(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
-    if len(signals) == 2:
-        return Weighted(_slopes(call, signals))
-    (slope,) = _slopes(call, signals)  # against a constant: where the constant won, it is an offset
-    return Scaled(slope, _unless_zero(result - slope * signals[0]))
+    return Weighted(_slopes(call, signals))
 
 
 def _product(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
@@ -228,6 +225,10 @@ def _halved(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
 
 def _held(call: Call, signals: tuple[Tensor, ...], result: Tensor) -> Form:
     return Held(result)
+
+
+def _shifted(call: Call, signals: tuple[Tensor, ...], result: Tensor) -> Form:
+    return Scaled(torch.ones_like(result[:1]), result - signals[0])
 
 
 def _norm_scale(call: Call, variance: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
@@ -278,7 +279,7 @@ _FORMERS: dict[str, Callable[[Call, tuple[Tensor, ...], Any], Form]] = {
     "matrix_product": _halved,
     "einsum_product": _halved,
     "softmax": _held,
-    "log_softmax": _held,
+    "log_softmax": _shifted,
     "layer_norm": _layer_norm,
     "group_norm": _group_norm,
     "instance_norm": _group_norm,

@@ -156,7 +156,8 @@ _ROWS: tuple[tuple[str, Kind, Function, str, str], ...] = (
     ("cat", "affine", torch.cat, "", "t.cat t.concat t.concatenate t.hstack t.vstack"),
     ("stack", "affine", torch.stack, "", "t.stack"),
     ("pad", "affine", F.pad, "", "F.pad"),
-    ("interpolate", "affine", F.interpolate, "", "F.interpolate F.upsample F.grid_sample"),
+    ("interpolate", "affine", F.interpolate, "", "F.interpolate F.upsample"),
+    ("grid_sample", "affine", F.grid_sample, "input grid mode padding_mode align_corners", "F.grid_sample"),
     ("reshape", "affine", torch.reshape, "", "tT.reshape T.view T.reshape_as T.view_as tT.flatten tT.squeeze tT.unsqueeze "
      "tT.unflatten F.pixel_shuffle F.pixel_unshuffle t.channel_shuffle tT.ravel"),
     ("permute", "affine", torch.permute, "", "tT.permute tT.transpose tT.movedim tT.t tT.swapaxes tT.flip tT.roll"),
@@ -251,8 +252,10 @@ def _spelling(name: str, signature: str, function: Any, word: str) -> Spelling:
 
 SPELLINGS: dict[Any, Spelling] = dict(_spellings())
 
+SHADOWS: frozenset[Any] = frozenset({_T.detach, torch.detach, _T.data.__get__})
+"""Functions whose result is the signal's memory without its gradient."""
 CONSTANT: frozenset[Any] = frozenset(
-    {_T.detach, torch.detach, _T.data.__get__, _T.detach_}
+    SHADOWS
     | {getattr(_T, f"new_{n}") for n in ("zeros", "ones", "full", "empty", "tensor")}
     | {getattr(torch, f"{n}_like") for n in ("zeros", "ones", "full", "empty", "rand", "randn")}
 )

@@ -14,7 +14,7 @@ from backlit._errors import RuleMismatch
 from backlit.capture.canonical import Call
 from backlit.capture.fold import fold_plan
 from backlit.capture.sites import Coverage, CoverageRow, Site, Trace
-from backlit.capture.watch import Watch, check_model, check_output
+from backlit.capture.watch import Watch, _floats, check_model
 
 Rule = Callable[[Tensor, tuple[Tensor, ...], Tensor, Call], Sequence[Tensor | None]]
 """``rule(grad_output, inputs, output, call) -> gradients of the inputs``; ``None`` in a table is autograd's own."""
@@ -104,10 +104,9 @@ def propagate(
     plan = fold_plan(model, leaves) if fold else {}
     with torch.enable_grad():
         signals = tuple(leaf.clone() for leaf in leaves)  # the network may write to its input
-        run = _Propagate(model, signals, rules, keep, plan)
-        with run:
-            output = model(*signals)
-    return Propagation(leaves, check_output(output, run, signals[0]), run.trace, Coverage(tuple(run.rows)), run.kept)
+    run = _Propagate(model, signals, rules, keep, plan)
+    output = run.follow(model, signals)
+    return Propagation(leaves, output, run.trace, Coverage(tuple(run.rows)), run.kept)
 
 
 class _Propagate(Watch):
@@ -131,36 +130,34 @@ class _Propagate(Watch):
         self.rows.append(CoverageRow(site.name, site.primitive, site.kind, site.module, site.spelling, name))
         if folded is not None:
             call = folded(call)
+        spelled = call.spelled if folded is None and not call.inplace else None
+        copied: list[Tensor] = []
         if rule is None:
             result = call.spelled() if folded is None else call.run(*call.signals)
         elif not call.inplace:
-            result = _apply(call, rule, call.signals, own=folded is None)
+            result = _Ruled.apply(call.without_signals(), rule, spelled, copied, *call.signals)
+            if copied:
+                self.split((*call.signals, *_floats(result)))
         else:
             # The value before the write is the rule's input; the write itself goes through autograd, which knows views.
             before = tuple(s.clone() for s in call.signals)
-            result = _written(call).copy_(_apply(call, rule, before, own=False))
+            result = _Ruled.apply(call.without_signals(), rule, spelled, copied, *before)
+            result = (call["input"] if "input" in call.arguments else call["#0"]).copy_(result)
         if self._keep(site):
             output = result if isinstance(result, Tensor) else result[0]
             self.kept[site.name] = Kept(output, call.without_signals())
         return result
 
 
-def _written(call: Call) -> Tensor:
-    return call["input"] if "input" in call.arguments else call["#0"]
-
-
-def _apply(call: Call, rule: Rule, signals: tuple[Tensor, ...], *, own: bool) -> Any:
-    return _Ruled.apply(call.without_signals(), rule, call.spelled if own else None, *signals)
-
-
 class _Ruled(torch.autograd.Function):
     """One call whose derivative is a rule. All that the rule reads has its graph, so second order goes through it."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, rule: Rule, spelled: Any, *signals: Tensor) -> Any:
+    def forward(ctx: Any, call: Call, rule: Rule, spelled: Any, copied: list[Tensor], *signals: Tensor) -> Any:
         result = call.run(*signals) if spelled is None else spelled()
         outputs = (result,) if isinstance(result, Tensor) else tuple(result)
-        outputs = tuple(o.clone() if o._base is not None or any(o is s for s in signals) else o for o in outputs)
+        copied += [o for o in outputs if o._base is not None or any(o is s for s in signals)]  # autograd wants own memory
+        outputs = tuple(o.clone() if any(o is c for c in copied) else o for o in outputs)
         ctx.mark_non_differentiable(*(o for o in outputs if not o.is_floating_point()))
         ctx.save_for_backward(*signals)
         ctx.call, ctx.rule = call, rule
@@ -179,7 +176,7 @@ class _Ruled(torch.autograd.Function):
         grad = grads[0] if isinstance(output, Tensor) else grads
         result = tuple(ctx.rule(grad, inputs, output, ctx.call))
         check_result(result, inputs, ctx.call)
-        return (None, None, None, *result)
+        return (None, None, None, None, *result)
 
 
 def check_result(result: tuple[Tensor | None, ...], inputs: tuple[Tensor, ...], call: Call) -> None:

@@ -13,7 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from backlit._errors import UnsupportedOp
 from backlit.capture.canonical import Call
 from backlit.capture.sites import Trace
-from backlit.capture.watch import Watch, check_model, check_output
+from backlit.capture.watch import Watch, check_model
 
 Form = Callable[..., Any]
 """``form(*signals)``: what a node computes from its signals."""
@@ -78,10 +78,8 @@ def record(model: nn.Module, inputs: tuple[Tensor, ...], former: Former) -> tupl
     with torch.enable_grad():
         # The inputs need gradients only so that values from unseen code betray themselves by their history.
         signals = tuple(x.detach().requires_grad_().clone() for x in inputs)
-        run = _Record(model, signals, former)
-        with run:
-            output = model(*signals)
-    check_output(output, run, signals[0])
+    run = _Record(model, signals, former)
+    output = run.follow(model, signals)
     nodes = tuple(run.nodes)
     recording = Recording(nodes, tuple(range(len(inputs))), run.slot(output), run.trace)
     return recording.pruned(), output.detach()
@@ -103,7 +101,7 @@ class _Record(Watch):
         return slot
 
     def slot(self, tensor: Tensor, where: str = "the output") -> int:
-        slot, version = self._slots[tensor]
+        slot, version = self._slots.get(tensor, (-1, -1))
         if tensor._version != version:
             raise UnsupportedOp(
                 f"{where} reads a tensor whose memory was written through another view of it. Make the write out of "

@@ -7,7 +7,7 @@ tensors or classes, and the mode stack of torch is per thread, so two threads ma
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from types import FunctionType
@@ -20,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from backlit._errors import InputError, ModelStateError, UnsupportedOp
 from backlit.capture.canonical import Call, canonical, name_by_signals, places_of
-from backlit.capture.primitives import BY_NAME, CONSTANT, SPELLINGS, Arguments
+from backlit.capture.primitives import BY_NAME, CONSTANT, SHADOWS, SPELLINGS, Arguments
 from backlit.capture.sites import Site, Trace
 
 
@@ -34,10 +34,13 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self._paths = {id(module): name for name, module in model.named_modules()}
         self._live: Any = WeakIdKeyDictionary()  # signal -> True
-        self._seen: Any = WeakIdKeyDictionary()  # results of operations off the signal's path
+        self._seen: Any = WeakIdKeyDictionary()  # values off the signal's path -> whether autograd has their history
         self._gates: Any = WeakIdKeyDictionary()  # x > 0 and what is made of it
+        self._shadows: Any = WeakIdKeyDictionary()  # signals cut from autograd: x.detach(), x.data
         self._severed: Any = WeakIdKeyDictionary()  # results of operations under torch.no_grad -> site
-        self._viewed: Any = WeakIdKeyDictionary()  # signals of which a view was made
+        self._viewed: Any = WeakIdKeyDictionary()  # signals whose memory another tensor shares
+        self._split: Any = WeakIdKeyDictionary()  # signals that shared their memory until a rule made a copy -> group
+        self._stale: Any = WeakIdKeyDictionary()  # those of them that missed a write to another
         self._renamed: Any = WeakIdKeyDictionary()  # what was written in place -> what stands for it since
         self._counts: dict[str, int] = {}
         self.sites: list[Site] = []
@@ -47,6 +50,24 @@ class Watch(TorchFunctionMode):
     def visit(self, call: Call) -> Any:
         """What the call returns to the network."""
         raise NotImplementedError
+
+    def follow(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Run the model on the inputs under this watch; its output, checked.
+
+        Raises:
+            UnsupportedOp: If something in the model cannot be seen; if it recomputes values (checkpointing) or computes
+                them in another precision (autocast), so that a rule would read others than it saw.
+        """
+        try:
+            with torch.enable_grad(), torch.autograd.graph.disable_saved_tensors_hooks(_HOOKS), self:
+                output = model(*inputs)
+        except RuntimeError as error:
+            if _HOOKS in str(error):
+                raise UnsupportedOp(_HOOKS) from error
+            raise
+        output = check_output(self.current(output), self, inputs[0])
+        self._check_origin(output, model.forward)
+        return output
 
     @property
     def trace(self) -> Trace:
@@ -64,22 +85,19 @@ class Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if len(self._renamed):
-            args, kwargs = self._current(tuple(args)), {k: self._current(v) for k, v in kwargs.items()}
+            args, kwargs = self.current(tuple(args)), {k: self.current(v) for k, v in kwargs.items()}
         tensors = list(_tensors((*args, *kwargs.values())))
         live = [t for t in tensors if t in self._live]
         for tensor in tensors:
             self._check_origin(tensor, func)
         if not live:
-            result = func(*args, **kwargs)
-            self._note(result, self._seen)
-            if any(t in self._gates for t in tensors):
-                self._note(result, self._gates)
-            for site in (self._severed[t] for t in tensors if t in self._severed):
-                self._severed.update((t, site) for t in _floats(result))
-            return result
+            return self._off_path(func, args, kwargs, tensors)
         if func in CONSTANT:
             result = func(*args, **kwargs)
             self._note(result, self._seen)
+            if func in SHADOWS:
+                self._note(result, self._shadows)
+                self._viewed[live[0]] = True
             return result
         spelling = SPELLINGS.get(func)
         if spelling is not None:
@@ -98,8 +116,33 @@ class Watch(TorchFunctionMode):
         self._note(result, self._gates)
         return result
 
+    def _off_path(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> Any:
+        """Run a call on no signal, and note what its result is made of."""
+        shadows = [t for t in tensors if t in self._shadows]
+        versions = [t._version for t in shadows]
+        result = func(*args, **kwargs)
+        if versions != [t._version for t in shadows]:
+            raise UnsupportedOp(
+                f"{_name(func)} at {self._path() or '<model>'} writes to the memory of a signal behind autograd's back "
+                "(.data, .detach()). Write to the tensor itself."
+            )
+        self._note((result, tensors, [t._base for t in tensors]), self._seen)
+        cut = [t for t in tensors if t in self._shadows or t in self._severed]
+        if any(t in self._gates for t in tensors) or (cut and not _floats(result)):
+            self._note(result, self._gates)
+        for site in (self._severed[t] for t in cut if t in self._severed):
+            self._severed.update((t, site) for t in _floats(result))
+        if shadows:
+            self._note([t for t in _tensors((result,)) if t._is_view()], self._shadows)
+        return result
+
     def _visit(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self._call(func, args, kwargs)
+        if torch.is_autocast_enabled(call.signals[0].device.type):
+            raise UnsupportedOp(
+                f"{call.site} runs under torch.autocast, but its rule would run in another precision. Remove the autocast; "
+                "for lower precision convert model and inputs, e.g. model.bfloat16()."
+            )
         if not torch.is_grad_enabled():
             if call.inplace:
                 raise severed(call.site)
@@ -111,13 +154,20 @@ class Watch(TorchFunctionMode):
             if value in self._severed:
                 raise severed(self._severed[value])
         target = args[0] if args else kwargs["input"]
+        if call.inplace and target in self._split:
+            self._stale.update(
+                (t, True) for t, g in self._split.items() if g == self._split[target] and t is not target
+            )
         if not call.inplace:
             result = self.visit(call)
         elif self._aliased(target):
             result = target
             self.visit(call)
+            if target._base is not None:
+                self._live[target._base] = True
         else:  # out of place, so that nothing that was saved is overwritten; later reads of the target find the result
-            result = self.visit(replace(call, spelled=lambda: call.run(*call.signals), inplace=False))
+            written = replace(call, spelled=lambda: call.run(*call.signals).to(target.dtype), inplace=False)
+            result = self.visit(written)
             self._renamed[target] = result
         outputs = _floats(result)
         if outputs:
@@ -151,12 +201,13 @@ class Watch(TorchFunctionMode):
     def _aliased(self, tensor: Tensor) -> bool:
         return tensor._base is not None or tensor in self._viewed
 
-    def _current(self, value: Any) -> Any:
+    def current(self, value: Any) -> Any:
+        """The value itself, or what stands for it since it was written in place."""
         if isinstance(value, Tensor):
             while value in self._renamed:
                 value = self._renamed[value]
             return value
-        return type(value)(map(self._current, value)) if type(value) in (list, tuple) else value
+        return type(value)(map(self.current, value)) if type(value) in (list, tuple) else value
 
     def _lean(self, value: Any) -> Any:
         """A parameter without its need for a gradient: the graph then keeps no input for the sake of a weight."""
@@ -165,7 +216,13 @@ class Watch(TorchFunctionMode):
         return value
 
     def _check_origin(self, tensor: Tensor, func: Any) -> None:
-        if tensor.grad_fn is None or tensor in self._live or tensor in self._seen:
+        if tensor in self._stale:
+            raise UnsupportedOp(
+                f"{_name(func)} at {self._path() or '<model>'} reads a tensor that was written in place through a view, "
+                "which the rule of the operation that made the view has separated from it. Give such operations (reshape, "
+                "slice, permute, ...) the rule TRUE."
+            )
+        if tensor.grad_fn is None or tensor in self._live or self._seen.get(tensor):
             return
         raise UnsupportedOp(
             f"An input of {_name(func)} at {self._path() or '<model>'} was computed by code that cannot "
@@ -173,10 +230,16 @@ class Watch(TorchFunctionMode):
             f"({type(tensor.grad_fn).__name__}). Use the plain PyTorch version of that part of the model."
         )
 
+    def split(self, tensors: Iterable[Tensor]) -> None:
+        """Note that these shared their memory in the network, and no longer do."""
+        tensors = list(tensors)
+        group = next((self._split[t] for t in tensors if t in self._split), object())
+        self._split.update((t, group) for t in tensors)
+
     def _note(self, result: Any, where: Any) -> None:
         for tensor in _tensors((result,)):
             if tensor not in self._live:
-                where[tensor] = True
+                where[tensor] = tensor.grad_fn is not None
 
     def _path(self) -> str:
         """Dotted path of the innermost module whose forward is running in this thread.
@@ -194,6 +257,10 @@ class Watch(TorchFunctionMode):
 
 
 _CALL = nn.Module._call_impl.__code__
+_HOOKS = (
+    "The model uses hooks on saved tensors (torch.utils.checkpoint, save_on_cpu), so that its backward pass would read "
+    "other values than its forward pass saw. Switch checkpointing off for the explanation."
+)
 
 
 def check_model(model: nn.Module) -> None:
@@ -283,10 +350,11 @@ def _check_mode(name: str, arguments: Arguments, where: str) -> None:
     training = bool(arguments.pop("training", False)) if name in ("dropout", "rrelu") else arguments.get("training")
     if name == "dropout" and arguments.pop("p", 0.5) == 0:
         return
-    if training:
+    if training or arguments.get("dropout_p"):
         raise ModelStateError(
             f"model must be in eval mode, but the {name} at {where} is training. Call model.eval(); where it is called as "
-            "a function, pass training=self.training there."
+            "a function, pass training=self.training there (dropout_p=0.0 to attention). A batch norm without running "
+            "statistics mixes the images of a batch even then, and cannot be explained."
         )
 
 

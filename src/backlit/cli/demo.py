@@ -34,9 +34,9 @@ def run(out: Path, compute: Compute) -> Path:
     start = time.perf_counter()
     model = load_model("digits", device=compute.device, dtype=compute.dtype)
     singles, scenes = digits_images(), demo_scenes()
-    cases = [(singles.images[i], int(singles.labels[i]), "digit") for i in range(_SINGLES)]
+    cases = [(singles.images[i], int(singles.labels[i]), "Digit") for i in range(_SINGLES)]
     cases += [
-        (im, int(t), "scene") for im, labels in zip(*(part[:_SCENES] for part in scenes), strict=True) for t in labels
+        (im, int(t), "Scene") for im, labels in zip(*(part[:_SCENES] for part in scenes), strict=True) for t in labels
     ]
     parameter = next(model.network.parameters())
     x = torch.stack([model.preprocess(image) for image, _, _ in cases]).to(parameter.device, parameter.dtype)
@@ -47,7 +47,7 @@ def run(out: Path, compute: Compute) -> Path:
     rows = [
         row(
             model.preprocess.restore(x[i].float()),
-            f"{kind}, explained for {label}",
+            f"{kind}: why {label}?",
             f"probability {float(chances[i, label]):.2f}, most likely {int(chances[i].argmax())}",
             {name: explanation[i] for name, explanation in found.items()},
         )
@@ -59,6 +59,7 @@ def run(out: Path, compute: Compute) -> Path:
         "Python": platform.python_version(),
         "seed": compute.seed,
         "device": compute.device,
+        "seconds": {name: explanation.provenance["seconds"] for name, explanation in found.items()},
         "seconds in all": round(time.perf_counter() - start, 1),
     }
     page = Page("Backlit demo", _INTRO, tuple((m.title, m.summary) for m in METHODS), tuple(rows), footer)

@@ -125,18 +125,26 @@ class Method(ABC):
 
     def attribute(self, inputs: Tensor | tuple[Tensor, ...], target: Target = None) -> Any:
         """The map alone: a tensor shaped as ``inputs``, or a tuple of them."""
-        explained = self(inputs, target)
-        return tuple(e.values for e in explained) if isinstance(explained, tuple) else explained.values
+        _, maps = self._maps(inputs, target, several=False)
+        values = tuple(v[0] for v in maps.values)
+        return values if isinstance(inputs, tuple) else values[0]
 
     @abstractmethod
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
         """Maps of one chunk, for targets (n, t), or for the predicted class."""
 
     def _explained(self, inputs: Any, target: Any, *, several: bool) -> tuple[Any, ...]:
+        start = time.perf_counter()
+        tensors, maps = self._maps(inputs, target, several=several)
+        provenance = self._provenance(time.perf_counter() - start, tensors[0])
+        count = range(maps.targets.shape[1])
+        results = tuple(tuple(_attribution(maps, t, i, x, provenance) for i, x in enumerate(tensors)) for t in count)
+        return results if isinstance(inputs, tuple) else tuple(r[0] for r in results)
+
+    def _maps(self, inputs: Any, target: Any, *, several: bool) -> tuple[tuple[Tensor, ...], Maps]:
         tensors = check_images(inputs, self.model)
         n = tensors[0].shape[0]
         targets = check_targets(target, n, several=several)
-        start = time.perf_counter()
         try:
             chunks = run_in_chunks(
                 lambda part: self.explain(tuple(x[part] for x in tensors), None if targets is None else targets[part]),
@@ -148,14 +156,9 @@ class Method(ABC):
         except RuntimeError as error:
             check_runs(self.model, tensors, error)
             raise
-        provenance = self._provenance(time.perf_counter() - start, tensors[0])
         maps = _joined(chunks)
         self._check_finite(maps)
-        results = tuple(
-            tuple(_attribution(maps, t, i, x, provenance) for i, x in enumerate(tensors))
-            for t in range(maps.targets.shape[1])
-        )
-        return results if isinstance(inputs, tuple) else tuple(r[0] for r in results)
+        return tensors, maps
 
     def _check_finite(self, maps: Maps) -> None:
         if not bool(maps.output.isfinite().all()):

@@ -19,15 +19,20 @@ from backlit._errors import InputError
 from backlit._files import write_whole
 from backlit.attribution import Attribution
 
-COLOURS = "RdBu_r"
+COLOURS = matplotlib.colormaps["RdBu_r"].resampled(257)  # odd: 0 has a colour of its own, and ±v are as far from it
 _SHOWN = 256  # pixels: smaller pictures are enlarged to about this side
 
 
 def colour(heatmap: Tensor, scale: float) -> np.ndarray:
     """The heatmap (1, h, w) in red and blue, symmetric about 0, as uint8 (h, w, 3); white where ``scale`` is 0."""
-    values = heatmap[0].detach().float().cpu().numpy()
-    relative = values / (2 * scale) + 0.5 if scale > 0 else np.full_like(values, 0.5)
-    return (matplotlib.colormaps[COLOURS](np.clip(relative, 0, 1))[..., :3] * 255).round().astype(np.uint8)
+    relative = _strength(heatmap, scale) / 2 + 0.5
+    return (COLOURS(relative)[..., :3] * 255).round().astype(np.uint8)
+
+
+def _strength(heatmap: Tensor, scale: float) -> np.ndarray:
+    """The heatmap over its scale, cut at ±1, in float64 so that the smallest maps are shown, too."""
+    values = heatmap[0].detach().cpu().double().numpy()
+    return np.clip(values / scale, -1, 1) if scale > 0 else np.zeros_like(values)
 
 
 def render_map(heatmap: Tensor, *, scale: float) -> np.ndarray:
@@ -56,10 +61,7 @@ def render_overlay(image: Tensor, heatmap: Tensor, *, scale: float, opacity: flo
             f"image must be as large as the map {tuple(heatmap.shape[1:])}, but is {tuple(image.shape[1:])}."
         )
     grey = grey_of(image)[..., None] * 0.4 + 0.55  # light and flat, so that both colours stand out
-    strength = (
-        (heatmap[0].detach().float().abs().cpu().numpy() / scale).clip(0, 1) if scale > 0 else np.zeros(grey.shape[:2])
-    )
-    alpha = opacity * np.sqrt(strength)[..., None]
+    alpha = opacity * np.sqrt(np.abs(_strength(heatmap, scale)))[..., None]
     mixed = grey * 255 * (1 - alpha) + colour(heatmap, scale) * alpha
     return _enlarged(mixed.round().astype(np.uint8))
 
@@ -99,47 +101,70 @@ def png(picture: np.ndarray) -> bytes:
 
 
 def scale_text(scale: float, percentile: float) -> str:
-    """What a reader must know of the colours."""
-    return (
-        f"colour scale ±{scale:.3g} ({percentile:g}th percentile of |map|)"
-        if scale > 0
-        else "the map is zero everywhere"
-    )
+    """What a reader must know of the colours, from :meth:`Attribution.scale_used`."""
+    if scale == 0:
+        return "the map is zero everywhere: shown white"
+    rule = "largest |map|" if percentile == 100 else f"{_ordinal(percentile)} percentile of |map|"
+    return f"colour scale ±{scale:.3g} ({rule})"
 
 
-def draw(explanation: Attribution, images: Tensor | None, *, percentile: float, parts: bool) -> Figure:
-    """A figure with a row per image: the image, the map, the map over the image, and each part.
+def _ordinal(number: float) -> str:
+    endings: dict[float, str] = {1: "st", 2: "nd", 3: "rd"}
+    return f"{number:g}{'th' if number in (11, 12, 13) else endings.get(number % 10, 'th')}"
+
+
+def draw(
+    explanation: Attribution,
+    images: Tensor | None,
+    *,
+    percentile: float = 99.5,
+    parts: bool = True,
+    opacity: float = 0.85,
+    into: Figure | None = None,
+) -> Figure:
+    """A figure with a row per image: the image, the map, the map over the image, and each part in the map's colours.
 
     Args:
         explanation: The maps.
         images: (n, c, h, w) in [0, 1] to show; None takes the network's inputs, stretched to [0, 1].
         percentile: Of the magnitude of each row's map: where the colours end.
         parts: Also show the parts.
+        opacity: Of the overlay, from 0 to 1.
+        into: The empty figure to draw into, such as a window's; None for a new one.
+
+    Raises:
+        InputError: If there is no image, or an argument does not fit.
     """
+    if not len(explanation):
+        raise InputError("the attribution must hold at least one image to be drawn, but is empty.")
     shown = _pictures(explanation, images)
     names = list(explanation.parts) if parts else []
     columns = 1 + (shown is not None) * 2 + len(names)
-    figure = Figure(figsize=(2.6 * columns, 2.9 * len(explanation)), layout="constrained")
+    figure = Figure() if into is None else into
+    figure.set_size_inches(2.6 * columns, 2.9 * len(explanation))
+    figure.set_layout_engine("constrained")
     axes = figure.subplots(len(explanation), columns, squeeze=False)
     heat = explanation.heatmap()
     for i, row in enumerate(axes):
-        scale = explanation[i].scale(percentile)
+        scale, used = explanation[i].scale_used(percentile)
         limits = Normalize(-scale or -1, scale or 1)
         cells = iter(row)
         if shown is not None:
             _picture(next(cells), render_image(shown[i]), f"image {i}")
         axis = next(cells)
-        mappable = axis.imshow(
-            heat[i, 0].detach().float().cpu().numpy(), cmap=COLOURS, norm=limits, interpolation="nearest"
-        )
+        pixels = heat[i, 0].detach().cpu().double().numpy()
+        mappable = axis.imshow(pixels, cmap=COLOURS, norm=limits, interpolation="nearest")
         _bare(axis, f"{explanation.provenance.get('method', 'map')}, class {int(explanation.target[i])}")
-        axis.set_xlabel(scale_text(scale, percentile), fontsize=7)
-        figure.colorbar(mappable, ax=axis, shrink=0.8)
+        axis.set_xlabel(scale_text(scale, used), fontsize=7)
+        if scale > 0:
+            figure.colorbar(mappable, ax=axis, shrink=0.8)
         if shown is not None:
-            _picture(next(cells), render_overlay(shown[i], heat[i], scale=scale), "over the image")
+            _picture(next(cells), render_overlay(shown[i], heat[i], scale=scale, opacity=opacity), "over the image")
         for name in names:
             part = explanation.parts[name][i].sum(0, keepdim=True)
-            _picture(next(cells), render_map(part, scale=scale), name)
+            axis = next(cells)
+            _picture(axis, render_map(part, scale=scale), name)
+            axis.set_xlabel("in the map's colours", fontsize=7)
     return figure
 
 
@@ -155,14 +180,21 @@ def _bare(axis: Axes, title: str) -> None:
 
 
 def _pictures(explanation: Attribution, images: Tensor | None) -> Tensor | None:
-    if images is not None:
-        if images.dim() != 4 or len(images) != len(explanation):
-            raise InputError(
-                f"images must be (n, c, h, w) with n = {len(explanation)}, but have shape {tuple(images.shape)}."
-            )
-        return F.interpolate(images.float(), explanation.values.shape[-2:], mode="bilinear", antialias=True)
-    if explanation.inputs is None:
-        return None
-    x = explanation.inputs.float()
-    low, high = x.flatten(1).amin(1), x.flatten(1).amax(1)
-    return (x - low[:, None, None, None]) / (high - low).clamp(min=1e-12)[:, None, None, None]
+    if images is None:
+        return None if explanation.inputs is None else _stretched(explanation.inputs.float())
+    if images.dim() != 4 or len(images) != len(explanation):
+        raise InputError(
+            f"images must be (n, c, h, w) with n = {len(explanation)}, but have shape {tuple(images.shape)}."
+        )
+    if not images.is_floating_point() or not bool(((images >= 0) & (images <= 1)).all()):
+        raise InputError(
+            f"images must hold pixels from 0 to 1, but are {images.dtype} from {images.min():.4g} to {images.max():.4g}. "
+            "Divide 8-bit pixels by 255, and undo the normalisation of network inputs with Preprocess.restore."
+        )
+    return F.interpolate(images.float(), explanation.values.shape[-2:], mode="bilinear", antialias=True)
+
+
+def _stretched(x: Tensor) -> Tensor:
+    """Each image from its own smallest to its own largest value."""
+    low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
+    return (x - low) / (high - low).clamp(min=1e-12)

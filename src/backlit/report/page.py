@@ -5,18 +5,22 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader
+from matplotlib.colors import to_hex
 from torch import Tensor
 
+from backlit._errors import InputError
 from backlit._files import make_folder, write_whole
 from backlit.attribution import Attribution
-from backlit.report.figure import png, render_image, render_map, render_overlay, scale_text
+from backlit.report.figure import COLOURS, png, render_image, render_map, render_overlay, scale_text
 
 _PERCENTILE = 99.5
+_COARSE = 128  # pixels: up to this side a picture is shown as squares, above it smoothly
 
 
 @dataclass(frozen=True)
@@ -32,17 +36,22 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One image explained for one class by every method."""
+    """One image explained for one class by every method; ``coarse`` where its pixels are so few that each is to be seen."""
 
     image: np.ndarray
     title: str
     subtitle: str
     cells: tuple[Cell, ...]
+    coarse: bool = False
 
 
 @dataclass(frozen=True)
 class Page:
-    """A page: rows of equal length, one column a method, and what is to be said above and below."""
+    """A page: rows with one cell a method, and what is to be said above and below.
+
+    ``methods`` are names and summaries, in the order of each row's cells; a value of ``footer`` may be a mapping, which
+    becomes a list of its own, such as the seconds of each method.
+    """
 
     title: str
     intro: str
@@ -50,26 +59,46 @@ class Page:
     rows: tuple[Row, ...]
     footer: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.methods]
+        for explained in self.rows:
+            found = [cell.method for cell in explained.cells]
+            if found != names:
+                raise InputError(
+                    f"rows must have one cell for each of the methods {names}, in this order, "
+                    f"but {explained.title!r} has {found}."
+                )
+
+    @property
+    def groups(self) -> tuple[tuple[Row, ...], ...]:
+        """The rows, those of one image (for several classes) together."""
+        return tuple(tuple(rows) for _, rows in groupby(self.rows, lambda r: (r.image.shape, r.image.tobytes())))
+
 
 def cell(method: str, explanation: Attribution, picture: Tensor) -> Cell:
     """The cell of a single image's explanation over its picture (c, h, w) in [0, 1]."""
-    scale = explanation.scale(_PERCENTILE)
+    if len(explanation) != 1:
+        raise InputError(f"explanation must be of one image, but is of {len(explanation)}. Take explanation[i].")
+    scale, percentile = explanation.scale_used(_PERCENTILE)
     heat = explanation.heatmap()[0]
     facts = [("logit", f"{float(explanation.output[0]):.3f}")]
     facts += [(name, f"{float(value[0]):.3g}") for name, value in explanation.completeness.items()]
-    facts += [("sites", str(explanation.coverage)), ("seconds", str(explanation.provenance.get("seconds", "?")))]
+    facts += [("rules", str(explanation.coverage) or "not recorded")]
+    if "seconds" in explanation.provenance:  # of the call, which may have explained other images, too
+        facts.append(("seconds, whole batch", f"{explanation.provenance['seconds']:.3g}"))
     return Cell(
         method,
         render_overlay(picture, heat, scale=scale),
         render_map(heat, scale=scale),
-        scale_text(scale, _PERCENTILE),
+        scale_text(scale, percentile),
         tuple(facts),
     )
 
 
 def row(picture: Tensor, title: str, subtitle: str, explanations: Mapping[str, Attribution]) -> Row:
-    """The row of one image and class: its explanations by method."""
-    return Row(render_image(picture), title, subtitle, tuple(cell(m, e, picture) for m, e in explanations.items()))
+    """The row of one image (c, h, w) in [0, 1] and one class: its explanations, each of this image alone, by method."""
+    cells = tuple(cell(method, explanation, picture) for method, explanation in explanations.items())
+    return Row(render_image(picture), title, subtitle, cells, coarse=max(picture.shape[1:]) <= _COARSE)
 
 
 def render(page: Page) -> str:
@@ -78,7 +107,13 @@ def render(page: Page) -> str:
         loader=PackageLoader("backlit.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["data_uri"] = lambda p: "data:image/png;base64," + base64.b64encode(png(p)).decode()
-    return environment.get_template("page.html").render(page=page)
+    environment.tests["mapping"] = lambda value: isinstance(value, Mapping)
+    return environment.get_template("page.html").render(page=page, ramp=ramp())
+
+
+def ramp(stops: int = 9) -> str:
+    """The maps' own colours from blue to red, as a list for a CSS gradient."""
+    return ", ".join(to_hex(COLOURS(i / (stops - 1))) for i in range(stops))
 
 
 def write_page(path: str | Path, page: Page) -> None:
