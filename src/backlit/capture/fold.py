@@ -46,13 +46,8 @@ def fold_plan(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Callabl
 
 
 def _as_identity(call: Call) -> Call:
-    unit = {
-        "running_mean": torch.zeros_like(call["running_mean"]),
-        "running_var": torch.ones_like(call["running_var"]),
-        "weight": None,
-        "bias": None,
-        "eps": 0.0,
-    }
+    zero = torch.zeros_like(call["running_mean"])
+    unit = {"running_mean": zero, "running_var": zero + 1, "weight": None, "bias": None, "eps": 0.0}
     return replace(call, arguments={**call.arguments, **unit})
 
 

@@ -189,10 +189,6 @@ def _extreme(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
     return Weighted(_slopes(call, signals), dims, bool(call.get("keepdim", False)))
 
 
-def _pairwise(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
-    return Weighted(_slopes(call, signals))
-
-
 def _product(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
     a, b = signals
     if a.shape != b.shape:
@@ -219,18 +215,6 @@ def _quotient(call: Call, signals: tuple[Tensor, ...], result: Tensor) -> Form:
     return _OneOf(0, call.without_signals(), signals[1])
 
 
-def _halved(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
-    return Halved(call.without_signals(), (signals[0], signals[1]))
-
-
-def _held(call: Call, signals: tuple[Tensor, ...], result: Tensor) -> Form:
-    return Held(result)
-
-
-def _shifted(call: Call, signals: tuple[Tensor, ...], result: Tensor) -> Form:
-    return Scaled(torch.ones_like(result[:1]), result - signals[0])
-
-
 def _norm_scale(call: Call, variance: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
     rstd = (variance + call.get("eps", 1e-5)).rsqrt()
     weight, bias = call.get("weight"), call.get("bias")
@@ -253,10 +237,6 @@ def _group_norm(call: Call, signals: tuple[Tensor, ...], result: Tensor) -> Form
     return Centred(groups, 0, *_norm_scale(call, per_channel, (-1, *[1] * (z.dim() - 2))))
 
 
-def _secant(call: Call, signals: tuple[Tensor, ...], result: Tensor) -> Form:
-    return Scaled(torch.where(signals[0] == 0, 0, result / signals[0]), None)
-
-
 def _attention(call: Call, signals: tuple[Tensor, ...], result: Tensor) -> Form:
     names = [n for n, _ in call.places]
     if "value" not in names:
@@ -273,16 +253,17 @@ def _attention(call: Call, signals: tuple[Tensor, ...], result: Tensor) -> Form:
 _FORMERS: dict[str, Callable[[Call, tuple[Tensor, ...], Any], Form]] = {
     **{f"{kind}max_pool{d}d": _max_pool for kind in ("", "adaptive_") for d in (1, 2, 3)},
     **dict.fromkeys(("amax", "amin", "max", "min"), _extreme),
-    **dict.fromkeys(("maximum", "minimum"), _pairwise),
+    **dict.fromkeys(("maximum", "minimum"), lambda call, s, y: Weighted(_slopes(call, s))),
     "product": _product,
     "quotient": _quotient,
-    "matrix_product": _halved,
-    "einsum_product": _halved,
-    "softmax": _held,
-    "log_softmax": _shifted,
+    **dict.fromkeys(
+        ("matrix_product", "einsum_product"), lambda call, s, y: Halved(call.without_signals(), (s[0], s[1]))
+    ),
+    "softmax": lambda call, s, y: Held(y),
+    "log_softmax": lambda call, s, y: Scaled(torch.ones_like(y[:1]), y - s[0]),
+    "local_response_norm": lambda call, s, y: Scaled(torch.where(s[0] == 0, 0, y / s[0]), None),
     "layer_norm": _layer_norm,
     "group_norm": _group_norm,
     "instance_norm": _group_norm,
-    "local_response_norm": _secant,
     "attention": _attention,
 }
