@@ -129,7 +129,9 @@ def test_an_output_that_missed_a_write_is_refused() -> None:
     assert_true(Around(F.relu, after), presets.gradient)
 
 
-@pytest.mark.parametrize("move", [nn.Dropout().eval(), lambda x: x.contiguous(), lambda x: x.view(2, -1), lambda x: x.double()])
+@pytest.mark.parametrize(
+    "move", [nn.Dropout().eval(), lambda x: x.contiguous(), lambda x: x.view(2, -1), lambda x: x.double()]
+)
 def test_a_copy_that_alone_is_read_again_may_be_written(move: Callable[[Tensor], Tensor]) -> None:
     assert_true(Around(lambda x: F.relu(move(x), inplace=True)), presets.exact)
 

@@ -156,7 +156,9 @@ class _Ruled(torch.autograd.Function):
     def forward(ctx: Any, call: Call, rule: Rule, spelled: Any, copied: list[Tensor], *signals: Tensor) -> Any:
         result = call.run(*signals) if spelled is None else spelled()
         outputs = (result,) if isinstance(result, Tensor) else tuple(result)
-        copied += [o for o in outputs if o._base is not None or any(o is s for s in signals)]  # autograd wants own memory
+        copied += [
+            o for o in outputs if o._base is not None or any(o is s for s in signals)
+        ]  # autograd wants own memory
         outputs = tuple(o.clone() if any(o is c for c in copied) else o for o in outputs)
         ctx.mark_non_differentiable(*(o for o in outputs if not o.is_floating_point()))
         ctx.save_for_backward(*signals)
