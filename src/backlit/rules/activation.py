@@ -63,7 +63,7 @@ def derivative(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call
 def guided(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> tuple[Tensor | None, ...]:
     """``[g > 0] g f'(z)``: guided back-propagation (Springenberg et al. 2015, Sec. 3.4); f' is the ReLU's gate there."""
     if call.primitive.name == "relu":  # one pass less over memory than the product
-        return (torch.ops.aten.threshold_backward(g.clamp(min=0), inputs[0], 0),)
+        return (torch.ops.aten.threshold_backward(g, inputs[0], 0).clamp_(min=0),)
     return derivative(g.clamp(min=0), inputs, output, call)
 
 
