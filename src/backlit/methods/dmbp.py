@@ -114,8 +114,8 @@ class DMBP(Method):
 
     @classmethod
     def fast(cls, model: nn.Module, **options: Any) -> DMBP:
-        """The short schedule: 10 steps of Adam, 0.2 each, chosen by insertion (``benchmarks/dmbp_schedules.py``)."""
-        return cls(model, **{"steps": 10, "lr": 0.2, "optimizer": "adam", **options})
+        """The short schedule: 5 steps of 0.5, chosen by insertion (``benchmarks/dmbp_schedules.py``)."""
+        return cls(model, **{"steps": 5, "lr": 0.5, **options})
 
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
         n = inputs[0].shape[0]
