@@ -182,6 +182,34 @@ def test_batch_norm_that_nothing_can_absorb_stays() -> None:
     torch.testing.assert_close(propagate(twice, x, presets.gradient, fold=True).output, twice(x))
 
 
+def test_a_linear_layer_whose_outputs_are_not_the_norms_channels_keeps_it() -> None:
+    for features in (4, 6):  # with 4, the shapes alone would let it fold
+        model = Folding(nn.Linear(4, features), nn.BatchNorm1d(4))
+        x = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        frozen = freeze(model, x)
+        torch.testing.assert_close(frozen(x), model(x))
+        assert "batch_norm" in [n.call.primitive.name for n in frozen._recording.nodes]
+        torch.testing.assert_close(propagate(model, x, presets.guided, fold=True).output, model(x))
+
+
+def test_a_layer_whose_output_is_read_by_other_means_keeps_its_norm() -> None:
+    class Peeking(Folding):
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.layer(x)
+            return self.read(self.norm(z), z).flatten(1)
+
+    (x,) = images("plain")
+    for read in (
+        lambda y, z: y + z.detach(),
+        lambda y, z: y * (z > 0),
+        lambda y, z: y if float(z[0, 0, 0, 0]) > 0 else -y,
+    ):
+        model = Peeking(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
+        model.read = read
+        torch.testing.assert_close(propagate(model, x, presets.gradient, fold=True).output, model(x))
+        torch.testing.assert_close(freeze(model, x)(x), model(x))
+
+
 def test_a_fold_that_the_probe_contradicts_is_not_made() -> None:
     model = Folding(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
     model.norm.running_var.fill_(float("inf"))

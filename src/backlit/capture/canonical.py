@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -36,7 +36,12 @@ class Call:
     @property
     def signals(self) -> tuple[Tensor, ...]:
         """The signals, in the order of ``places``."""
-        return tuple(_at(self.arguments, place) for place in self.places)
+        return tuple(at(self.arguments, place) for place in self.places)
+
+    @property
+    def target(self) -> Tensor:
+        """The tensor that a call in place writes to."""
+        return self.arguments["input"] if "input" in self.arguments else self.arguments["#0"]
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
@@ -68,7 +73,8 @@ def _released() -> Any:
     raise RuntimeError("this call's signals were released; use run()")
 
 
-def _at(arguments: Arguments, place: Place) -> Tensor:
+def at(arguments: Arguments, place: Place) -> Tensor:
+    """The argument at a place."""
     name, position = place
     return arguments[name] if position is None else arguments[name][position]
 
@@ -105,16 +111,11 @@ def canonical(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], gates: T
 
 def places_of(arguments: Arguments, live: Tensors) -> tuple[Place, ...]:
     """Where the signals stand among the arguments."""
-    return tuple(_places(arguments, live))
-
-
-def _places(arguments: Arguments, live: Tensors) -> Iterator[Place]:
+    found: list[Place] = []
     for name, value in arguments.items():
-        if isinstance(value, Tensor):
-            if value in live:
-                yield name, None
-        elif isinstance(value, (list, tuple)):
-            yield from ((name, i) for i, item in enumerate(value) if isinstance(item, Tensor) and item in live)
+        items = enumerate(value) if isinstance(value, (list, tuple)) else [(None, value)]
+        found += [(name, i) for i, item in items if isinstance(item, Tensor) and item in live]
+    return tuple(found)
 
 
 _PARAMETERS = frozenset("weight bias running_mean running_var exponent min max gate grid attn_mask dim".split())
@@ -149,12 +150,10 @@ def _bind(signature: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Argu
             "others by name."
         )
     arguments: Arguments = dict(zip(names, args, strict=False))
-    arguments.update({k: v for k, v in kwargs.items() if k in names})
-    extra = {k: v for k, v in kwargs.items() if k not in names and v is not None}
-    if "self" in extra:
-        arguments["input"] = extra.pop("self")
+    renamed = {"input" if k == "self" else k: v for k, v in kwargs.items()}
+    arguments.update((k, v) for k, v in renamed.items() if k in names or v is not None)
     arguments.pop("_stacklevel", None)
-    return arguments | extra
+    return arguments
 
 
 @cache

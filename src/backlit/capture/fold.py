@@ -6,6 +6,7 @@ else reads. Each fold is checked on a probe in float64 before it is believed; a 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,8 +17,6 @@ from torch.nn import functional as F
 from backlit.capture.canonical import Call
 from backlit.capture.primitives import CONVOLUTIONS
 from backlit.capture.record import Recording, record
-
-_FOLDABLE = (*CONVOLUTIONS, "linear")
 
 
 def folded(recording: Recording) -> Recording:
@@ -53,19 +52,24 @@ def _as_identity(call: Call) -> Call:
 
 def _pairs(recording: Recording) -> list[tuple[int, int]]:
     made = {slot: i for i, node in enumerate(recording.nodes) for slot in node.outputs}
-    reads: dict[int, int] = {recording.output: 1}
-    for node in recording.nodes:
-        for slot in node.sources:
-            reads[slot] = reads.get(slot, 0) + 1
+    reads = Counter(slot for node in recording.nodes for slot in node.sources)
+    reads.update((recording.output, *recording.peeked))
     pairs = []
     for i, node in enumerate(recording.nodes):
         if node.call.primitive.name != "batch_norm" or node.call.get("running_var") is None:
             continue
         (slot,) = node.sources
         layer = made.get(slot)
-        if layer is not None and reads[slot] == 1 and recording.nodes[layer].call.primitive.name in _FOLDABLE:
+        if layer is not None and reads[slot] == 1 and _foldable(recording.nodes[layer].call):
             pairs.append((layer, i))
     return pairs
+
+
+def _foldable(call: Call) -> bool:
+    # A linear layer's outputs are the norm's channels only where they stand in the second dimension.
+    return call.primitive.name in CONVOLUTIONS or (
+        call.primitive.name == "linear" and len(call.site.input_shapes[0]) == 2
+    )
 
 
 def _fold(layer: Call, norm: Call) -> Call | None:
@@ -96,14 +100,12 @@ def _agrees(layer: Call, norm: Call, exact: Call) -> bool:
     weight = layer["weight"].double()
     bias = layer.get("bias")
     generator = torch.Generator().manual_seed(0)
-    if layer.primitive.name == "linear":
-        shape = (3, weight.shape[1])
-    else:
-        channels = weight.shape[0] if "transpose" in layer.primitive.name else weight.shape[1] * layer.get("groups", 1)
+    shape = layer.site.input_shapes[0][1:]
+    if layer.primitive.name != "linear":  # two windows along each side are enough
         dilation = layer.get("dilation", 1)
         dilations = (dilation,) * (weight.dim() - 2) if isinstance(dilation, int) else dilation
-        shape = (2, channels, *(d * (k - 1) + 2 for d, k in zip(dilations, weight.shape[2:], strict=False)))
-    probe = torch.randn(shape, generator=generator, dtype=torch.float64).to(weight.device)
+        shape = (shape[0], *(d * (k - 1) + 2 for d, k in zip(dilations, weight.shape[2:], strict=True)))
+    probe = torch.randn((3, *shape), generator=generator, dtype=torch.float64).to(weight.device)
     z = layer.run(probe, weight=weight, bias=None if bias is None else bias.double())
     mean, var, scale, shift = (
         None if norm.get(k) is None else norm[k].double() for k in ("running_mean", "running_var", "weight", "bias")

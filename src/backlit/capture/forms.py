@@ -191,10 +191,10 @@ def _extreme(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
 
 def _product(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
     a, b = signals
-    if a.shape != b.shape:
-        small = 0 if a.numel() < b.numel() else 1
-        return _OneOf(1 - small, call.without_signals(), signals[small])
-    return Halved(call.without_signals(), (a, b))
+    if a.shape == b.shape:
+        return Halved(call.without_signals(), (a, b))
+    small = int(a.numel() >= b.numel())
+    return _OneOf(1 - small, call.without_signals(), signals[small])
 
 
 @dataclass(frozen=True)

@@ -63,19 +63,13 @@ def _sub(input: Any, other: Any, alpha: float = 1) -> Tensor:  # noqa: A002
 
 
 def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, **options: Any
 ) -> Tensor:
     """Scaled dot-product attention by its definition: torch's fused kernels have no second derivative."""
-    if enable_gqa:
+    if options.get("enable_gqa"):
         repeats = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)
+    scale = options.get("scale")
     scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     if is_causal:
         attn_mask = torch.ones_like(scores, dtype=torch.bool).tril()
@@ -84,15 +78,31 @@ def _attention(
     return scores.softmax(-1) @ value
 
 
+_Row = tuple[str, Kind, Function, str, str]
 _CONV = "input weight bias stride padding dilation groups"
 _CONV_T = "input weight bias stride padding output_padding groups dilation"
 _MAX = "input kernel_size stride padding dilation ceil_mode return_indices"
 _AVG = "input kernel_size stride padding ceil_mode count_include_pad divisor_override"
 _STATS = "input running_mean running_var weight bias training momentum eps"
 
+
+def _spatial(d: int) -> tuple[_Row, ...]:
+    """The rows of operations on d spatial dimensions."""
+    conv, transposed, average, maximum = f"conv{d}d", f"conv_transpose{d}d", f"avg_pool{d}d", f"max_pool{d}d"
+    return (
+        (conv, "affine", getattr(F, conv), _CONV, f"F.{conv}"),
+        (transposed, "affine", getattr(F, transposed), _CONV_T, f"F.{transposed}"),
+        (average, "affine", getattr(F, average), _AVG, f"F.{average}"),
+        (f"adaptive_{average}", "affine", getattr(F, f"adaptive_{average}"), "input output_size", f"F.adaptive_{average}"),
+        (maximum, "selection", getattr(F, maximum), _MAX, f"Ft.{maximum} F.{maximum}_with_indices"),
+        (f"adaptive_{maximum}", "selection", getattr(F, f"adaptive_{maximum}"), "input output_size return_indices",
+         f"F.adaptive_{maximum} F.adaptive_{maximum}_with_indices"),
+    )  # fmt: skip
+
+
 # name, kind, out-of-place function, argument names, spellings. In a spelling, F is torch.nn.functional, t is torch and T is
 # torch.Tensor: "tT.relu" is torch.relu and Tensor.relu. Where a name with a trailing underscore exists, it writes in place.
-_ROWS: tuple[tuple[str, Kind, Function, str, str], ...] = (
+_ROWS: tuple[_Row, ...] = (
     # Activations that rectify: they pass what is large and stop, or damp, what is small.
     ("relu", "activation", torch.relu, "input", "FtT.relu"),
     ("leaky_relu", "activation", F.leaky_relu, "input negative_slope", "F.leaky_relu"),
@@ -125,23 +135,11 @@ _ROWS: tuple[tuple[str, Kind, Function, str, str], ...] = (
     ("sqrt", "activation", torch.sqrt, "input", "tT.sqrt"),
     ("exp", "activation", torch.exp, "input", "tT.exp"),
     # Affine layers.
-    ("conv1d", "affine", F.conv1d, _CONV, "F.conv1d"),
-    ("conv2d", "affine", F.conv2d, _CONV, "F.conv2d"),
-    ("conv3d", "affine", F.conv3d, _CONV, "F.conv3d"),
-    ("conv_transpose1d", "affine", F.conv_transpose1d, _CONV_T, "F.conv_transpose1d"),
-    ("conv_transpose2d", "affine", F.conv_transpose2d, _CONV_T, "F.conv_transpose2d"),
-    ("conv_transpose3d", "affine", F.conv_transpose3d, _CONV_T, "F.conv_transpose3d"),
     ("linear", "affine", F.linear, "input weight bias", "F.linear"),
     ("matmul", "affine", torch.matmul, "input other", "tT.matmul T.__matmul__ tT.bmm tT.mm tT.mv"),
     ("addmm", "affine", torch.addmm, "input mat1 mat2", "tT.addmm"),
     ("einsum", "affine", torch.einsum, "", "t.einsum"),
     ("batch_norm", "affine", F.batch_norm, _STATS, "F.batch_norm"),
-    ("avg_pool1d", "affine", F.avg_pool1d, _AVG, "F.avg_pool1d"),
-    ("avg_pool2d", "affine", F.avg_pool2d, _AVG, "F.avg_pool2d"),
-    ("avg_pool3d", "affine", F.avg_pool3d, _AVG, "F.avg_pool3d"),
-    ("adaptive_avg_pool1d", "affine", F.adaptive_avg_pool1d, "input output_size", "F.adaptive_avg_pool1d"),
-    ("adaptive_avg_pool2d", "affine", F.adaptive_avg_pool2d, "input output_size", "F.adaptive_avg_pool2d"),
-    ("adaptive_avg_pool3d", "affine", F.adaptive_avg_pool3d, "input output_size", "F.adaptive_avg_pool3d"),
     # Affine arithmetic. Products, matrix products and quotients of two signals are not affine: see canonical.py.
     ("add", "affine", torch.add, "input other alpha", "tT.add T.__add__ T.__radd__"),
     ("sub", "affine", _sub, "input other alpha", "tT.sub tT.subtract T.__sub__"),
@@ -170,15 +168,6 @@ _ROWS: tuple[tuple[str, Kind, Function, str, str], ...] = (
     ("where", "affine", torch.where, "", "tT.where tT.masked_fill"),
     ("setitem", "affine", Tensor.__setitem__, "", "T.__setitem__ T.masked_fill_ T.copy_"),
     # Selections.
-    ("max_pool1d", "selection", F.max_pool1d, _MAX, "Ft.max_pool1d F.max_pool1d_with_indices"),
-    ("max_pool2d", "selection", F.max_pool2d, _MAX, "Ft.max_pool2d F.max_pool2d_with_indices"),
-    ("max_pool3d", "selection", F.max_pool3d, _MAX, "Ft.max_pool3d F.max_pool3d_with_indices"),
-    ("adaptive_max_pool1d", "selection", F.adaptive_max_pool1d, "input output_size return_indices",
-     "F.adaptive_max_pool1d F.adaptive_max_pool1d_with_indices"),
-    ("adaptive_max_pool2d", "selection", F.adaptive_max_pool2d, "input output_size return_indices",
-     "F.adaptive_max_pool2d F.adaptive_max_pool2d_with_indices"),
-    ("adaptive_max_pool3d", "selection", F.adaptive_max_pool3d, "input output_size return_indices",
-     "F.adaptive_max_pool3d F.adaptive_max_pool3d_with_indices"),
     ("maximum", "selection", torch.maximum, "input other", "tT.maximum"),
     ("minimum", "selection", torch.minimum, "input other", "tT.minimum"),
     ("amax", "selection", torch.amax, "input dim keepdim", "tT.amax"),
@@ -200,6 +189,7 @@ _ROWS: tuple[tuple[str, Kind, Function, str, str], ...] = (
     ("einsum_product", "other", torch.einsum, "", ""),
     ("attention", "other", _attention, "query key value attn_mask dropout_p is_causal scale enable_gqa",
      "F.scaled_dot_product_attention"),
+    *(row for d in (1, 2, 3) for row in _spatial(d)),
 )  # fmt: skip
 
 PRIMITIVES: tuple[Primitive, ...] = tuple(Primitive(*row[:4]) for row in _ROWS)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from backlit._errors import RuleMismatch
 from backlit.capture.canonical import Call
 from backlit.capture.fold import fold_plan
+from backlit.capture.refuse import check_model
 from backlit.capture.sites import Coverage, CoverageRow, Site, Trace
-from backlit.capture.watch import Watch, _floats, check_model
+from backlit.capture.watch import Watch, _floats
 
 Rule = Callable[[Tensor, tuple[Tensor, ...], Tensor, Call], Sequence[Tensor | None]]
 """``rule(grad_output, inputs, output, call) -> gradients of the inputs``; ``None`` in a table is autograd's own."""
@@ -99,8 +100,9 @@ def propagate(
         ModelStateError: If the model is in train mode where that matters.
         InputError: If the output is not one (n, k) tensor of logits.
     """
-    check_model(model)
-    leaves = tuple(x.detach().requires_grad_() for x in _as_tuple(inputs))
+    inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    check_model(model, inputs)
+    leaves = tuple(x.detach().requires_grad_() for x in inputs)
     plan = fold_plan(model, leaves) if fold else {}
     with torch.enable_grad():
         signals = tuple(leaf.clone() for leaf in leaves)  # the network may write to its input
@@ -141,8 +143,7 @@ class _Propagate(Watch):
         else:
             # The value before the write is the rule's input; the write itself goes through autograd, which knows views.
             before = tuple(s.clone() for s in call.signals)
-            result = _Ruled.apply(call.without_signals(), rule, spelled, copied, *before)
-            result = (call["input"] if "input" in call.arguments else call["#0"]).copy_(result)
+            result = call.target.copy_(_Ruled.apply(call.without_signals(), rule, spelled, copied, *before))
         if self._keep(site):
             output = result if isinstance(result, Tensor) else result[0]
             self.kept[site.name] = Kept(output, call.without_signals())
@@ -196,7 +197,3 @@ def check_result(result: tuple[Tensor | None, ...], inputs: tuple[Tensor, ...], 
             raise RuleMismatch(
                 f"The rule at {call.site} returned a gradient of shape {tuple(grad.shape)} for input {i} of shape {tuple(x.shape)}."
             )
-
-
-def _as_tuple(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)

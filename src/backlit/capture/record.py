@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from backlit._errors import UnsupportedOp
 from backlit.capture.canonical import Call
+from backlit.capture.refuse import check_model
 from backlit.capture.sites import Trace
-from backlit.capture.watch import Watch, check_model
+from backlit.capture.watch import Watch
 
 Form = Callable[..., Any]
 """``form(*signals)``: what a node computes from its signals."""
@@ -42,12 +43,13 @@ class Node:
 
 @dataclass(frozen=True)
 class Recording:
-    """The nodes of one forward pass in order, the slots of its inputs and of its output."""
+    """The nodes of one forward pass in order, the slots of its inputs, of its output, and of values read on the side."""
 
     nodes: tuple[Node, ...]
     inputs: tuple[int, ...]
     output: int
     trace: Trace
+    peeked: frozenset[int]
 
     def pruned(self) -> Recording:
         """Without the nodes that the output does not need."""
@@ -74,14 +76,14 @@ def record(model: nn.Module, inputs: tuple[Tensor, ...], former: Former) -> tupl
     Raises:
         UnsupportedOp: Where an operation cannot be seen, or reads a value that was written through another view.
     """
-    check_model(model)
+    check_model(model, inputs)
     with torch.enable_grad():
         # The inputs need gradients only so that values from unseen code betray themselves by their history.
         signals = tuple(x.detach().requires_grad_().clone() for x in inputs)
     run = _Record(model, signals, former)
     output = run.follow(model, signals)
     nodes = tuple(run.nodes)
-    recording = Recording(nodes, tuple(range(len(inputs))), run.slot(output), run.trace)
+    recording = Recording(nodes, tuple(range(len(inputs))), run.slot(output), run.trace, frozenset(run.peeked))
     return recording.pruned(), output.detach()
 
 
@@ -92,6 +94,7 @@ class _Record(Watch):
         self._slots: Any = WeakIdKeyDictionary()  # signal -> (slot, version of its memory)
         self._next = 0
         self.nodes: list[Node] = []
+        self.peeked: set[int] = set()
         for tensor in inputs:
             self._assign(tensor)
 
@@ -109,13 +112,16 @@ class _Record(Watch):
             )
         return slot
 
+    def peek(self, signals: Iterable[Tensor]) -> None:
+        self.peeked.update(self._slots[t][0] for t in signals if t in self._slots)
+
     def visit(self, call: Call) -> Any:
         sources = tuple(self.slot(s, str(call.site)) for s in call.signals)
         signals = tuple(s.detach() for s in call.signals)
         if call.inplace:
             signals = tuple(s.clone() for s in signals)
         result = call.spelled()
-        target = (call["input"] if "input" in call.arguments else call["#0"]) if call.inplace else result
+        target = call.target if call.inplace else result
         results = (target,) if isinstance(target, Tensor) else tuple(t for t in target if t.is_floating_point())
         detached = target.detach() if isinstance(target, Tensor) else tuple(t.detach() for t in target)
         with torch.no_grad():

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakIdKeyDictionary
 
-from backlit._errors import InputError, ModelStateError, UnsupportedOp
-from backlit.capture.canonical import Call, canonical, name_by_signals, places_of
-from backlit.capture.primitives import BY_NAME, CONSTANT, SHADOWS, SPELLINGS, Arguments
+from backlit._errors import UnsupportedOp
+from backlit.capture import refuse
+from backlit.capture.canonical import Call, at, canonical, name_by_signals, places_of
+from backlit.capture.primitives import BY_NAME, CONSTANT, SHADOWS, SPELLINGS
 from backlit.capture.sites import Site, Trace
 
 
@@ -43,6 +44,7 @@ class Watch(TorchFunctionMode):
         self._stale: Any = WeakIdKeyDictionary()  # those of them that missed a write to another
         self._renamed: Any = WeakIdKeyDictionary()  # what was written in place -> what stands for it since
         self._counts: dict[str, int] = {}
+        self._opening: list[Any] = []  # functions whose bodies are running
         self.sites: list[Site] = []
         for tensor in inputs:
             self._live[tensor] = True
@@ -50,6 +52,9 @@ class Watch(TorchFunctionMode):
     def visit(self, call: Call) -> Any:
         """What the call returns to the network."""
         raise NotImplementedError
+
+    def peek(self, signals: Iterable[Tensor]) -> None:
+        """Hear that the network reads the values of signals outside the operations that it is visited for."""
 
     def follow(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         """Run the model on the inputs under this watch; its output, checked.
@@ -59,28 +64,24 @@ class Watch(TorchFunctionMode):
                 them in another precision (autocast), so that a rule would read others than it saw.
         """
         try:
-            with torch.enable_grad(), torch.autograd.graph.disable_saved_tensors_hooks(_HOOKS), self:
-                output = model(*inputs)
+            with torch.enable_grad(), torch.autograd.graph.disable_saved_tensors_hooks(refuse.HOOKS), self:
+                output = self.current(model(*inputs))
         except RuntimeError as error:
-            if _HOOKS in str(error):
-                raise UnsupportedOp(_HOOKS) from error
+            if refuse.HOOKS in str(error):
+                raise UnsupportedOp(refuse.HOOKS) from error
             raise
-        output = check_output(self.current(output), self, inputs[0])
+        refuse.check_output(output, len(inputs[0]))
         self._check_origin(output, model.forward)
+        if output in self._severed:
+            raise UnsupportedOp(refuse.SEVERED.format(self._severed[output]))
+        if output not in self._live:
+            raise UnsupportedOp(refuse.CUT_OFF)
         return output
 
     @property
     def trace(self) -> Trace:
         """The sites visited so far."""
         return Trace(tuple(self.sites))
-
-    def is_signal(self, tensor: Any) -> bool:
-        """Whether the tensor came from the inputs through operations that were seen."""
-        return isinstance(tensor, Tensor) and tensor in self._live
-
-    def severed_at(self, tensor: Tensor) -> Site | None:
-        """The site under ``torch.no_grad`` that made the tensor, if one did."""
-        return self._severed.get(tensor)
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -96,23 +97,24 @@ class Watch(TorchFunctionMode):
             result = func(*args, **kwargs)
             self._note(result, self._seen)
             if func in SHADOWS:
+                self.peek(live)
                 self._note(result, self._shadows)
                 self._viewed[live[0]] = True
             return result
         spelling = SPELLINGS.get(func)
         if spelling is not None:
             return self._visit(func, args, kwargs)
-        if isinstance(func, FunctionType) and func.__module__.startswith("torch."):
+        if isinstance(func, FunctionType) and func.__module__ in _OPEN and func not in self._opening:
             with self:  # a function of torch written in Python: look at what its body calls
-                return _opened(func)(*args, **kwargs)
+                self._opening.append(func)
+                result = _opened(func)(*args, **kwargs)
+                self._opening.remove(func)
+                return result
         result = func(*args, **kwargs)
         if any(t.is_floating_point() or t.is_complex() for t in _tensors((result,))):
-            raise UnsupportedOp(
-                f"{_name(func)} at {self._path() or '<model>'} is an operation that Backlit does not "
-                "know, and its result depends on the input. Declare it with backlit.capture.extend(function, kind, name) "
-                "and give it a rule in the method's rule table, or write it with operations of torch that `backlit "
-                "trace` lists."
-            )
+            raise UnsupportedOp(refuse.UNKNOWN.format(self._where(func)))
+        if isinstance(result, (Tensor, float, list)):
+            self.peek(live)
         self._note(result, self._gates)
         return result
 
@@ -122,10 +124,7 @@ class Watch(TorchFunctionMode):
         versions = [t._version for t in shadows]
         result = func(*args, **kwargs)
         if versions != [t._version for t in shadows]:
-            raise UnsupportedOp(
-                f"{_name(func)} at {self._path() or '<model>'} writes to the memory of a signal behind autograd's back "
-                "(.data, .detach()). Write to the tensor itself."
-            )
+            raise UnsupportedOp(refuse.BEHIND.format(self._where(func)))
         self._note((result, tensors, [t._base for t in tensors]), self._seen)
         cut = [t for t in tensors if t in self._shadows or t in self._severed]
         if any(t in self._gates for t in tensors) or (cut and not _floats(result)):
@@ -139,28 +138,25 @@ class Watch(TorchFunctionMode):
     def _visit(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self._call(func, args, kwargs)
         if torch.is_autocast_enabled(call.signals[0].device.type):
-            raise UnsupportedOp(
-                f"{call.site} runs under torch.autocast, but its rule would run in another precision. Remove the autocast; "
-                "for lower precision convert model and inputs, e.g. model.bfloat16()."
-            )
+            raise UnsupportedOp(refuse.AUTOCAST.format(call.site))
         if not torch.is_grad_enabled():
             if call.inplace:
-                raise severed(call.site)
+                raise UnsupportedOp(refuse.SEVERED.format(call.site))
+            self.peek(call.signals)
             result = func(*args, **kwargs)
-            for tensor in _floats(result):
-                self._severed[tensor] = call.site
+            self._severed.update((t, call.site) for t in _floats(result))
             return result
         for value in _tensors(call.arguments.values()):
             if value in self._severed:
-                raise severed(self._severed[value])
-        target = args[0] if args else kwargs["input"]
-        if call.inplace and target in self._split:
+                raise UnsupportedOp(refuse.SEVERED.format(self._severed[value]))
+        target = call.target if call.inplace else None
+        if target is not None and target in self._split:
             self._stale.update(
                 (t, True) for t, g in self._split.items() if g == self._split[target] and t is not target
             )
-        if not call.inplace:
+        if target is None:
             result = self.visit(call)
-        elif self._aliased(target):
+        elif target._base is not None or target in self._viewed:
             result = target
             self.visit(call)
             if target._base is not None:
@@ -184,22 +180,19 @@ class Watch(TorchFunctionMode):
         places = places_of(arguments, self._live)
         path = self._path()
         name = name_by_signals(name, arguments, places, path or "<model>")
-        _check_mode(name, arguments, path or "<model>")
+        refuse.check_mode(name, arguments, path or "<model>")
         primitive = BY_NAME[name]
-        index = self._counts.get(name, 0)
-        self._counts[name] = index + 1
+        self._counts[name] = self._counts.get(name, -1) + 1
         # An instance norm on running statistics is a batch norm in all but name.
-        affine = primitive.kind == "affine" or (name == "instance_norm" and not arguments.get("use_input_stats", True))
-        spelling = _name(func).removeprefix("torch.")
+        affine = name == "instance_norm" and not arguments.get("use_input_stats", True)
+        kind = "affine" if affine else primitive.kind
         signals = {n for n, _ in places}
         lean = {k: v if k in signals else self._lean(v) for k, v in arguments.items()}
-        site = Site(name, index, "affine" if affine else primitive.kind, path, spelling, (), ())
         lean_args, lean_kwargs = [self._lean(v) for v in args], {k: self._lean(v) for k, v in kwargs.items()}
-        call = Call(site, primitive, lean, places, lambda: func(*lean_args, **lean_kwargs), inplace)
-        return replace(call, site=replace(site, input_shapes=tuple(tuple(t.shape) for t in call.signals)))
-
-    def _aliased(self, tensor: Tensor) -> bool:
-        return tensor._base is not None or tensor in self._viewed
+        spelling = _name(func).removeprefix("torch.")
+        shapes = tuple(tuple(at(lean, place).shape) for place in places)
+        site = Site(name, self._counts[name], kind, path, spelling, shapes, ())
+        return Call(site, primitive, lean, places, lambda: func(*lean_args, **lean_kwargs), inplace)
 
     def current(self, value: Any) -> Any:
         """The value itself, or what stands for it since it was written in place."""
@@ -217,18 +210,9 @@ class Watch(TorchFunctionMode):
 
     def _check_origin(self, tensor: Tensor, func: Any) -> None:
         if tensor in self._stale:
-            raise UnsupportedOp(
-                f"{_name(func)} at {self._path() or '<model>'} reads a tensor that was written in place through a view, "
-                "which the rule of the operation that made the view has separated from it. Give such operations (reshape, "
-                "slice, permute, ...) the rule TRUE."
-            )
-        if tensor.grad_fn is None or tensor in self._live or self._seen.get(tensor):
-            return
-        raise UnsupportedOp(
-            f"An input of {_name(func)} at {self._path() or '<model>'} was computed by code that cannot "
-            "be seen: a scripted or compiled function, a custom autograd.Function, or an extension "
-            f"({type(tensor.grad_fn).__name__}). Use the plain PyTorch version of that part of the model."
-        )
+            raise UnsupportedOp(refuse.PARTED.format(self._where(func)))
+        if tensor.grad_fn is not None and tensor not in self._live and not self._seen.get(tensor):
+            raise UnsupportedOp(refuse.UNSEEN.format(self._where(func), type(tensor.grad_fn).__name__))
 
     def split(self, tensors: Iterable[Tensor]) -> None:
         """Note that these shared their memory in the network, and no longer do."""
@@ -240,6 +224,9 @@ class Watch(TorchFunctionMode):
         for tensor in _tensors((result,)):
             if tensor not in self._live:
                 where[tensor] = tensor.grad_fn is not None
+
+    def _where(self, func: Any) -> str:
+        return f"{_name(func)} at {self._path() or '<model>'}"
 
     def _path(self) -> str:
         """Dotted path of the innermost module whose forward is running in this thread.
@@ -257,76 +244,7 @@ class Watch(TorchFunctionMode):
 
 
 _CALL = nn.Module._call_impl.__code__
-_HOOKS = (
-    "The model uses hooks on saved tensors (torch.utils.checkpoint, save_on_cpu), so that its backward pass would read "
-    "other values than its forward pass saw. Switch checkpointing off for the explanation."
-)
-
-
-def check_model(model: nn.Module) -> None:
-    """Refuse what would be explained wrongly, before anything runs.
-
-    Raises:
-        InputError: If ``model`` is no ``nn.Module``.
-        UnsupportedOp: If a submodule is scripted or compiled, so that its calls cannot be seen.
-        ModelStateError: If batch norm or dropout is in train mode.
-    """
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            f"model must be a torch.nn.Module, but is {type(model).__name__}. Wrap a function in a module."
-        )
-    for name, module in model.named_modules():
-        where = name or "<model>"
-        if isinstance(module, torch.jit.ScriptModule):
-            raise UnsupportedOp(
-                f"The module {where!r} is scripted; its calls cannot be seen. Use the original nn.Module."
-            )
-        if type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
-            raise UnsupportedOp(
-                f"The module {where!r} is compiled; its calls cannot be seen. Use the original module (model._orig_mod)."
-            )
-        stochastic = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-        tracking = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
-        if module.training and (stochastic or tracking or isinstance(module, nn.modules.batchnorm._BatchNorm)):
-            raise ModelStateError(
-                f"model must be in eval mode, but {where!r} ({type(module).__name__}) is in train mode. Call model.eval()."
-            )
-
-
-def check_output(output: Any, run: Watch, x: Tensor) -> Tensor:
-    """The network's output, if it is one (n, k) tensor that follows from the input.
-
-    Raises:
-        InputError: If it has another form.
-        UnsupportedOp: If it does not depend on the input through operations that were seen.
-    """
-    if not isinstance(output, Tensor):
-        raise InputError(
-            f"model must return one tensor of logits (n, k), but returned {type(output).__name__}. Wrap it in a module "
-            "whose forward returns the logits."
-        )
-    if output.dim() != 2 or output.shape[0] != x.shape[0] or not output.is_floating_point():
-        raise InputError(
-            f"model must return logits of shape (n, k), one row an image, but returned {output.dtype} of shape "
-            f"{tuple(output.shape)} for {x.shape[0]}. Wrap it in a module that returns one score per class (a global mean, say)."
-        )
-    if run.is_signal(output):
-        return output
-    site = run.severed_at(output)
-    if site is not None:
-        raise severed(site)
-    raise UnsupportedOp(
-        "The output does not depend on the input through operations that can be seen: the model cuts the gradient "
-        "(.detach(), .data, a conversion to NumPy) or runs scripted or compiled code."
-    )
-
-
-def severed(site: Site) -> UnsupportedOp:
-    """The error for a signal that passed through ``torch.no_grad``."""
-    return UnsupportedOp(
-        f"{site} runs under torch.no_grad inside the model, so the gradient would be cut there in silence. Remove the "
-        "no_grad, or write .detach() where the value is meant to be a constant."
-    )
+_OPEN = frozenset("torch.nn.functional torch.functional torch._tensor torch._jit_internal".split())
 
 
 def _name(func: Any) -> str:
@@ -345,29 +263,12 @@ def _floats(result: Any) -> list[Tensor]:
     return [t for t in _tensors((result,)) if t.is_floating_point()]
 
 
-def _check_mode(name: str, arguments: Arguments, where: str) -> None:
-    """Refuse training behaviour; drop the arguments that only training needs."""
-    training = bool(arguments.pop("training", False)) if name in ("dropout", "rrelu") else arguments.get("training")
-    if name == "dropout" and arguments.pop("p", 0.5) == 0:
-        return
-    if training or arguments.get("dropout_p"):
-        raise ModelStateError(
-            f"model must be in eval mode, but the {name} at {where} is training. Call model.eval(); where it is called as "
-            "a function, pass training=self.training there (dropout_p=0.0 to attention). A batch norm without running "
-            "statistics mixes the images of a batch even then, and cannot be explained."
-        )
-
-
 @cache
 def _opened(func: FunctionType) -> FunctionType:
     """The function without its own test for function modes, so that the mode sees the calls in its body."""
-    blind = {name: _false for name in func.__globals__ if name.startswith("has_torch_function")}
+    blind = {name: lambda *_: False for name in func.__globals__ if name.startswith("has_torch_function")}
     opened = FunctionType(
         func.__code__, {**func.__globals__, **blind}, func.__name__, func.__defaults__, func.__closure__
     )
     opened.__kwdefaults__ = func.__kwdefaults__
     return opened
-
-
-def _false(*_: Any) -> bool:
-    return False

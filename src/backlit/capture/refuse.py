@@ -1,0 +1,113 @@
+"""What cannot be explained rightly, and what to do about it: the checks of a pass, and their messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backlit._errors import InputError, ModelStateError, UnsupportedOp
+from backlit.capture.primitives import Arguments
+
+# Messages of UnsupportedOp; {} is where.
+UNKNOWN = (
+    "{} is an operation that Backlit does not know, and its result depends on the input. Declare it with "
+    "backlit.capture.extend(function, kind, name) and give it a rule in the method's rule table, or write it with "
+    "operations of torch that `backlit trace` lists."
+)
+UNSEEN = (
+    "An input of {} was computed by code that cannot be seen: a scripted or compiled function, a custom "
+    "autograd.Function, or an extension ({}). Use the plain PyTorch version of that part of the model."
+)
+SEVERED = (
+    "{} runs under torch.no_grad inside the model, so the gradient would be cut there in silence. Remove the no_grad, or "
+    "write .detach() where the value is meant to be a constant."
+)
+BEHIND = "{} writes to the memory of a signal behind autograd's back (.data, .detach()). Write to the tensor itself."
+PARTED = (
+    "{} reads a tensor that was written in place through a view, which the rule of the operation that made the view has "
+    "separated from it. Give such operations (reshape, slice, permute, ...) the rule TRUE."
+)
+AUTOCAST = (
+    "{} runs under torch.autocast, but its rule would run in another precision. Remove the autocast; for lower precision "
+    "convert model and inputs, e.g. model.bfloat16()."
+)
+HOOKS = (
+    "The model uses hooks on saved tensors (torch.utils.checkpoint, save_on_cpu), so that its backward pass would read "
+    "other values than its forward pass saw. Switch checkpointing off for the explanation."
+)
+CUT_OFF = (
+    "The output does not depend on the input through operations that can be seen: the model cuts the gradient "
+    "(.detach(), .data, a conversion to NumPy) or runs scripted or compiled code."
+)
+
+
+def check_model(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Refuse what would be explained wrongly, before anything runs.
+
+    Raises:
+        InputError: If ``model`` is no ``nn.Module``, or the inputs cannot have gradients.
+        UnsupportedOp: If a submodule is scripted or compiled, so that its calls cannot be seen.
+        ModelStateError: If batch norm or dropout is in train mode.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"model must be a torch.nn.Module, but is {type(model).__name__}. Wrap a function in a module."
+        )
+    if torch.is_inference_mode_enabled() or any(x.is_inference() or not x.is_floating_point() for x in inputs):
+        raise InputError(
+            f"inputs must be floating-point tensors outside torch.inference_mode, but are {[x.dtype for x in inputs]}"
+            f"{', under it' if torch.is_inference_mode_enabled() else ''}. Use torch.no_grad, clone them, convert them."
+        )
+    for name, module in model.named_modules():
+        where = name or "<model>"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedOp(
+                f"The module {where!r} is scripted; its calls cannot be seen. Use the original nn.Module."
+            )
+        if type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
+            raise UnsupportedOp(
+                f"The module {where!r} is compiled; its calls cannot be seen. Use the original module (model._orig_mod)."
+            )
+        stochastic = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+        tracking = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+        if module.training and (stochastic or tracking or isinstance(module, nn.modules.batchnorm._BatchNorm)):
+            raise ModelStateError(
+                f"model must be in eval mode, but {where!r} ({type(module).__name__}) is in train mode. Call model.eval()."
+            )
+
+
+def check_mode(name: str, arguments: Arguments, where: str) -> None:
+    """Refuse training behaviour; drop the arguments that only training needs.
+
+    Raises:
+        ModelStateError: If the call is training.
+    """
+    training = bool(arguments.pop("training", False)) if name in ("dropout", "rrelu") else arguments.get("training")
+    if name == "dropout" and arguments.pop("p", 0.5) == 0:
+        return
+    if training or arguments.get("dropout_p"):
+        raise ModelStateError(
+            f"model must be in eval mode, but the {name} at {where} is training. Call model.eval(); where it is called as "
+            "a function, pass training=self.training there (dropout_p=0.0 to attention). A batch norm without running "
+            "statistics mixes the images of a batch even then, and cannot be explained."
+        )
+
+
+def check_output(output: Any, n: int) -> None:
+    """Refuse an output that is not one (n, k) tensor.
+
+    Raises:
+        InputError: With what it is.
+    """
+    if not isinstance(output, Tensor):
+        raise InputError(
+            f"model must return one tensor of logits (n, k), but returned {type(output).__name__}. Wrap it in a module "
+            "whose forward returns the logits."
+        )
+    if output.dim() != 2 or output.shape[0] != n or not output.is_floating_point():
+        raise InputError(
+            f"model must return logits of shape (n, k), one row an image, but returned {output.dtype} of shape "
+            f"{tuple(output.shape)} for {n}. Wrap it in a module that returns one score per class (a global mean, say)."
+        )
