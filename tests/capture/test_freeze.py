@@ -178,3 +178,12 @@ def test_values_that_leave_the_batch_axis_are_refused_by_dmbp() -> None:
     model, x = built(lambda z: F.relu(z.transpose(0, 1)).transpose(0, 1))
     with pytest.raises(UnsupportedOp, match=r"does not hold its images in the first dimension.*sites="):
         backlit.DMBP(model, steps=1)(x, 0)
+
+
+def test_offsets_are_judged_by_the_scale_of_their_layer() -> None:
+    """A ReLU6 in a network of tiny values has offsets that matter; the rounding of a secant at large ones does not."""
+    model, x = built(lambda z: z.mul(1e-9).clamp(0, 1e-10).mul(1e9))
+    torch.testing.assert_close(freeze(model, x)(x), model(x))
+    model, x = built(lambda z: F.silu(z * 1e4))
+    ((_, form),) = freeze(model.float(), x.float()).activations
+    assert form.offset is None

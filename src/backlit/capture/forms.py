@@ -162,19 +162,20 @@ def _activation(call: Call, signals: tuple[Tensor, ...], y: Tensor) -> Form:
         raise UnsupportedOp(f"{call.site} has no affine form: its output's shape is not its input's.")
     if call.primitive.name in _PIECEWISE:
         (slope,) = _slopes(call, signals)
-        return Scaled(slope, _unless_zero(y - slope * z))
+        return Scaled(slope, _offset(y, slope, z))
     zero = z.new_zeros(1)
     at_zero = call.run(zero)
     (limit,) = _slopes(call, (zero,))
     slope = torch.where(z.abs() > torch.finfo(z.dtype).eps, (y - at_zero) / z, limit)
     slope = torch.where(slope.isfinite(), slope, 0)
-    return Scaled(slope, _unless_zero(y - slope * z))
+    return Scaled(slope, _offset(y, slope, z))
 
 
-def _unless_zero(offset: Tensor) -> Tensor | None:
-    """The offset, or None where it is rounding: then it is left out, as the formula has none."""
-    negligible = offset.abs().max() <= 8 * torch.finfo(offset.dtype).eps if offset.numel() else True
-    return None if negligible else offset
+def _offset(y: Tensor, slope: Tensor, z: Tensor) -> Tensor | None:
+    """What the slope leaves of the value, or None where that is rounding: then it is left out, as the formula has none."""
+    offset = y - slope * z
+    negligible = 8 * torch.finfo(y.dtype).eps * y.abs().max() if y.numel() else 0
+    return offset if bool((offset.abs() > negligible).any()) else None
 
 
 def _max_pool(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
