@@ -182,8 +182,8 @@ def test_values_that_leave_the_batch_axis_are_refused_by_dmbp() -> None:
 
 def test_offsets_are_judged_by_the_scale_of_their_layer() -> None:
     """A ReLU6 in a network of tiny values has offsets that matter; the rounding of a secant at large ones does not."""
-    model, x = built(lambda z: z.mul(1e-9).clamp(0, 1e-10).mul(1e9))
+    model, x = built(lambda z: z.mul(1e-18).clamp(0, 1e-19).mul(1e18))
     torch.testing.assert_close(freeze(model, x)(x), model(x))
-    model, x = built(lambda z: F.silu(z * 1e4))
+    model, x = built(lambda z: torch.square(z * 1e4))
     ((_, form),) = freeze(model.float(), x.float()).activations
     assert form.offset is None

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backlit import UnsupportedOp
-from backlit.capture import freeze, propagate
+from backlit import UnsupportedOp, check_rule
+from backlit.capture import Call, freeze, propagate
 from backlit.rules import RuleTable, presets
 
 X = torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -176,7 +176,10 @@ def test_constants_may_be_written() -> None:
         learned = mask.new_zeros(2, 1, 1)
         learned += scale
         learned[0] = scale[1]
-        return F.relu(x * mask + statistics * learned)
+        table, column = mask.new_zeros(2, 2), mask.new_zeros(2, 2)
+        table[0] = scale.flatten()
+        column[:, 0].copy_(scale.flatten())
+        return F.relu(x * mask + statistics * learned + (table + column).sum())
 
     scale = nn.Parameter(torch.randn(2, 1, 1, dtype=torch.float64))
     assert_true(Around(part), presets.gradient)
@@ -220,6 +223,44 @@ def test_an_extreme_against_a_constant_is_a_clamp(spelled: Callable[[Tensor, Ten
     torch.testing.assert_close(guided(lambda x: torch.maximum(x, -most)), guided(lambda x: x.clamp(min=-0.3)))
     (site,) = freeze(Around(lambda x: spelled(x, most)), X).activations
     assert site[0].primitive == "clamp"
+
+
+def test_a_rule_reads_its_output_as_it_was_before_a_later_write() -> None:
+    def by_output(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> tuple[Tensor | None, ...]:
+        return (g * (1 - output**2),)
+
+    def part(x: Tensor) -> Tensor:
+        y = x.tanh()
+        flat = y.view(2, -1)
+        y.mul_(2)
+        return flat
+
+    table = presets.gradient.but({"tanh": by_output})
+    ours = propagate(Around(part), X, table).gradient(WEIGHTS)[0]  # plain autograd refuses this write
+    torch.testing.assert_close(
+        ours, propagate(Around(lambda x: x.tanh() * 2), X, presets.gradient).gradient(WEIGHTS)[0]
+    )
+    check_rule(by_output, torch.tanh, X, true_gradient=True)  # second order, through the output
+
+
+def test_an_input_written_through_a_view_stays_the_users() -> None:
+    class First(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x[:, :, :3].mul_(2)
+            return x.flatten(1)[:, :3]
+
+    before = X.clone()
+    run = propagate(First(), X, presets.guided)
+    assert torch.equal(X, before)
+    assert torch.equal(run.output, First()(X.clone()))
+    assert float(run.gradient(WEIGHTS)[0][0, 0, 0, 0]) == 2 * float(WEIGHTS[0, 0])
+
+
+def test_a_view_that_is_written_and_read_freezes_at_what_was_there() -> None:
+    model = Around(lambda x: F.silu(x.view(2, -1), inplace=True))
+    torch.testing.assert_close(freeze(model, X)(X), model(X))
+    ((_, form),) = freeze(model, X).activations
+    torch.testing.assert_close(form.slope, torch.sigmoid(model.conv(X).view(2, -1)))
 
 
 def test_a_write_keeps_the_precision_of_what_it_writes_to() -> None:

@@ -63,6 +63,12 @@ def _buffer_detached(x: Tensor) -> Tensor:
     return x + y
 
 
+def _no_grad_branch(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        branch = F.relu(x) + 1
+    return x + branch
+
+
 class _Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -80,6 +86,7 @@ class _Recurrent(nn.Module):
         (lambda x: checkpoint(torch.tanh, x, use_reentrant=True), r"a custom autograd.Function.*\(CheckpointFunction"),
         (_autocast, r"runs under torch.autocast.*bfloat16\(\)"),
         (lambda x: x + _Detaching.apply(x), r"a custom autograd.Function.*\(_DetachingBackward\)"),
+        (_no_grad_branch, r"relu\[0\] at <model> .*runs under torch.no_grad|add\[0\] .*runs under torch.no_grad"),
         (_compiled(), r"scripted or compiled function"),
         (_hooked(), r"code that cannot be seen.*BackwardHook"),
         (lambda x: x + ThreadPoolExecutor(1).submit(F.relu, x).result(), r"code that cannot be seen.*Relu"),
