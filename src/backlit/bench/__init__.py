@@ -1,0 +1,1 @@
+"""Plans of many explanations and scores, run, resumed and gathered."""

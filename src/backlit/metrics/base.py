@@ -1,0 +1,254 @@
+"""What every metric shares: options, checks, the protocol it leaves behind, and its scores with their intervals."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from backlit._errors import InputError, nearest
+from backlit.attribution import Attribution, Reduce
+from backlit.methods.base import Method, check
+from backlit.metrics.examples import Examples
+from backlit.metrics.statistics import Estimate, difference, estimate, mean
+
+Need = Literal["labels", "boxes", "cells", "methods", "source", "classes"]
+WHO_HAS_IT: dict[Need, str] = {
+    "labels": "all true classes of each image (Examples.labels; VOC, two-object scenes and mosaics have them)",
+    "boxes": "boxes of the target (Examples.boxes; VOC and ImageNet with its annotations have them)",
+    "cells": "the target's cell of a mosaic (Examples.cells; backlit.data.mosaics makes them)",
+    "methods": "the methods themselves, to run them again (the argument `methods`)",
+    "source": "a source signal (Attribution.parts['source']; MIP-IN and PatternNet give one)",
+    "classes": "a network with at least two classes",
+}
+
+
+@dataclass(frozen=True)
+class MetricOptions:
+    """Options of every metric.
+
+    Attributes:
+        reduce: How the channels of a map become one number a pixel; the papers' way is the sum.
+        seed: Seed of whatever is drawn, the order of equal pixels first of all.
+        chunk: Number of images that run at once; None lets it follow from the memory that is free.
+    """
+
+    reduce: Reduce = "sum"
+    seed: int = 0
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        check(self.reduce in ("sum", "abs", "max", "norm"), "reduce", self.reduce, "'sum', 'abs', 'max' or 'norm'")
+        whole = isinstance(self.chunk, int) and self.chunk > 0
+        check(self.chunk is None or whole, "chunk", self.chunk, "a positive integer or None")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What exactly was measured; kept with every result, as JSON can hold it."""
+
+    metric: str
+    title: str
+    source: str
+    higher_is_better: bool
+    range: tuple[float, float]
+    channels: str
+    ties: str
+    forward_passes: str
+    options: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """As a dictionary; infinite ends of the range are None."""
+        ends = [end if np.isfinite(end) else None for end in self.range]
+        return {**asdict(self), "range": ends, "options": dict(self.options)}
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What one metric says of several methods' maps of the same n images.
+
+    Attributes:
+        metric: The metric, with its options.
+        names: The images' names.
+        values: One number an image by method, float64 (n,); NaN for an image that the protocol does not score.
+        curves: By method, the curve of each image (n, points), for metrics that have one.
+        positions: Where the curves' points stand (points,), as a share of the pixels.
+        groups: What a statistic over images needs besides the values (n,): the class, or whether the network was right.
+        extra: Further numbers (n,) by name and method, such as "ssim".
+        pictures: Further maps (layers, n, h, w) by method, such as those of networks with reset layers.
+        labels: What the layers of ``pictures`` are.
+        notes: What a reader must know: images left out, undefined values.
+    """
+
+    metric: Metric
+    names: Sequence[str]
+    values: Mapping[str, np.ndarray]
+    curves: Mapping[str, np.ndarray] = field(default_factory=dict)
+    positions: np.ndarray | None = None
+    groups: np.ndarray | None = None
+    extra: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    pictures: Mapping[str, Tensor] = field(default_factory=dict)
+    labels: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+    @property
+    def protocol(self) -> Protocol:
+        """What exactly was measured."""
+        return self.metric.protocol
+
+    def estimate(self, method: str) -> Estimate:
+        """The method's score over all images, with its bootstrap interval."""
+        return estimate(self.values[method], self.groups, self.metric.statistic, seed=self.metric.options.seed)
+
+    def difference(self, method: str, other: str) -> Estimate:
+        """The paired difference of two methods on the images that both scored, with its bootstrap interval."""
+        return difference(
+            self.values[method],
+            self.values[other],
+            self.groups,
+            self.metric.statistic,
+            seed=self.metric.options.seed,
+        )
+
+    def ranking(self) -> list[tuple[str, Estimate]]:
+        """The methods, best first."""
+        found = [(name, self.estimate(name)) for name in self.values]
+        sign = -1 if self.metric.higher_is_better else 1
+        return sorted(found, key=lambda row: (np.isnan(row[1].value), sign * row[1].value))
+
+
+class Metric(ABC):
+    """A protocol that scores maps: create it with its options, call it on a network, examples and maps."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    higher_is_better: ClassVar[bool]
+    range: ClassVar[tuple[float, float]]
+    needs: ClassVar[tuple[Need, ...]] = ()
+    ties: ClassVar[str] = "none: the score does not order pixels"
+    Options: ClassVar[type[MetricOptions]] = MetricOptions
+
+    def __init__(self, **options: Any) -> None:
+        known = [f.name for f in fields(self.Options)]
+        for key in options:
+            if key not in known:
+                raise InputError(
+                    f"{key!r} is no option of {self.title}: it has {', '.join(known)}.{nearest(key, known)}"
+                )
+        self.options: Any = self.Options(**options)
+
+    def __call__(
+        self,
+        network: nn.Module,
+        examples: Examples,
+        maps: Mapping[str, Attribution | Tensor],
+        methods: Mapping[str, Method] | None = None,
+    ) -> Scores:
+        """Score maps of the same images.
+
+        Args:
+            network: The network that was explained, in eval mode; it is not changed.
+            examples: The images, their targets, and the ground truth that the metric needs.
+            maps: For each method its attribution of the examples, or a bare map (n, c, h, w).
+            methods: The method objects by the same names, for metrics that explain again.
+
+        Raises:
+            InputError: If the data lacks what the metric needs, or a map does not fit the images.
+        """
+        if not maps:
+            raise InputError("maps must hold the maps of at least one method, but is empty.")
+        self._check_needs(examples, maps, methods)
+        heat = {name: self.heatmap(name, m, examples) for name, m in maps.items()}
+        with torch.no_grad():
+            return self.measure(network, examples, heat, maps, methods or {})
+
+    @abstractmethod
+    def measure(
+        self,
+        network: nn.Module,
+        examples: Examples,
+        heat: Mapping[str, Tensor],
+        maps: Mapping[str, Attribution | Tensor],
+        methods: Mapping[str, Method],
+    ) -> Scores:
+        """The scores, from one heatmap (n, 1, h, w) a method; the arguments have been checked."""
+
+    @property
+    def forward_passes(self) -> str:
+        """What one map of one image costs, in forward passes of one image."""
+        return "0"
+
+    @property
+    def protocol(self) -> Protocol:
+        """What exactly this metric measures."""
+        return Protocol(
+            metric=self.name,
+            title=self.title,
+            source=self.source,
+            higher_is_better=self.higher_is_better,
+            range=self.range,
+            channels=f"{self.options.reduce} over channels",
+            ties=self.ties,
+            forward_passes=self.forward_passes,
+            options={f.name: _plain(getattr(self.options, f.name)) for f in fields(self.options)},
+        )
+
+    def statistic(self, values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+        """The score of d samples of n images, (d, n) -> (d,): the mean, unless the paper says otherwise."""
+        return mean(values, groups)
+
+    def heatmap(self, name: str, found: Attribution | Tensor, examples: Examples) -> Tensor:
+        """The method's map as one number a pixel (n, 1, h, w).
+
+        Raises:
+            InputError: If it is of other images, of another size, or not finite.
+        """
+        values = found.values if isinstance(found, Attribution) else found
+        n, _, height, width = examples.inputs.shape
+        if values.dim() != 4 or len(values) != n or values.shape[-2:] != (height, width):
+            raise InputError(
+                f"maps[{name!r}] must be (n, c, h, w) = ({n}, c, {height}, {width}) like the images, but has shape "
+                f"{tuple(values.shape)}. Explain these examples, or resize the maps."
+            )
+        if not bool(values.isfinite().all()):
+            which = ", ".join(examples.names[i] for i in (~values.flatten(1).isfinite().all(1)).nonzero().flatten()[:3])
+            raise InputError(f"maps[{name!r}] must be finite, but holds NaN or Inf for {which}.")
+        if isinstance(found, Attribution):
+            if not torch.equal(found.target.to(examples.target.device), examples.target):
+                raise InputError(f"maps[{name!r}] must explain the examples' targets, but explains others.")
+            return found.heatmap(self.options.reduce)
+        return Attribution(values, examples.target, examples.target.to(values.dtype)).heatmap(self.options.reduce)
+
+    def _check_needs(self, examples: Examples, maps: Mapping[str, Any], methods: Mapping[str, Method] | None) -> None:
+        have: dict[Need, bool] = {
+            "labels": examples.labels is not None,
+            "boxes": examples.boxes is not None,
+            "cells": examples.cells is not None,
+            "methods": methods is not None and all(name in methods for name in maps),
+            "source": all(isinstance(m, Attribution) and "source" in m.parts for m in maps.values()),
+            "classes": True,
+        }
+        for need in self.needs:
+            if not have[need]:
+                raise InputError(f"{self.title} needs {WHO_HAS_IT[need]}, and these do not come with it.")
+
+
+def to_numbers(values: Tensor) -> np.ndarray:
+    """A tensor as float64 numbers on the host."""
+    return values.detach().double().cpu().numpy()
+
+
+def _plain(value: Any) -> Any:
+    """An option's value as JSON can hold it."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return str(value)
