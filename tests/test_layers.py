@@ -45,9 +45,10 @@ def test_every_layer_is_in_the_order() -> None:
     assert there - {"__init__", "__pycache__", "py.typed"} == set(ORDER)
 
 
-def test_the_core_stays_small() -> None:
-    files = [p for part in ("capture", "rules") for p in (SOURCE / part).glob("*.py")]
-    assert 1000 < sum(lines_of_code(p.read_text(encoding="utf-8")) for p in files) < 1500
+def test_the_engine_stays_small() -> None:
+    """What sees a network and runs it; rules are content, and grow."""
+    files = [*(SOURCE / "capture").glob("*.py"), SOURCE / "rules" / "table.py"]
+    assert 1000 < sum(lines_of_code(p.read_text(encoding="utf-8")) for p in files) < 1400
 
 
 def lines_of_code(source: str) -> int:

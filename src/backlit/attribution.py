@@ -35,7 +35,7 @@ class Attribution:
         values: The maps (n, c, h, w), in units of the logit per pixel and channel for methods that split the logit.
         target: Class indices (n,), int64.
         output: The targets' logits in the network's own forward pass (n,).
-        inputs: The images as the network took them (n, c, h, w), or None.
+        inputs: The images as the network took them, as many and as large as the maps; or None.
         parts: Further maps (n, c, h, w) by name, such as "positive" and "negative".
         trajectory: Curves over the steps of a learned method (steps, n), by name.
         completeness: Numbers (n,) that say what the map accounts for, by name; "gap" is what it should and does not.
@@ -69,8 +69,8 @@ class Attribution:
         expected += [(f"parts[{k!r}]", v, tuple(self.values.shape)) for k, v in self.parts.items()]
         expected += [(f"completeness[{k!r}]", v, (n,)) for k, v in self.completeness.items()]
         expected += [(f"trajectory[{k!r}]", v, (*v.shape[:1], n)) for k, v in self.trajectory.items()]
-        if self.inputs is not None:
-            expected.append(("inputs", self.inputs, tuple(self.values.shape)))
+        if self.inputs is not None:  # a class activation map has one channel, whatever the image has
+            expected.append(("inputs", self.inputs, (n, *self.inputs.shape[1:2], *self.values.shape[2:])))
         for name, tensor, shape in expected:
             if tuple(tensor.shape) != shape:
                 raise InputError(f"{name} must have shape {shape} to go with values, but has {tuple(tensor.shape)}.")

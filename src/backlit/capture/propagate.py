@@ -52,17 +52,23 @@ class Propagation:
     kept: dict[str, Kept]
 
     def gradient(
-        self, weights: Float[Tensor, "*t n k"], *, create_graph: bool = False, retain_graph: bool | None = None
+        self,
+        weights: Float[Tensor, "*t n k"],
+        *,
+        to: tuple[Tensor, ...] | None = None,
+        create_graph: bool = False,
+        retain_graph: bool | None = None,
     ) -> tuple[Tensor, ...]:
-        """Gradient of ``(weights * output).sum()`` to each input, by the rules.
+        """Gradient of ``(weights * output).sum()`` to each input, by the rules; or to these outputs of kept sites.
 
         With a leading axis t, t weightings are propagated at once through the same graph: each result is then
         (t, n, ...).
         """
+        to = self.inputs if to is None else to
         batched = weights.dim() == self.output.dim() + 1
         grads = torch.autograd.grad(
             self.output,
-            self.inputs,
+            to,
             weights,
             create_graph=create_graph,
             retain_graph=retain_graph,
@@ -70,9 +76,7 @@ class Propagation:
             allow_unused=True,
         )
         shape = weights.shape[:1] if batched else ()
-        return tuple(
-            x.new_zeros((*shape, *x.shape)) if g is None else g for g, x in zip(grads, self.inputs, strict=True)
-        )
+        return tuple(x.new_zeros((*shape, *x.shape)) if g is None else g for g, x in zip(grads, to, strict=True))
 
 
 def propagate(

@@ -60,7 +60,7 @@ class Maps:
 
     ``values`` and each part hold one tensor per input of the network, (t, n, c, h, w); ``targets`` is (n, t), ``output``
     and each number of ``completeness`` (t, n), each ``trajectory`` (t, steps, n). ``activation_bytes`` is the size of one
-    image's activations, from which the chunk size follows.
+    image's activations, from which the chunk size follows; ``notes`` say what the method chose, for the provenance.
     """
 
     values: tuple[Tensor, ...]
@@ -71,6 +71,7 @@ class Maps:
     parts: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
     trajectory: Mapping[str, Tensor] = field(default_factory=dict)
     completeness: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Method(ABC):
@@ -136,7 +137,7 @@ class Method(ABC):
     def _explained(self, inputs: Any, target: Any, *, several: bool) -> tuple[Any, ...]:
         start = time.perf_counter()
         tensors, maps = self._maps(inputs, target, several=several)
-        provenance = self._provenance(time.perf_counter() - start, tensors[0])
+        provenance = {**self._provenance(time.perf_counter() - start, tensors[0]), **maps.notes}
         count = range(maps.targets.shape[1])
         results = tuple(tuple(_attribution(maps, t, i, x, provenance) for i, x in enumerate(tensors)) for t in count)
         return results if isinstance(inputs, tuple) else tuple(r[0] for r in results)
@@ -206,6 +207,7 @@ def _joined(chunks: list[Maps]) -> Maps:
         parts={k: tuple(rows("parts", i, k) for i in inputs) for k in first.parts},
         trajectory={k: _padded([c.trajectory[k] for c in chunks]) for k in first.trajectory},
         completeness={k: rows("completeness", None, k) for k in first.completeness},
+        notes=first.notes,
     )
 
 

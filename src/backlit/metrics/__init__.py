@@ -2,5 +2,69 @@
 
 from backlit.metrics.base import Metric, MetricOptions, Protocol, Scores
 from backlit.metrics.examples import Examples
+from backlit.metrics.localisation import (
+    BoundaryAUC,
+    BoundaryDependence,
+    BoxAccuracy,
+    EnergyPointingGame,
+    GridPointingGame,
+    PointingGame,
+)
+from backlit.metrics.perturbation import ComplementaryInsertion, Deletion, Insertion, LeRF5, LeRF100, MoRF5, MoRF100
+from backlit.metrics.reset import CascadingReset, LastLayerReset
+from backlit.metrics.sensitivity import ClassSensitivity, Infidelity, MaxSensitivity
+from backlit.metrics.signal import PercentageChange, PositivePercentageChange
+from backlit.metrics.statistics import Estimate
 
-__all__ = ["Examples", "Metric", "MetricOptions", "Protocol", "Scores"]
+METRICS: tuple[type[Metric], ...] = (
+    Insertion,
+    ComplementaryInsertion,
+    Deletion,
+    MoRF5,
+    LeRF5,
+    MoRF100,
+    LeRF100,
+    PointingGame,
+    EnergyPointingGame,
+    BoxAccuracy,
+    GridPointingGame,
+    BoundaryDependence,
+    BoundaryAUC,
+    LastLayerReset,
+    CascadingReset,
+    ClassSensitivity,
+    PercentageChange,
+    PositivePercentageChange,
+    Infidelity,
+    MaxSensitivity,
+)
+
+__all__ = [
+    "METRICS",
+    "BoundaryAUC",
+    "BoundaryDependence",
+    "BoxAccuracy",
+    "CascadingReset",
+    "ClassSensitivity",
+    "ComplementaryInsertion",
+    "Deletion",
+    "EnergyPointingGame",
+    "Estimate",
+    "Examples",
+    "GridPointingGame",
+    "Infidelity",
+    "Insertion",
+    "LastLayerReset",
+    "LeRF5",
+    "LeRF100",
+    "MaxSensitivity",
+    "Metric",
+    "MetricOptions",
+    "MoRF5",
+    "MoRF100",
+    "PercentageChange",
+    "PointingGame",
+    "PositivePercentageChange",
+    "Protocol",
+    "Scores",
+]

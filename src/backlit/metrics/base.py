@@ -164,6 +164,7 @@ class Metric(ABC):
         """
         if not maps:
             raise InputError("maps must hold the maps of at least one method, but is empty.")
+        examples = examples.to(examples.inputs.device)
         self._check_needs(examples, maps, methods)
         heat = {name: self.heatmap(name, m, examples) for name, m in maps.items()}
         with torch.no_grad():
@@ -217,8 +218,10 @@ class Metric(ABC):
                 f"maps[{name!r}] must be (n, c, h, w) = ({n}, c, {height}, {width}) like the images, but has shape "
                 f"{tuple(values.shape)}. Explain these examples, or resize the maps."
             )
-        if not bool(values.isfinite().all()):
-            which = ", ".join(examples.names[i] for i in (~values.flatten(1).isfinite().all(1)).nonzero().flatten()[:3])
+        finite = values.flatten(1).isfinite().all(1)
+        if not bool(finite.all()):
+            wrong = torch.where(~finite)[0].tolist()
+            which = ", ".join(str(examples.names[i]) for i in wrong[:3])
             raise InputError(f"maps[{name!r}] must be finite, but holds NaN or Inf for {which}.")
         if isinstance(found, Attribution):
             if not torch.equal(found.target.to(examples.target.device), examples.target):

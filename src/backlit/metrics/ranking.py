@@ -15,7 +15,7 @@ def pixel_ranks(heat: Float[Tensor, "*b p"], *, seed: int, ascending: bool = Fal
     """
     p = heat.shape[-1]
     drawn = torch.randperm(p, generator=torch.Generator().manual_seed(seed)).to(heat.device)
-    order = drawn[heat[..., drawn].argsort(-1, descending=not ascending, stable=True)]
+    order = drawn[heat[..., drawn].argsort(dim=-1, descending=not ascending, stable=True)]
     places = torch.arange(p, device=heat.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, places)
 

@@ -1,0 +1,35 @@
+"""The baseline of every comparison: a map that knows nothing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from backlit.capture import Coverage
+from backlit.methods.base import Maps, Method
+from backlit.methods.inputs import pick
+
+
+class Random(Method):
+    """Uniform noise from -1 to 1, the same for every image of a size: what a map is worth that looks at nothing."""
+
+    name = "random"
+    title = "Random"
+    summary = "noise that looks at neither image nor network"
+    source = "baseline"
+
+    def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
+        with torch.no_grad():
+            output = self.model(*(x.clone() for x in inputs))
+        targets = pick(output, targets)
+        return Maps(
+            values=tuple(self._noise(x).expand(targets.shape[1], *x.shape).clone() for x in inputs),
+            targets=targets,
+            output=output.gather(1, targets).T,
+            coverage=Coverage(),
+            activation_bytes=64.0 * inputs[0][0].numel() * inputs[0].element_size(),
+        )
+
+    def _noise(self, x: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(self.options.seed)
+        return (torch.rand(x.shape[1:], generator=generator, dtype=torch.float64) * 2 - 1).to(x)

@@ -1,0 +1,321 @@
+"""Where the relevance lies: against boxes, against the image's border, against the cells of a mosaic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from backlit._errors import InputError
+from backlit.methods.base import check
+from backlit.methods.chunks import run_in_chunks
+from backlit.metrics.base import Metric, MetricOptions, Scores, to_numbers
+from backlit.metrics.examples import Examples, inside
+from backlit.metrics.ranking import average_ranks
+
+
+@dataclass(frozen=True)
+class BoxOptions(MetricOptions):
+    """Options of metrics on boxes.
+
+    Attributes:
+        largest: Images whose boxes cover this share or more are not scored: there, any map is right.
+        one_box: Images with several boxes are not scored.
+    """
+
+    largest: float = 1.0
+    one_box: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 < self.largest <= 1, "largest", self.largest, "above 0 and at most 1")
+
+
+class _OnBoxes(Metric):
+    """A share or a hit (n,) against the boxes of the target."""
+
+    higher_is_better = True
+    range = (0.0, 1.0)
+    needs = ("boxes",)
+    Options = BoxOptions
+
+    def measure(
+        self,
+        network: nn.Module,
+        examples: Examples,
+        heat: Mapping[str, Tensor],
+        maps: Mapping[str, Any],
+        methods: Mapping[str, Any],
+    ) -> Scores:
+        assert examples.boxes is not None
+        height, width = examples.inputs.shape[-2:]
+        device = examples.inputs.device
+        boxes = list(examples.boxes)
+        area = torch.stack([inside(b, height, width) for b in boxes])
+        counts = torch.tensor([len(b) for b in boxes], device=device)
+        fits = (counts > 0) & (area.flatten(1).double().mean(1) < self.options.largest)
+        if self.options.one_box:
+            fits &= counts == 1
+        fits &= area.flatten(1).any(1)  # a box between two pixel centres holds none
+        values, notes = {}, []
+        for name, found in heat.items():
+            score, flat = self.score(found[:, 0].double(), area, boxes)
+            values[name] = to_numbers(torch.where(fits, score, torch.nan))
+            if flat:
+                notes.append(f"{name}: {flat} maps without positive relevance score as a constant map does")
+        left_out = int((~fits).sum())
+        if left_out:
+            notes.insert(0, f"{left_out} of {len(examples)} images not scored: {self._rule()}")
+        return Scores(self, examples.names, values, notes=tuple(notes))
+
+    def _rule(self) -> str:
+        rule = "they have no box" if not self.options.one_box else "they do not have one box"
+        return rule + (f", or it covers {self.options.largest:.0%} or more" if self.options.largest < 1 else "")
+
+    def score(self, heat: Tensor, area: Tensor, boxes: list[Tensor]) -> tuple[Tensor, int]:
+        """The score (n,) of heatmaps (n, h, w), and how many of them had nothing to score."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class PointingOptions(BoxOptions):
+    """Options of the pointing game.
+
+    Attributes:
+        tolerance: Pixels by which the maximum may miss the box.
+    """
+
+    tolerance: float = 15.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.tolerance >= 0, "tolerance", self.tolerance, "at least 0")
+
+
+class PointingGame(_OnBoxes):
+    """Pointing game (Zhang et al. 2018; LPR, Sec. 4.2): does the map's maximum lie in a box of the target?"""
+
+    name = "pointing_game"
+    title = "Pointing game"
+    summary = "share of images whose largest value lies in, or within 15 pixels of, a box of the target"
+    source = "Zhang et al. 2018; LPR, Sec. 4.2"
+    ties = "the share of the equal maxima that hit: what a random choice among them gives on average"
+    Options = PointingOptions
+
+    def score(self, heat: Tensor, area: Tensor, boxes: list[Tensor]) -> tuple[Tensor, int]:
+        near = torch.stack([_near(b, heat.shape[1], heat.shape[2], self.options.tolerance) for b in boxes])
+        top = heat == heat.amax((1, 2), keepdim=True)
+        return (top & near).sum((1, 2)) / top.sum((1, 2)).double(), 0
+
+
+class EnergyPointingGame(_OnBoxes):
+    """Energy-based pointing game (Wang et al. 2020; TR-GBP, Eq. 11): the share of positive relevance inside the box."""
+
+    name = "energy_pointing_game"
+    title = "Energy-based pointing game"
+    summary = "share of the positive relevance that lies inside the target's box"
+    source = "Wang et al. 2020; TR-GBP, Eq. 11, Appendix C"
+
+    @dataclass(frozen=True)
+    class Options(BoxOptions):
+        """As every metric on boxes, with the paper's choice of images: one box, under half of the image."""
+
+        largest: float = 0.5
+        one_box: bool = True
+
+    def score(self, heat: Tensor, area: Tensor, boxes: list[Tensor]) -> tuple[Tensor, int]:
+        return positive_share(heat, area)
+
+
+class BoxAccuracy(_OnBoxes):
+    """Box accuracy (MIP-IN, Sec. 6.3): of the n largest values, n the pixels in the box, the share inside it."""
+
+    name = "box_accuracy"
+    title = "Box accuracy"
+    summary = "share inside the box of as many top pixels as the box has"
+    source = "MIP-IN, Sec. 6.3"
+    ties = "equal values at the cut count by the share of them that is inside: the average over all orders"
+
+    @dataclass(frozen=True)
+    class Options(BoxOptions):
+        """As every metric on boxes, with the paper's choice of images: boxes under a third of the image."""
+
+        largest: float = 0.33
+
+    def score(self, heat: Tensor, area: Tensor, boxes: list[Tensor]) -> tuple[Tensor, int]:
+        flat, within = heat.flatten(1), area.flatten(1)
+        n = within.sum(1, keepdim=True)
+        cut = flat.sort(1, descending=True).values.gather(1, (n - 1).clamp(min=0))
+        above, equal = flat > cut, flat == cut
+        wanted = (n - above.sum(1, keepdim=True)).double()  # of the equal ones
+        share = (equal & within).sum(1, keepdim=True) / equal.sum(1, keepdim=True).double()
+        hits = (above & within).sum(1, keepdim=True) + wanted * share
+        return (hits / n)[:, 0], 0
+
+
+@dataclass(frozen=True)
+class BorderOptions(MetricOptions):
+    """Options of boundary dependence.
+
+    Attributes:
+        border: Width of the border, pixels.
+    """
+
+    border: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(isinstance(self.border, int) and self.border > 0, "border", self.border, "a positive integer")
+
+
+class BoundaryDependence(Metric):
+    """Intensity of boundary dependence, IBD (TR-GBP, Eq. 12): the share of positive relevance in a 16-pixel border."""
+
+    name = "ibd"
+    title = "Boundary dependence (IBD)"
+    summary = "share of the positive relevance in the image's border"
+    source = "TR-GBP, Eq. 12"
+    higher_is_better = False
+    range = (0.0, 1.0)
+    Options = BorderOptions
+
+    def measure(
+        self,
+        network: nn.Module,
+        examples: Examples,
+        heat: Mapping[str, Tensor],
+        maps: Mapping[str, Any],
+        methods: Mapping[str, Any],
+    ) -> Scores:
+        border, (height, width) = self.options.border, examples.inputs.shape[-2:]
+        if 2 * border >= min(height, width):
+            raise InputError(
+                f"border must be under half of the image's side ({min(height, width)} pixels), but is {border}: nothing "
+                "would be left inside."
+            )
+        area = torch.ones(1, height, width, dtype=torch.bool, device=examples.inputs.device)
+        area[:, border:-border, border:-border] = False
+        shares = {name: positive_share(v[:, 0].double(), area.expand(len(v), -1, -1)) for name, v in heat.items()}
+        notes = [
+            f"{k}: {flat} maps without positive relevance score as a constant map does"
+            for k, (_, flat) in shares.items()
+            if flat
+        ]
+        return Scores(
+            self,
+            examples.names,
+            {name: to_numbers(share) for name, (share, _) in shares.items()},
+            groups=self.right(network, examples),
+            notes=tuple(notes),
+        )
+
+    def right(self, network: nn.Module, examples: Examples) -> np.ndarray | None:
+        """Whether the network predicts each target; not needed for the share alone."""
+        return None
+
+
+class BoundaryAUC(BoundaryDependence):
+    """ROC AUC of IBD as a sign of a wrong prediction (TR-GBP, Sec. 5.4), on the half of the images with the largest IBD.
+
+    An image's positive class is that the network is wrong, and its score the IBD; the same number is the AUC of -IBD for
+    being right. The examples' target must be the ground truth; what is explained in the paper is the prediction.
+    """
+
+    name = "ibd_auc"
+    title = "IBD as a sign of error"
+    summary = "area under the ROC of IBD for wrong predictions, among the half of images with the largest IBD"
+    source = "TR-GBP, Sec. 5.4, Table 2"
+    higher_is_better = True
+
+    @property
+    def forward_passes(self) -> str:
+        return "1 that all maps of an image share"
+
+    def right(self, network: nn.Module, examples: Examples) -> np.ndarray:
+        x = examples.inputs
+        predicted = run_in_chunks(
+            lambda part: network(x[part]).argmax(1),
+            lambda _: x[0].numel() * x.element_size() * 64,
+            n=len(x),
+            chunk=self.options.chunk,
+            device=x.device,
+        )
+        right = torch.cat(predicted) == examples.target
+        if bool(right.all()) or not bool(right.any()):
+            which = "right" if bool(right.all()) else "wrong"
+            raise InputError(
+                f"{self.title} needs right and wrong predictions, but all {len(x)} are {which}. Take more images, with "
+                "their ground truth as target."
+            )
+        return to_numbers(right)
+
+    def statistic(self, values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+        """The AUC of each sample (d, n) -> (d,): NaN for one whose larger half has right or wrong predictions only."""
+        assert groups is not None
+        share, right = torch.from_numpy(values), torch.from_numpy(groups) > 0.5
+        kept = (share.shape[1] + 1) // 2
+        top = share.argsort(dim=1, descending=True, stable=True)[:, :kept]
+        share, wrong = share.gather(1, top), ~right.gather(1, top)
+        bad, good = wrong.sum(1).double(), (~wrong).sum(1).double()
+        ranks = average_ranks(share) + 1
+        area = ((ranks * wrong).sum(1) - bad * (bad + 1) / 2) / (bad * good)  # Mann and Whitney's U
+        return area.numpy()
+
+
+class GridPointingGame(Metric):
+    """Grid pointing game (Boehle et al. 2021): in a mosaic of images of different classes, the share in the target's cell."""
+
+    name = "grid_pointing_game"
+    title = "Grid pointing game"
+    summary = "share of the positive relevance in the mosaic's cell that shows the target; chance is the cell's area"
+    source = "Boehle et al. 2021"
+    higher_is_better = True
+    range = (0.0, 1.0)
+    needs = ("cells",)
+
+    def measure(
+        self,
+        network: nn.Module,
+        examples: Examples,
+        heat: Mapping[str, Tensor],
+        maps: Mapping[str, Any],
+        methods: Mapping[str, Any],
+    ) -> Scores:
+        assert examples.cells is not None
+        height, width = examples.inputs.shape[-2:]
+        area = torch.stack([inside(c[None], height, width) for c in examples.cells])
+        shares = {name: positive_share(v[:, 0].double(), area) for name, v in heat.items()}
+        notes = [
+            f"{k}: {flat} maps without positive relevance score as a constant map does"
+            for k, (_, flat) in shares.items()
+            if flat
+        ]
+        values = {name: to_numbers(share) for name, (share, _) in shares.items()}
+        return Scores(self, examples.names, values, notes=tuple(notes))
+
+
+def positive_share(heat: Float[Tensor, "n h w"], area: Bool[Tensor, "n h w"]) -> tuple[Float[Tensor, " n"], int]:
+    """The share of the positive relevance that lies in the area, and the number of maps that have none.
+
+    Such a map gets the area's own share: what a constant map gets, and a random one on average.
+    """
+    positive = heat.clamp(min=0)
+    total = positive.sum((1, 2))
+    share = (positive * area).sum((1, 2)) / total
+    empty = total == 0
+    return torch.where(empty, area.double().mean((1, 2)).to(share.dtype), share), int(empty.sum())
+
+
+def _near(boxes: Tensor, height: int, width: int, tolerance: float) -> Tensor:
+    """The pixels whose centres are at most ``tolerance`` from a box, bool (h, w)."""
+    x = torch.arange(width, device=boxes.device) + 0.5
+    y = torch.arange(height, device=boxes.device) + 0.5
+    x0, y0, x1, y1 = (b[:, None] for b in boxes.unbind(1))
+    across = torch.maximum(x0 - x, x - x1).clamp(min=0)
+    down = torch.maximum(y0 - y, y - y1).clamp(min=0)
+    return (torch.hypot(down[:, :, None], across[:, None, :]) <= tolerance).any(0)

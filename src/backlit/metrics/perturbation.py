@@ -1,0 +1,368 @@
+"""Change pixels in the order of the map and watch the network: insertion, deletion, MoRF and LeRF."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backlit._errors import InputError
+from backlit.methods.base import check
+from backlit.methods.chunks import run_in_chunks
+from backlit.metrics.base import Metric, MetricOptions, Scores, to_numbers
+from backlit.metrics.examples import Examples
+from backlit.metrics.ranking import pixel_ranks
+
+Replacement = Literal["blur", "zero", "mean"]
+Score = Literal["probability", "logit", "logit_ratio", "change"]
+_BLOCK = 8  # images whose ranks are held at once
+_FOOTPRINT = 64  # bytes that a forward pass takes at its peak, over those of its images: VGG16 takes 43, SqueezeNet 16
+_TIES = "equal pixels in an order drawn from the seed, the same for every map"
+
+
+@dataclass(frozen=True)
+class PerturbationOptions(MetricOptions):
+    """Options of every metric that changes pixels.
+
+    Attributes:
+        steps: Number of equal steps; the curve has one point more.
+        fraction: Share of the pixels that have been changed at the last step.
+        replacement: What stands where the image does not: its "blur" (Gaussian), "zero" (in the network's own,
+            normalised input), or the "mean" of its channel.
+        blur_size: Pixels a side of the blur's kernel, odd.
+        blur_sigma: Its standard deviation, pixels.
+        score: What the curve shows: the target's "probability" or "logit"; "logit_ratio", the logit over the image's
+            own; "change", the logit's absolute change over the image's own logit.
+        activation: What makes probabilities of logits: "softmax", or "sigmoid" for networks with one decision a class.
+        absolute: Names of the methods whose maps are ranked by magnitude.
+    """
+
+    steps: int = 50
+    fraction: float = 1.0
+    replacement: Replacement = "blur"
+    blur_size: int = 51
+    blur_sigma: float = 10.0
+    score: Score = "probability"
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    absolute: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(isinstance(self.steps, int) and self.steps > 0, "steps", self.steps, "a positive integer")
+        check(0 < self.fraction <= 1, "fraction", self.fraction, "above 0 and at most 1")
+        check(self.replacement in ("blur", "zero", "mean"), "replacement", self.replacement, "'blur', 'zero' or 'mean'")
+        odd = isinstance(self.blur_size, int) and self.blur_size > 0 and self.blur_size % 2 == 1
+        check(odd, "blur_size", self.blur_size, "a positive odd integer")
+        check(self.blur_sigma > 0, "blur_sigma", self.blur_sigma, "positive")
+        scores = ("probability", "logit", "logit_ratio", "change")
+        check(self.score in scores, "score", self.score, f"one of {', '.join(scores)}")
+        check(self.activation in ("softmax", "sigmoid"), "activation", self.activation, "'softmax' or 'sigmoid'")
+
+
+class Perturbation(Metric):
+    """Pixels of one image replace those of another in the order of the map; the score is the area under the curve."""
+
+    ties = _TIES
+    Options = PerturbationOptions
+    ascending: ClassVar[bool] = False
+    """The smallest values of the map come first."""
+
+    @property
+    def forward_passes(self) -> str:
+        shared = 1 + (self.options.fraction == 1)
+        return f"{self.options.steps + 1 - shared}, and {shared} that all maps of an image share"
+
+    @abstractmethod
+    def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The images where the curve starts, and those whose pixels come in."""
+
+    def measure(
+        self,
+        network: nn.Module,
+        examples: Examples,
+        heat: Mapping[str, Tensor],
+        maps: Mapping[str, Any],
+        methods: Mapping[str, Any],
+    ) -> Scores:
+        blocks = []
+        for start in range(0, len(examples), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            blocks.append(self._curves(network, examples[part], {k: v[part] for k, v in heat.items()}))
+        raw = torch.cat(blocks, 1).double()  # (m, n, points)
+        curves, notes = self.scored(raw, self._own(network, examples) if self._relative else None, examples)
+        numbers = to_numbers(curves)
+        area = (numbers[..., 1:] + numbers[..., :-1]).mean(-1) / 2
+        return Scores(
+            metric=self,
+            names=examples.names,
+            values=dict(zip(heat, area, strict=True)),
+            curves=dict(zip(heat, numbers, strict=True)),
+            positions=np.linspace(0, self.options.fraction, self.options.steps + 1),
+            notes=notes,
+        )
+
+    @property
+    def _relative(self) -> bool:
+        return self.options.score in ("logit_ratio", "change")
+
+    def _own(self, network: nn.Module, examples: Examples) -> Tensor:
+        """The score of the image as it is, (n,)."""
+        return self._run(
+            network, len(examples), examples, lambda part: (examples.inputs[part], torch.arange(len(examples))[part])
+        )
+
+    def scored(self, raw: Tensor, own: Tensor | None, examples: Examples) -> tuple[Tensor, tuple[str, ...]]:
+        """The curves (m, n, points) in the units of the score; NaN for images that it does not fit, which the notes name."""
+        if own is None:
+            return raw, ()
+        own = own.double()[None, :, None]
+        fits = own > 0 if self.options.score == "logit_ratio" else own != 0
+        curves = raw / own if self.options.score == "logit_ratio" else ((raw - own) / own).abs()
+        curves = torch.where(fits, curves, torch.nan)
+        left_out = [name for name, ok in zip(examples.names, fits.flatten().tolist(), strict=True) if not ok]
+        if not left_out:
+            return curves, ()
+        must = "positive" if self.options.score == "logit_ratio" else "other than 0"
+        shown = ", ".join(left_out[:5]) + ", ..." * (len(left_out) > 5)
+        return curves, (f"{len(left_out)} images not scored, for their target's logit is not {must}: {shown}",)
+
+    def _curves(self, network: nn.Module, examples: Examples, heat: Mapping[str, Tensor]) -> Tensor:
+        """Raw scores (m, n, points) of n images under m maps; what all maps of an image share runs once."""
+        x, options = examples.inputs, self.options
+        (n, _, h, w), m, steps = x.shape, len(heat), options.steps
+        first, last = self.ends(x)
+        ranked = [self._ranked(name, v.flatten(1)) for name, v in heat.items()]
+        ranks = torch.stack(ranked).view(m, n, 1, h, w).int()
+        counts = torch.linspace(0, options.fraction * h * w, steps + 1).round().int().to(x.device)
+        whole = options.fraction == 1
+        inner = torch.arange(1, steps + (not whole), device=x.device)
+
+        def changed(part: slice) -> tuple[Tensor, Tensor]:
+            job = torch.arange(part.start, part.stop, device=x.device)
+            image, rest = job // (m * len(inner)), job % (m * len(inner))
+            of_map, step = rest // len(inner), inner[rest % len(inner)]
+            taken = ranks[of_map, image] < counts[step].view(-1, 1, 1, 1)
+            return torch.where(taken, last[image], first[image]), image
+
+        curves = x.new_empty(m, n, steps + 1)
+        curves[..., 0] = self._run(network, n, examples, lambda part: (first[part], torch.arange(n)[part]))
+        if whole:
+            curves[..., -1] = self._run(network, n, examples, lambda part: (last[part], torch.arange(n)[part]))
+        if len(inner):
+            found = self._run(network, n * m * len(inner), examples, changed)
+            curves[..., inner] = found.view(n, m, -1).transpose(0, 1)
+        return curves
+
+    def _ranked(self, name: str, heat: Tensor) -> Int[Tensor, "n p"]:
+        heat = heat.abs() if name in self.options.absolute else heat
+        return pixel_ranks(heat, seed=self.options.seed, ascending=self.ascending)
+
+    def _run(
+        self,
+        network: nn.Module,
+        jobs: int,
+        examples: Examples,
+        make: Callable[[slice], tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        """The score of each job, (jobs,): ``make`` gives the images of some, and which example each is of."""
+        size = examples.inputs[0].numel() * examples.inputs.element_size() * _FOOTPRINT
+
+        def run(part: slice) -> Tensor:
+            images, which = make(part)
+            return self.read(network(images), examples, which.to(images.device))
+
+        device = examples.inputs.device
+        return torch.cat(run_in_chunks(run, lambda _: size, n=jobs, chunk=self.options.chunk, device=device))
+
+    def read(self, logits: Float[Tensor, "j k"], examples: Examples, which: Tensor) -> Tensor:
+        """The target's score in the logits of j perturbed images, of the examples ``which``."""
+        target = examples.target[which]
+        if int(target.max()) >= logits.shape[1] or int(target.min()) < 0:
+            raise InputError(
+                f"target must be a class index from 0 to {logits.shape[1] - 1}, but reaches from {int(target.min())} to "
+                f"{int(target.max())}; the model has {logits.shape[1]} classes."
+            )
+        values = self.probabilities(logits) if self.options.score == "probability" else logits
+        return values.gather(1, target[:, None])[:, 0]
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits as probabilities."""
+        return logits.softmax(1) if self.options.activation == "softmax" else logits.sigmoid()
+
+    def replaced(self, x: Tensor) -> Tensor:
+        """What stands where the image does not."""
+        options = self.options
+        if options.replacement == "zero":
+            return torch.zeros_like(x)
+        if options.replacement == "mean":
+            return x.mean((2, 3), keepdim=True).expand_as(x)
+        return blurred(x, options.blur_size, options.blur_sigma)
+
+
+class _Revealing(Perturbation):
+    """From the replacement to the image."""
+
+    def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.replaced(x), x
+
+
+class _Removing(Perturbation):
+    """From the image to the replacement."""
+
+    def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, self.replaced(x)
+
+
+class Insertion(_Revealing):
+    """Insertion (Petsiuk et al. 2018, Sec. 4.1), as DMBP evaluates with it (Sec. 4.1): most relevant pixels first onto the blur."""
+
+    name = "insertion"
+    title = "Insertion"
+    summary = "probability of the target while pixels come in, most relevant first, over the blurred image"
+    source = "Petsiuk et al. 2018; DMBP, Sec. 4.1"
+    higher_is_better = True
+    range = (0.0, 1.0)
+
+
+class ComplementaryInsertion(_Revealing):
+    """Complementary insertion (DMBP, Sec. 4.1): least relevant first; mean probability of the other true classes."""
+
+    name = "complementary_insertion"
+    title = "Complementary insertion"
+    summary = "mean probability of the other true classes while pixels come in, least relevant first"
+    source = "DMBP, Sec. 4.1"
+    higher_is_better = True
+    range = (0.0, 1.0)
+    needs = ("labels",)
+    ascending = True
+
+    def read(self, logits: Tensor, examples: Examples, which: Tensor) -> Tensor:
+        assert examples.labels is not None
+        if examples.labels.shape[1] != logits.shape[1]:
+            raise InputError(
+                f"labels must have one column a class of the model ({logits.shape[1]}), but have {examples.labels.shape[1]}."
+            )
+        others = examples.labels.scatter(1, examples.target[:, None], False)[which]
+        return (self.probabilities(logits) * others).sum(1) / others.sum(1)  # NaN where there is no other class
+
+    def scored(self, raw: Tensor, own: Tensor | None, examples: Examples) -> tuple[Tensor, tuple[str, ...]]:
+        alone = int(raw[0, :, 0].isnan().sum())
+        return raw, (f"{alone} images not scored, for they have no other true class",) if alone else ()
+
+
+class Deletion(_Removing):
+    """Deletion (Petsiuk et al. 2018, Sec. 4.1): most relevant pixels go first, to zero."""
+
+    name = "deletion"
+    title = "Deletion"
+    summary = "probability of the target while pixels are set to zero, most relevant first"
+    source = "Petsiuk et al. 2018"
+    higher_is_better = False
+    range = (0.0, 1.0)
+
+    @dataclass(frozen=True)
+    class Options(PerturbationOptions):
+        """As every perturbation, with the paper's zeros."""
+
+        replacement: Replacement = "zero"
+
+
+@dataclass(frozen=True)
+class _Five(PerturbationOptions):
+    """LPR's: the first 5 % of the pixels, to zero, in steps of 0.5 %; the logit over its first value."""
+
+    steps: int = 10
+    fraction: float = 0.05
+    replacement: Replacement = "zero"
+    score: Score = "logit_ratio"
+
+
+@dataclass(frozen=True)
+class _Hundred(PerturbationOptions):
+    """TR-GBP's: all pixels, to zero, in steps of 10 %; the logit's absolute change over its first value."""
+
+    steps: int = 10
+    replacement: Replacement = "zero"
+    score: Score = "change"
+
+
+@dataclass(frozen=True)
+class _HundredLeast(_Hundred):
+    """TR-GBP ranks guided backprop and guided integrated gradients by magnitude here (Appendix D)."""
+
+    absolute: tuple[str, ...] = ("guided_backprop", "guided_integrated_gradients")
+
+
+class MoRF5(_Removing):
+    """Most relevant first, 5 % (LPR, Sec. 4.1; Samek et al. 2016): the logit should fall."""
+
+    name = "morf_5"
+    title = "MoRF, 5 %"
+    summary = "logit over its first value while the most relevant 5 % of the pixels are zeroed"
+    source = "LPR, Sec. 4.1; Samek et al. 2016"
+    higher_is_better = False
+    range = (-np.inf, np.inf)
+    Options = _Five
+
+
+class LeRF5(_Removing):
+    """Least relevant first, 5 % (LPR, Sec. 4.1): what speaks against the class goes, and the logit should rise."""
+
+    name = "lerf_5"
+    title = "LeRF, 5 %"
+    summary = "logit over its first value while the least relevant 5 % of the pixels are zeroed"
+    source = "LPR, Sec. 4.1"
+    higher_is_better = True
+    range = (-np.inf, np.inf)
+    ascending = True
+    Options = _Five
+
+
+class MoRF100(_Removing):
+    """Most relevant first, all pixels (TR-GBP, Sec. 5.3.2 and Fig. 6): the larger the change, the better."""
+
+    name = "morf_100"
+    title = "MoRF, 100 %"
+    summary = "absolute change of the logit, over its first value, while all pixels are zeroed, most relevant first"
+    source = "TR-GBP, Sec. 5.3.2, Appendix D"
+    higher_is_better = True
+    range = (0.0, np.inf)
+    Options = _Hundred
+
+
+class LeRF100(_Removing):
+    """Least relevant first, all pixels (TR-GBP, Sec. 5.3.2 and Fig. 6): the smaller the change, the better."""
+
+    name = "lerf_100"
+    title = "LeRF, 100 %"
+    summary = "absolute change of the logit, over its first value, while all pixels are zeroed, least relevant first"
+    source = "TR-GBP, Sec. 5.3.2, Appendix D"
+    higher_is_better = False
+    range = (0.0, np.inf)
+    ascending = True
+    Options = _HundredLeast
+
+
+def blurred(x: Float[Tensor, "n c h w"], size: int = 51, sigma: float = 10.0) -> Float[Tensor, "n c h w"]:
+    """Each channel under a Gaussian of ``size`` x ``size`` pixels, edges reflected.
+
+    Raises:
+        InputError: If the images are too small to be reflected that far.
+    """
+    margin, (height, width) = size // 2, x.shape[-2:]
+    if margin >= min(height, width):
+        raise InputError(
+            f"blur_size must be under twice the image's smaller side less one ({2 * min(height, width) - 1}), but is {size}."
+        )
+    offsets = torch.arange(size, dtype=x.dtype, device=x.device) - margin
+    weights = torch.exp(-(offsets**2) / (2 * sigma**2))
+    kernel = (weights / weights.sum()).expand(x.shape[1], 1, 1, -1)
+    rows = F.conv2d(F.pad(x, [margin] * 4, mode="reflect"), kernel, groups=x.shape[1])
+    return F.conv2d(rows, kernel.transpose(2, 3), groups=x.shape[1])

@@ -1,0 +1,213 @@
+"""Re-draw the network's layers and explain again: a map that stays the same does not depend on what was learned."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from backlit._errors import InputError, nearest
+from backlit.capture import propagate
+from backlit.methods.base import Method, check
+from backlit.metrics.base import Metric, MetricOptions, Scores, to_numbers
+from backlit.metrics.examples import Examples
+from backlit.metrics.ranking import spearman
+from backlit.metrics.similarity import scaled, ssim
+from backlit.rules import presets
+
+
+@dataclass(frozen=True)
+class ResetOptions(MetricOptions):
+    """Options of the reset checks.
+
+    Attributes:
+        draw: "normal" draws each parameter from the normal distribution with the mean and the standard deviation that it
+            has in the trained network; "own" calls the layer's own ``reset_parameters`` where it has one.
+        layers: Module paths to reset, in this order; None finds them, from the last that the network calls to the first.
+    """
+
+    draw: Literal["normal", "own"] = "normal"
+    layers: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.draw in ("normal", "own"), "draw", self.draw, "'normal' or 'own'")
+
+
+class _Reset(Metric):
+    """Spearman correlation of the maps of the trained network with those of one with reset layers."""
+
+    higher_is_better = False
+    range = (-1.0, 1.0)
+    needs = ("methods",)
+    ties = "equal pixels share their mean rank; a constant map has no correlation and is not scored"
+    Options = ResetOptions
+
+    def stages(self, layers: Sequence[str]) -> list[tuple[str, ...]]:
+        """What is reset at each stage, from the layers, last first."""
+        raise NotImplementedError
+
+    def measure(
+        self,
+        network: nn.Module,
+        examples: Examples,
+        heat: Mapping[str, Tensor],
+        maps: Mapping[str, Any],
+        methods: Mapping[str, Method],
+    ) -> Scores:
+        layers = self.options.layers or layers_from_the_top(network, examples.inputs[:1])
+        stages = self.stages(layers)
+        measures = ("spearman", "spearman of magnitudes", *(("ssim",) if min(examples.inputs.shape[-2:]) >= 11 else ()))
+        found = {name: {m: np.empty((len(examples), len(stages))) for m in measures} for name in heat}
+        pictures: dict[str, list[Tensor]] = {name: [] for name in heat}
+        for i, stage in enumerate(stages):
+            blank = reset(network, stage, seed=self.options.seed, draw=self.options.draw)
+            for name, before in heat.items():
+                method = methods[name]
+                values = {f.name: getattr(method.options, f.name) for f in fields(method.options)}
+                again = type(method)(blank, **values)
+                with torch.enable_grad():
+                    after = self.heatmap(name, again.attribute(examples.inputs, examples.target), examples)
+                for measure, number in _alike(before, after, measures).items():
+                    found[name][measure][:, i] = to_numbers(number)
+                pictures[name].append(after[:, 0].cpu())
+        undefined = {k: int(np.isnan(v["spearman"]).any(1).sum()) for k, v in found.items()}
+        return Scores(
+            self,
+            examples.names,
+            {name: numbers["spearman"].mean(1) for name, numbers in found.items()},
+            curves={name: _from_one(numbers["spearman"]) for name, numbers in found.items()} if len(stages) > 1 else {},
+            positions=np.linspace(0, 1, len(stages) + 1) if len(stages) > 1 else None,
+            extra={m: {name: numbers[m].mean(1) for name, numbers in found.items()} for m in measures[1:]},
+            pictures={name: torch.stack(after) for name, after in pictures.items()},
+            labels=[stage[-1] or "<model>" for stage in stages],
+            notes=[f"{k}: {n} images not scored, for a map is constant" for k, n in undefined.items() if n],
+        )
+
+
+class LastLayerReset(_Reset):
+    """Last-layer reset (DMBP, Table 3, after Adebayo et al. 2018): correlation after the last layer is drawn anew."""
+
+    name = "last_layer_reset"
+    title = "Last-layer reset"
+    summary = "rank correlation of the maps before and after the last layer is drawn anew"
+    source = "DMBP, Table 3; Adebayo et al. 2018"
+
+    @property
+    def forward_passes(self) -> str:
+        return "those of the method"
+
+    def stages(self, layers: Sequence[str]) -> list[tuple[str, ...]]:
+        return [tuple(layers[:1])]
+
+
+@dataclass(frozen=True)
+class CascadeOptions(ResetOptions):
+    """Options of the cascading reset.
+
+    Attributes:
+        stages: Number of networks to explain, evenly spread over the layers; None for one a layer.
+    """
+
+    stages: int | None = 6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole = isinstance(self.stages, int) and self.stages > 0
+        check(self.stages is None or whole, "stages", self.stages, "a positive integer or None")
+
+
+class CascadingReset(_Reset):
+    """Cascading reset (TR-GBP, Sec. 5.2.2; Adebayo et al. 2018): layer after layer is drawn anew, from the top."""
+
+    name = "cascading_reset"
+    title = "Cascading reset"
+    summary = "mean rank correlation with the trained network's maps while its layers are drawn anew from the top"
+    source = "TR-GBP, Sec. 5.2.2; Adebayo et al. 2018"
+    Options = CascadeOptions
+
+    @property
+    def forward_passes(self) -> str:
+        return f"those of the method, {self.options.stages or 'number of layers'} times"
+
+    def stages(self, layers: Sequence[str]) -> list[tuple[str, ...]]:
+        count = min(self.options.stages or len(layers), len(layers))
+        ends = np.linspace(1, len(layers), count).round().astype(int)
+        return [tuple(layers[:end]) for end in ends]
+
+
+def layers_from_the_top(network: nn.Module, x: Tensor) -> tuple[str, ...]:
+    """The paths of the modules with parameters of their own, from the last that the network calls to the first."""
+    trace = propagate(network, x, presets.exact).trace
+    owners = {name for name, module in network.named_modules() if any(True for _ in module.parameters(recurse=False))}
+    called = [site.module for site in trace if site.module in owners]
+    return tuple(dict.fromkeys(reversed(called)))
+
+
+def reset(
+    network: nn.Module, layers: Sequence[str], *, seed: int, draw: Literal["normal", "own"] = "normal"
+) -> nn.Module:
+    """A copy of the network with these layers' parameters drawn anew; the network itself stays as it is.
+
+    Each parameter has a stream of its own, from the seed and its name: what a layer becomes depends neither on its
+    neighbours nor on the order, and two layers of one shape are not drawn alike. Buffers, such as the running statistics
+    of a batch norm, stay. A parameter that is constant has nothing to be drawn from and stays, too.
+
+    Args:
+        network: Any network.
+        layers: Paths of modules.
+        seed: Of the draw.
+        draw: See :class:`ResetOptions`.
+
+    Raises:
+        InputError: If a layer is not there, or has no parameter of its own.
+    """
+    blank = copy.deepcopy(network)
+    known = dict(blank.named_modules())
+    for layer in layers:
+        if layer not in known:
+            raise InputError(
+                f"layers must be module paths of the network, but {layer!r} is none.{nearest(layer, known)}"
+            )
+        module = known[layer]
+        parameters = dict(module.named_parameters(recurse=False))
+        if not parameters:
+            raise InputError(
+                f"layers must have parameters of their own, but {layer!r} ({type(module).__name__}) has none."
+            )
+        own = getattr(module, "reset_parameters", None)
+        if draw == "own" and callable(own):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(_stream(seed, layer))
+                own()
+            continue
+        for name, parameter in parameters.items():
+            generator = torch.Generator().manual_seed(_stream(seed, f"{layer}.{name}"))
+            spread, mean = torch.std_mean(parameter.detach().double(), correction=0)
+            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            with torch.no_grad():
+                parameter.copy_((drawn * spread.cpu() + mean.cpu()).to(parameter))
+    return blank
+
+
+def _stream(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:7], "little")
+
+
+def _alike(before: Tensor, after: Tensor, measures: Sequence[str]) -> dict[str, Tensor]:
+    a, b = before.flatten(1), after.flatten(1)
+    found = {"spearman": spearman(a, b), "spearman of magnitudes": spearman(a.abs(), b.abs())}
+    if "ssim" in measures:
+        found["ssim"] = ssim(scaled(before.double()), scaled(after.double()), span=2.0)
+    return found
+
+
+def _from_one(correlations: np.ndarray) -> np.ndarray:
+    """The curve (n, stages + 1), with the trained network's own correlation of 1 at its start."""
+    return np.concatenate([np.ones((len(correlations), 1)), correlations], 1)

@@ -1,0 +1,237 @@
+"""Does the map follow the class, and does it stand still when the image hardly moves?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from backlit._errors import InputError
+from backlit.attribution import Attribution
+from backlit.methods.base import Method, check
+from backlit.metrics.base import Metric, MetricOptions, Scores, to_numbers
+from backlit.metrics.examples import Examples
+from backlit.metrics.similarity import scaled
+
+
+@dataclass(frozen=True)
+class ClassOptions(MetricOptions):
+    """Options of class sensitivity.
+
+    Attributes:
+        classes: The two classes that every image is explained for; None draws them from the seed. The paper drew 981 and 589.
+        scale: "max" divides each map by its largest magnitude first, for methods in different units have no common
+            distance; "none" leaves the maps as they are.
+    """
+
+    classes: tuple[int, int] | None = None
+    scale: Literal["max", "none"] = "max"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.scale in ("max", "none"), "scale", self.scale, "'max' or 'none'")
+        pair = self.classes is None or (len(self.classes) == 2 and self.classes[0] != self.classes[1])
+        check(pair, "classes", self.classes, "two different class indices or None")
+
+
+class ClassSensitivity(Metric):
+    """Class sensitivity (MIP-IN, Sec. 6.4.2, Fig. 9): the l2 distance between the maps of one image for two classes."""
+
+    name = "class_sensitivity"
+    title = "Class sensitivity"
+    summary = "mean l2 distance between the maps of the same image for two classes"
+    source = "MIP-IN, Sec. 6.4.2"
+    higher_is_better = True
+    range = (0.0, np.inf)
+    needs = ("methods",)
+    Options = ClassOptions
+
+    @property
+    def forward_passes(self) -> str:
+        return "those of the method for two classes"
+
+    def measure(
+        self,
+        network: nn.Module,
+        examples: Examples,
+        heat: Mapping[str, Tensor],
+        maps: Mapping[str, Any],
+        methods: Mapping[str, Method],
+    ) -> Scores:
+        classes = self._classes(int(network(examples.inputs[:1]).shape[1]))
+        targets = torch.tensor(classes).expand(len(examples), 2)
+        values = {}
+        for name in heat:
+            with torch.enable_grad():
+                pair = methods[name].each(examples.inputs, targets)
+            first, second = (self._unit(a.heatmap(self.options.reduce).double()) for a in pair)
+            values[name] = to_numbers((first - second).flatten(1).norm(dim=1))
+        return Scores(self, examples.names, values, notes=(f"classes {classes[0]} and {classes[1]}",))
+
+    def _unit(self, heat: Tensor) -> Tensor:
+        return scaled(heat) if self.options.scale == "max" else heat
+
+    def _classes(self, k: int) -> tuple[int, int]:
+        if k < 2:
+            raise InputError(f"{self.title} needs a network with at least two classes, but this one has {k}.")
+        if self.options.classes is None:
+            generator = torch.Generator().manual_seed(self.options.seed)
+            first, second = torch.randperm(k, generator=generator)[:2].tolist()
+            return first, second
+        wrong = [c for c in self.options.classes if not 0 <= c < k]
+        if wrong:
+            raise InputError(f"classes must be indices from 0 to {k - 1}, but hold {wrong[0]}.")
+        return self.options.classes
+
+
+def _captum() -> Any:
+    try:
+        from captum import metrics
+    except ImportError as error:
+        raise InputError("This metric runs Captum's: pip install 'backlit[compare]'.") from error
+    return metrics
+
+
+@dataclass(frozen=True)
+class StabilityOptions(MetricOptions):
+    """Options of max-sensitivity.
+
+    Attributes:
+        radius: Of the uniform noise around the image, in units of the network's input.
+        samples: Noisy images for each image.
+    """
+
+    radius: float = 0.02
+    samples: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.radius > 0, "radius", self.radius, "positive")
+        check(isinstance(self.samples, int) and self.samples > 0, "samples", self.samples, "a positive integer")
+
+
+class MaxSensitivity(Metric):
+    """Max-sensitivity (Yeh et al. 2019, Definition 3.1): the largest relative change of the map near the image, by Captum."""
+
+    name = "max_sensitivity"
+    title = "Max-sensitivity"
+    summary = "largest relative change of the map under noise that is too small to see"
+    source = "Yeh et al. 2019, Definition 3.1 (Captum)"
+    higher_is_better = False
+    range = (0.0, np.inf)
+    needs = ("methods",)
+    Options = StabilityOptions
+
+    @property
+    def forward_passes(self) -> str:
+        return f"those of the method, {self.options.samples + 1} times"
+
+    def measure(
+        self,
+        network: nn.Module,
+        examples: Examples,
+        heat: Mapping[str, Tensor],
+        maps: Mapping[str, Any],
+        methods: Mapping[str, Method],
+    ) -> Scores:
+        values = {
+            name: np.array([self._one(methods[name], examples, i) for i in range(len(examples))]) for name in heat
+        }
+        return Scores(self, examples.names, values)
+
+    def _one(self, method: Method, examples: Examples, i: int) -> float:
+        """One image alone: Captum draws from the global stream, which would tie an image to its neighbours."""
+
+        def explain(x: tuple[Tensor, ...] | Tensor, target: Tensor) -> Tensor:
+            with torch.enable_grad():
+                return method.attribute(x[0] if isinstance(x, tuple) else x, target)
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.options.seed)
+            found = _captum().sensitivity_max(
+                explain,
+                examples.inputs[i : i + 1],
+                perturb_radius=self.options.radius,
+                n_perturb_samples=self.options.samples,
+                target=examples.target[i : i + 1],
+            )
+        return float(found[0])
+
+
+@dataclass(frozen=True)
+class InfidelityOptions(MetricOptions):
+    """Options of infidelity.
+
+    Attributes:
+        noise: Standard deviation of the Gaussian noise that is taken from the image, in units of the network's input.
+        samples: Noisy images for each image.
+        normalise: Scale each map by the factor that fits best, so that methods in other units can be compared.
+    """
+
+    noise: float = 0.2
+    samples: int = 10
+    normalise: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.noise > 0, "noise", self.noise, "positive")
+        check(isinstance(self.samples, int) and self.samples > 0, "samples", self.samples, "a positive integer")
+
+
+class Infidelity(Metric):
+    """Infidelity (Yeh et al. 2019, Definition 2.1): squared error of the map as a linear model of noise, by Captum.
+
+    It scores the values themselves, each channel; a map of one channel is spread evenly over the image's.
+    """
+
+    name = "infidelity"
+    title = "Infidelity"
+    summary = "squared error with which the map, as a linear model, foretells the logit's change under noise"
+    source = "Yeh et al. 2019, Definition 2.1 (Captum)"
+    higher_is_better = False
+    range = (0.0, np.inf)
+    Options = InfidelityOptions
+
+    @property
+    def forward_passes(self) -> str:
+        return f"{self.options.samples + 1}"
+
+    def measure(
+        self,
+        network: nn.Module,
+        examples: Examples,
+        heat: Mapping[str, Tensor],
+        maps: Mapping[str, Attribution | Tensor],
+        methods: Mapping[str, Method],
+    ) -> Scores:
+        values = {}
+        for name, found in maps.items():
+            full = found.values if isinstance(found, Attribution) else found
+            full = full.to(examples.inputs)
+            if full.shape[1] == 1:
+                full = (full / examples.inputs.shape[1]).expand_as(examples.inputs)
+            values[name] = np.array([self._one(network, examples, full, i) for i in range(len(examples))])
+        return Scores(self, examples.names, values)
+
+    def _one(self, network: nn.Module, examples: Examples, full: Tensor, i: int) -> float:
+        """One image alone, for Captum draws from the global stream; every map of an image meets the same noise."""
+        generator = torch.Generator().manual_seed(self.options.seed)
+
+        def perturb(x: Tensor) -> tuple[Tensor, Tensor]:
+            noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) * self.options.noise
+            return noise, x - noise
+
+        found = _captum().infidelity(
+            network,
+            perturb,
+            examples.inputs[i : i + 1],
+            full[i : i + 1],
+            target=examples.target[i : i + 1],
+            n_perturb_samples=self.options.samples,
+            normalize=self.options.normalise,
+        )
+        return float(found[0])
