@@ -17,14 +17,13 @@ from backlit.methods.base import Method, check
 from backlit.metrics.examples import Examples
 from backlit.metrics.statistics import Estimate, difference, estimate, mean
 
-Need = Literal["labels", "boxes", "cells", "methods", "source", "classes"]
+Need = Literal["labels", "boxes", "cells", "methods", "source"]
 WHO_HAS_IT: dict[Need, str] = {
     "labels": "all true classes of each image (Examples.labels; VOC, two-object scenes and mosaics have them)",
     "boxes": "boxes of the target (Examples.boxes; VOC and ImageNet with its annotations have them)",
     "cells": "the target's cell of a mosaic (Examples.cells; backlit.data.mosaics makes them)",
     "methods": "the methods themselves, to run them again (the argument `methods`)",
     "source": "a source signal (Attribution.parts['source']; MIP-IN and PatternNet give one)",
-    "classes": "a network with at least two classes",
 }
 
 
@@ -82,7 +81,8 @@ class Scores:
         extra: Further numbers (n,) by name and method, such as "ssim".
         pictures: Further maps (layers, n, h, w) by method, such as those of networks with reset layers.
         labels: What the layers of ``pictures`` are.
-        notes: What a reader must know: images left out, undefined values.
+        counts: How many images or maps of these did not fit the protocol, by what is the matter with them.
+        notes: What else a reader must know.
     """
 
     metric: Metric
@@ -94,12 +94,18 @@ class Scores:
     extra: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     pictures: Mapping[str, Tensor] = field(default_factory=dict)
     labels: Sequence[str] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
     @property
     def protocol(self) -> Protocol:
         """What exactly was measured."""
         return self.metric.protocol
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """The notes and the counts, as a reader sees them."""
+        return (*self.notes, *(f"{count} {what}" for what, count in self.counts.items() if count))
 
     def estimate(self, method: str) -> Estimate:
         """The method's score over all images, with its bootstrap interval."""
@@ -113,6 +119,28 @@ class Scores:
             self.groups,
             self.metric.statistic,
             seed=self.metric.options.seed,
+        )
+
+    @classmethod
+    def cat(cls, items: Sequence[Scores]) -> Scores:
+        """The scores of all images, from those of some each; pictures stay with the first images."""
+        first = items[0]
+
+        def joined(values: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+            return {name: np.concatenate([v[name] for v in values]) for name in values[0]}
+
+        return cls(
+            metric=first.metric,
+            names=[name for item in items for name in item.names],
+            values=joined([item.values for item in items]),
+            curves=joined([item.curves for item in items]),
+            positions=first.positions,
+            groups=None if first.groups is None else np.concatenate([i.groups for i in items if i.groups is not None]),
+            extra={name: joined([item.extra[name] for item in items]) for name in first.extra},
+            pictures=first.pictures,
+            labels=first.labels,
+            counts={what: sum(i.counts.get(what, 0) for i in items) for item in items for what in item.counts},
+            notes=list(dict.fromkeys(note for item in items for note in item.notes)),
         )
 
     def ranking(self) -> list[tuple[str, Estimate]]:
@@ -165,7 +193,8 @@ class Metric(ABC):
         if not maps:
             raise InputError("maps must hold the maps of at least one method, but is empty.")
         examples = examples.to(examples.inputs.device)
-        self._check_needs(examples, maps, methods)
+        self.check(examples, methods)
+        self._check_source(maps)
         heat = {name: self.heatmap(name, m, examples) for name, m in maps.items()}
         with torch.no_grad():
             return self.measure(network, examples, heat, maps, methods or {})
@@ -229,18 +258,27 @@ class Metric(ABC):
             return found.heatmap(self.options.reduce)
         return Attribution(values, examples.target, examples.target.to(values.dtype)).heatmap(self.options.reduce)
 
-    def _check_needs(self, examples: Examples, maps: Mapping[str, Any], methods: Mapping[str, Method] | None) -> None:
+    def check(self, examples: Examples, methods: Mapping[str, Method] | None) -> None:
+        """See before anything is computed that the data has what the metric needs.
+
+        Raises:
+            InputError: If not; says what is missing, and which data has it.
+        """
         have: dict[Need, bool] = {
             "labels": examples.labels is not None,
             "boxes": examples.boxes is not None,
             "cells": examples.cells is not None,
-            "methods": methods is not None and all(name in methods for name in maps),
-            "source": all(isinstance(m, Attribution) and "source" in m.parts for m in maps.values()),
-            "classes": True,
+            "methods": methods is not None,
+            "source": True,  # which only the maps can tell
         }
         for need in self.needs:
             if not have[need]:
-                raise InputError(f"{self.title} needs {WHO_HAS_IT[need]}, and these do not come with it.")
+                raise InputError(f"{self.title} needs {WHO_HAS_IT[need]}, and these examples come without.")
+
+    def _check_source(self, maps: Mapping[str, Any]) -> None:
+        for name, found in maps.items():
+            if "source" in self.needs and not (isinstance(found, Attribution) and "source" in found.parts):
+                raise InputError(f"{self.title} needs {WHO_HAS_IT['source']}; maps[{name!r}] has none.")
 
 
 def to_numbers(values: Tensor) -> np.ndarray:

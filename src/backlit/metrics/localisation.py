@@ -18,6 +18,8 @@ from backlit.metrics.base import Metric, MetricOptions, Scores, to_numbers
 from backlit.metrics.examples import Examples, inside
 from backlit.metrics.ranking import average_ranks
 
+_FLAT = "maps of {} without positive relevance: scored as a constant map is"
+
 
 @dataclass(frozen=True)
 class BoxOptions(MetricOptions):
@@ -62,16 +64,12 @@ class _OnBoxes(Metric):
         if self.options.one_box:
             fits &= counts == 1
         fits &= area.flatten(1).any(1)  # a box between two pixel centres holds none
-        values, notes = {}, []
+        values, counts = {}, {f"images not scored: {self._rule()}": int((~fits).sum())}
         for name, found in heat.items():
             score, flat = self.score(found[:, 0].double(), area, boxes)
             values[name] = to_numbers(torch.where(fits, score, torch.nan))
-            if flat:
-                notes.append(f"{name}: {flat} maps without positive relevance score as a constant map does")
-        left_out = int((~fits).sum())
-        if left_out:
-            notes.insert(0, f"{left_out} of {len(examples)} images not scored: {self._rule()}")
-        return Scores(self, examples.names, values, notes=tuple(notes))
+            counts[_FLAT.format(name)] = flat
+        return Scores(self, examples.names, values, counts=counts)
 
     def _rule(self) -> str:
         rule = "they have no box" if not self.options.one_box else "they do not have one box"
@@ -184,6 +182,15 @@ class BoundaryDependence(Metric):
     range = (0.0, 1.0)
     Options = BorderOptions
 
+    def check(self, examples: Examples, methods: Mapping[str, Any] | None) -> None:
+        super().check(examples, methods)
+        border, side = self.options.border, min(examples.inputs.shape[-2:])
+        if 2 * border >= side:
+            raise InputError(
+                f"border must be under half of the image's side ({side} pixels), but is {border}: nothing would be left "
+                "inside."
+            )
+
     def measure(
         self,
         network: nn.Module,
@@ -193,25 +200,15 @@ class BoundaryDependence(Metric):
         methods: Mapping[str, Any],
     ) -> Scores:
         border, (height, width) = self.options.border, examples.inputs.shape[-2:]
-        if 2 * border >= min(height, width):
-            raise InputError(
-                f"border must be under half of the image's side ({min(height, width)} pixels), but is {border}: nothing "
-                "would be left inside."
-            )
         area = torch.ones(1, height, width, dtype=torch.bool, device=examples.inputs.device)
         area[:, border:-border, border:-border] = False
         shares = {name: positive_share(v[:, 0].double(), area.expand(len(v), -1, -1)) for name, v in heat.items()}
-        notes = [
-            f"{k}: {flat} maps without positive relevance score as a constant map does"
-            for k, (_, flat) in shares.items()
-            if flat
-        ]
         return Scores(
             self,
             examples.names,
             {name: to_numbers(share) for name, (share, _) in shares.items()},
             groups=self.right(network, examples),
-            notes=tuple(notes),
+            counts={_FLAT.format(name): flat for name, (_, flat) in shares.items()},
         )
 
     def right(self, network: nn.Module, examples: Examples) -> np.ndarray | None:
@@ -245,17 +242,10 @@ class BoundaryAUC(BoundaryDependence):
             chunk=self.options.chunk,
             device=x.device,
         )
-        right = torch.cat(predicted) == examples.target
-        if bool(right.all()) or not bool(right.any()):
-            which = "right" if bool(right.all()) else "wrong"
-            raise InputError(
-                f"{self.title} needs right and wrong predictions, but all {len(x)} are {which}. Take more images, with "
-                "their ground truth as target."
-            )
-        return to_numbers(right)
+        return to_numbers(torch.cat(predicted) == examples.target)
 
     def statistic(self, values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
-        """The AUC of each sample (d, n) -> (d,): NaN for one whose larger half has right or wrong predictions only."""
+        """The AUC of each sample (d, n) -> (d,): NaN, undefined, where the larger half is all right or all wrong."""
         assert groups is not None
         share, right = torch.from_numpy(values), torch.from_numpy(groups) > 0.5
         kept = (share.shape[1] + 1) // 2
@@ -290,13 +280,9 @@ class GridPointingGame(Metric):
         height, width = examples.inputs.shape[-2:]
         area = torch.stack([inside(c[None], height, width) for c in examples.cells])
         shares = {name: positive_share(v[:, 0].double(), area) for name, v in heat.items()}
-        notes = [
-            f"{k}: {flat} maps without positive relevance score as a constant map does"
-            for k, (_, flat) in shares.items()
-            if flat
-        ]
         values = {name: to_numbers(share) for name, (share, _) in shares.items()}
-        return Scores(self, examples.names, values, notes=tuple(notes))
+        counts = {_FLAT.format(name): flat for name, (_, flat) in shares.items()}
+        return Scores(self, examples.names, values, counts=counts)
 
 
 def positive_share(heat: Float[Tensor, "n h w"], area: Bool[Tensor, "n h w"]) -> tuple[Float[Tensor, " n"], int]:

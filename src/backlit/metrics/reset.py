@@ -87,7 +87,7 @@ class _Reset(Metric):
             extra={m: {name: numbers[m].mean(1) for name, numbers in found.items()} for m in measures[1:]},
             pictures={name: torch.stack(after) for name, after in pictures.items()},
             labels=[stage[-1] or "<model>" for stage in stages],
-            notes=[f"{k}: {n} images not scored, for a map is constant" for k, n in undefined.items() if n],
+            counts={f"images of {name} not scored: a map is constant": n for name, n in undefined.items()},
         )
 
 

@@ -146,9 +146,9 @@ class MaxSensitivity(Metric):
     def _one(self, method: Method, examples: Examples, i: int) -> float:
         """One image alone: Captum draws from the global stream, which would tie an image to its neighbours."""
 
-        def explain(x: tuple[Tensor, ...] | Tensor, target: Tensor) -> Tensor:
+        def explain(x: tuple[Tensor, ...] | Tensor) -> Tensor:
             with torch.enable_grad():
-                return method.attribute(x[0] if isinstance(x, tuple) else x, target)
+                return method.attribute(x[0] if isinstance(x, tuple) else x, int(examples.target[i]))
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.options.seed)
@@ -157,7 +157,6 @@ class MaxSensitivity(Metric):
                 examples.inputs[i : i + 1],
                 perturb_radius=self.options.radius,
                 n_perturb_samples=self.options.samples,
-                target=examples.target[i : i + 1],
             )
         return float(found[0])
 

@@ -13,6 +13,7 @@ Statistic = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 
 DRAWS = 10_000
 FEWEST = 5  # images: a bootstrap of fewer says nothing
+_BAND_DRAWS = 2_000  # a curve's band is looked at, not tested with
 _CELLS = 2**22  # of one block of draws
 
 
@@ -89,6 +90,19 @@ def difference(
         return Estimate(value, np.nan, np.nan, n)
     low, high = np.quantile(draws, [0.025, 0.975])
     return Estimate(value, float(low), float(high), n)
+
+
+def mean_band(curves: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mean curve (points,) of n images (n, points), and the ends of its 95 % bootstrap interval at each point."""
+    curves = curves[np.isfinite(curves).all(1)]
+    n = len(curves)
+    unknown = np.full(curves.shape[1], np.nan)
+    if n < FEWEST:
+        return (curves.mean(0) if n else unknown), unknown, unknown
+    generator = np.random.default_rng(seed)
+    counts = generator.multinomial(n, np.full(n, 1 / n), size=_BAND_DRAWS)  # how often each image is drawn
+    low, high = np.quantile(counts @ curves / n, [0.025, 0.975], axis=0)
+    return curves.mean(0), low, high
 
 
 def resampled(values: np.ndarray, groups: np.ndarray | None, statistic: Statistic, seed: int) -> np.ndarray:

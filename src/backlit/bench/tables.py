@@ -1,0 +1,84 @@
+"""Scores as data frames: per image, per point of a curve, ranked, and pair by pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from backlit._errors import InputError
+from backlit.metrics import Scores
+from backlit.metrics.statistics import mean_band
+
+if TYPE_CHECKING:
+    import polars as pl
+
+NUMBERS = ("value", "low", "high")
+
+
+def polars() -> ModuleType:
+    """The data frames' library, an optional dependency.
+
+    Raises:
+        InputError: If it is not installed; says how.
+    """
+    try:
+        import polars
+    except ImportError as error:
+        raise InputError("Tables of scores need polars: pip install 'backlit[compare]'.") from error
+    return polars
+
+
+def score_rows(scores: Sequence[Scores], targets: Mapping[str, int]) -> pl.DataFrame:
+    """One row an image, metric and method; null where the protocol does not score the image."""
+    rows = []
+    for found in scores:
+        named = {"": found.values, **found.extra}
+        for extra, values in named.items():
+            for method, numbers in values.items():
+                for image, value in zip(found.names, numbers.tolist(), strict=True):
+                    rows.append((found.metric.name, method, image, targets[image], value, extra))
+    names = ("metric", "method", "image", "target", "value", "extra")
+    kinds = (str, str, str, int, float, str)
+    return _frame(names, kinds, rows)
+
+
+def curve_rows(scores: Sequence[Scores]) -> pl.DataFrame:
+    """One row a point of each mean curve, with its 95 % band."""
+    rows = []
+    for found in scores:
+        for method, curves in found.curves.items():
+            assert found.positions is not None
+            middle, low, high = mean_band(curves, seed=found.metric.options.seed)
+            points = zip(found.positions.tolist(), middle.tolist(), low.tolist(), high.tolist(), strict=True)
+            rows += [(found.metric.name, method, *point, len(curves)) for point in points]
+    names = ("metric", "method", "position", "mean", "low", "high", "images")
+    return _frame(names, (str, str, float, float, float, float, int), rows)
+
+
+def ranking_rows(scores: Sequence[Scores]) -> pl.DataFrame:
+    """One row a metric and method, best first."""
+    rows = []
+    for found in scores:
+        for rank, (method, e) in enumerate(found.ranking(), 1):
+            rows.append((found.metric.name, rank, method, e.value, e.low, e.high, e.images))
+    names = ("metric", "rank", "method", "value", "low", "high", "images")
+    return _frame(names, (str, int, str, float, float, float, int), rows)
+
+
+def difference_rows(scores: Sequence[Scores]) -> pl.DataFrame:
+    """One row a metric and pair of methods: the paired difference, its interval, and whether that excludes 0."""
+    rows = []
+    for found in scores:
+        for method, other in combinations(found.values, 2):
+            e = found.difference(method, other)
+            rows.append((found.metric.name, method, other, e.value, e.low, e.high, e.images, e.excludes_zero))
+    names = ("metric", "method", "other", "difference", "low", "high", "images", "significant")
+    return _frame(names, (str, str, str, float, float, float, int, bool), rows)
+
+
+def _frame(names: Sequence[str], kinds: Sequence[type], rows: list[tuple[Any, ...]]) -> pl.DataFrame:
+    pl = polars()
+    frame = pl.DataFrame(rows, schema=dict(zip(names, kinds, strict=True)), orient="row")
+    return frame.with_columns(pl.col(pl.Float64).fill_nan(None))
