@@ -51,9 +51,17 @@ CASES: list[tuple[Perturbation, str, str, bool, bool]] = [
 ]
 
 
-@pytest.mark.parametrize(("metric", "replacement", "kind", "reveal", "ascending"), CASES, ids=lambda v: getattr(v, "name", str(v)))
+@pytest.mark.parametrize(
+    ("metric", "replacement", "kind", "reveal", "ascending"), CASES, ids=lambda v: getattr(v, "name", str(v))
+)
 def test_equals_the_paper_pixel_by_pixel(
-    metric: Perturbation, replacement: str, kind: str, reveal: bool, ascending: bool, network: nn.Module, examples: Examples
+    metric: Perturbation,
+    replacement: str,
+    kind: str,
+    reveal: bool,
+    ascending: bool,
+    network: nn.Module,
+    examples: Examples,
 ) -> None:
     maps = {"one": slow.distinct(examples.inputs.shape, 1), "two": slow.distinct(examples.inputs.shape, 2)}
     found = metric(network, examples, maps)
@@ -235,7 +243,9 @@ def test_maps_and_data_that_do_not_fit_are_refused(network: nn.Module, examples:
     heat = slow.distinct((4, 1, 14, 14), 1)
     with pytest.raises(InputError, match=r"blur_size must be below 28 for images of 14 pixels a side, but is 51"):
         Insertion()(network, examples, {"a": heat})
-    with pytest.raises(InputError, match=r"maps\['a'\] must be .* = \(4, c, 14, 14\) like the images, but has shape \(4, 1, 7, 7\)"):
+    with pytest.raises(
+        InputError, match=r"maps\['a'\] must be .* = \(4, c, 14, 14\) like the images, but has shape \(4, 1, 7, 7\)"
+    ):
         Deletion()(network, examples, {"a": heat[..., :7, :7]})
     with pytest.raises(InputError, match=r"maps\['a'\] must be finite, but holds NaN or Inf for b, d"):
         broken = heat.clone()

@@ -298,7 +298,9 @@ def positive_share(heat: Float[Tensor, "n h w"], area: Bool[Tensor, "n h w"]) ->
 
 
 def _near(boxes: Tensor, height: int, width: int, tolerance: float) -> Tensor:
-    """The pixels whose centres are at most ``tolerance`` from a box, bool (h, w)."""
+    """The pixels whose centres are inside a box, or at most ``tolerance`` (if there is any) from one, bool (h, w)."""
+    if tolerance == 0:
+        return inside(boxes, height, width)
     x = torch.arange(width, device=boxes.device) + 0.5
     y = torch.arange(height, device=boxes.device) + 0.5
     x0, y0, x1, y1 = (b[:, None] for b in boxes.unbind(1))

@@ -146,9 +146,9 @@ class MaxSensitivity(Metric):
     def _one(self, method: Method, examples: Examples, i: int) -> float:
         """One image alone: Captum draws from the global stream, which would tie an image to its neighbours."""
 
-        def explain(x: tuple[Tensor, ...] | Tensor) -> Tensor:
+        def explain(x: tuple[Tensor, ...] | Tensor) -> tuple[Tensor]:  # Captum would go through a bare tensor's rows
             with torch.enable_grad():
-                return method.attribute(x[0] if isinstance(x, tuple) else x, int(examples.target[i]))
+                return (method.attribute(x[0] if isinstance(x, tuple) else x, int(examples.target[i])),)
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.options.seed)
