@@ -22,11 +22,11 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
 __all__ = ["EXTENSIONS", "find_images", "load_batch", "load_image", "to_image"]
 
 
-def load_image(path: str | Path) -> Image.Image:
+def load_image(path: str | Path, *, upright: bool = True) -> Image.Image:
     """Return the file's (first) picture, upright and as 8-bit RGB.
 
-    The EXIF orientation is applied; grey, palette and CMYK become RGB; transparency is composited on white; 16-bit grey
-    is scaled by 65535.
+    The EXIF orientation is applied, unless ``upright`` is False, because boxes refer to the stored pixels. Grey, palette
+    and CMYK become RGB; transparency is composited on white; 16-bit grey is scaled by 65535.
 
     Raises:
         FileError: missing, a folder, not readable, empty, truncated, not an image, or larger than Pillow's limit for
@@ -38,7 +38,7 @@ def load_image(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            return to_rgb(_upright(image))
+            return to_rgb(_upright(image) if upright else image)
     except UnidentifiedImageError as error:
         raise FileError(
             f"image: {str(path)!r} is not an image that Pillow can read; convert it to PNG or JPEG."
