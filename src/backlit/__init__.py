@@ -17,25 +17,43 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backlit import capture, methods, models, rules
+from backlit import capture, methods, metrics, models, rules
 from backlit._errors import BacklitError, FileError, InputError, ModelStateError, RuleMismatch, UnsupportedOp
 from backlit._version import __version__
 from backlit.attribution import Attribution
-from backlit.methods import DMBP, METHODS, Deconvnet, Gradient, GradientXInput, GuidedBackprop, Saliency
+from backlit.bench.compare import compare
+from backlit.bench.comparison import Comparison
+from backlit.methods import (
+    DMBP,
+    METHODS,
+    Deconvnet,
+    GradCAM,
+    Gradient,
+    GradientXInput,
+    GuidedBackprop,
+    GuidedGradCAM,
+    Saliency,
+)
 from backlit.methods.lookup import explain_with, find_method
+from backlit.metrics import METRICS, Examples
 from backlit.models import LoadedModel, load_model
 from backlit.rules import RuleTable, check_rule
 
 __all__ = [
     "DMBP",
     "METHODS",
+    "METRICS",
     "Attribution",
     "BacklitError",
+    "Comparison",
     "Deconvnet",
+    "Examples",
     "FileError",
+    "GradCAM",
     "Gradient",
     "GradientXInput",
     "GuidedBackprop",
+    "GuidedGradCAM",
     "InputError",
     "LoadedModel",
     "ModelStateError",
@@ -46,10 +64,12 @@ __all__ = [
     "__version__",
     "capture",
     "check_rule",
+    "compare",
     "explain_func",
     "find_method",
     "load_model",
     "methods",
+    "metrics",
     "models",
     "rules",
 ]

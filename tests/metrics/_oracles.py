@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ def perturbation_curve(
 
 def area(curve: Sequence[float]) -> float:
     """Trapezoids over a width of 1."""
-    return sum((a + b) / 2 for a, b in zip(curve, curve[1:], strict=False)) / (len(curve) - 1)
+    return sum((a + b) / 2 for a, b in pairwise(curve)) / (len(curve) - 1)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

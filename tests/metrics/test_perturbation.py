@@ -247,9 +247,9 @@ def test_maps_and_data_that_do_not_fit_are_refused(network: nn.Module, examples:
         InputError, match=r"maps\['a'\] must be .* = \(4, c, 14, 14\) like the images, but has shape \(4, 1, 7, 7\)"
     ):
         Deletion()(network, examples, {"a": heat[..., :7, :7]})
+    broken = heat.clone()
+    broken[1, 0, 0, 0], broken[3, 0, 1, 1] = torch.nan, torch.inf
     with pytest.raises(InputError, match=r"maps\['a'\] must be finite, but holds NaN or Inf for b, d"):
-        broken = heat.clone()
-        broken[1, 0, 0, 0], broken[3, 0, 1, 1] = torch.nan, torch.inf
         Deletion()(network, examples, {"a": broken})
     with pytest.raises(InputError, match="maps must hold the maps of at least one method"):
         Deletion()(network, examples, {})
@@ -257,6 +257,6 @@ def test_maps_and_data_that_do_not_fit_are_refused(network: nn.Module, examples:
         ComplementaryInsertion()(network, Examples(examples.inputs, examples.target), {"a": heat})
     with pytest.raises(InputError, match=r"target must be a class index from 0 to 4, but reaches from 0 to 9"):
         Deletion()(network, Examples(examples.inputs, torch.tensor([0, 9, 1, 1])), {"a": heat})
+    many = Examples(examples.inputs, examples.target, torch.ones(4, 7, dtype=torch.bool))
     with pytest.raises(InputError, match=r"labels must have one column a class of the model \(5\), but have 7"):
-        labels = torch.ones(4, 7, dtype=torch.bool)
-        ComplementaryInsertion(**BLUR)(network, Examples(examples.inputs, examples.target, labels), {"a": heat})
+        ComplementaryInsertion(**BLUR)(network, many, {"a": heat})

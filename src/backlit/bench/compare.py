@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import InputError, nearest
+from backlit._errors import InputError
 from backlit._fingerprint import fingerprint
 from backlit._version import __version__
 from backlit.attribution import Attribution
@@ -24,7 +24,8 @@ from backlit.bench.journal import Journal
 from backlit.bench.tables import curve_rows, difference_rows, polars, ranking_rows, score_rows
 from backlit.methods import BASELINES, METHODS, Method
 from backlit.methods.lookup import find_method
-from backlit.metrics import METRICS, Examples, Metric, Scores
+from backlit.metrics import Examples, Metric, Scores
+from backlit.metrics.lookup import find_metric
 from backlit.models import LoadedModel
 from backlit.models.loaded import numbered_classes
 
@@ -84,23 +85,6 @@ def compare(
     )
     run.check()
     return run.run(force)
-
-
-def find_metric(name: str) -> type[Metric]:
-    """The metric of that name or class name, whatever its case, dashes and underscores.
-
-    Raises:
-        InputError: If there is none; names the nearest.
-    """
-
-    def key(text: str) -> str:
-        return "".join(c for c in text.lower() if c.isalnum())
-
-    for metric in METRICS:
-        if key(name) in (key(metric.name), key(metric.__name__)):
-            return metric
-    known = [m.name for m in METRICS]
-    raise InputError(f"metric must be one of {', '.join(known)}, but is {name!r}.{nearest(name, known)}")
 
 
 def _methods(

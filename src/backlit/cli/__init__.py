@@ -89,6 +89,64 @@ def explain(
 
 
 @app.command()
+def compare(
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Image files or folders, or a data set's folder; none for the embedded scenes.", metavar="[IMAGE]..."
+        ),
+    ] = None,
+    model: Model = "digits",
+    weights: Weights = None,
+    methods: Annotated[
+        str, typer.Option(help="Methods, by comma; see `backlit methods`. random is the baseline.")
+    ] = "random,gradient_x_input,guided_backprop,grad_cam,dmbp",
+    metrics: Annotated[
+        str, typer.Option(help="Metrics, by comma; see `backlit metrics`.")
+    ] = "insertion,morf_5,lerf_5,last_layer_reset",
+    data: Annotated[
+        str, typer.Option(help="How to read IMAGE: images, folder (a folder a class), imagenet, voc, cifar10, mnist.")
+    ] = "images",
+    target: Annotated[str, typer.Option(help="For images without labels: a class, or predicted.")] = "predicted",
+    class_index: Annotated[
+        Path | None, typer.Option(help="JSON that maps class folders to the model's classes.", metavar="FILE")
+    ] = None,
+    boxes: Annotated[Path | None, typer.Option(help="ImageNet's annotations.", metavar="DIR")] = None,
+    limit: Annotated[int | None, typer.Option(help="Number of images to take, evenly spread.", min=1)] = None,
+    mosaic: Annotated[int, typer.Option(help="Make mosaics of N x N images of the data set: 2 or 3.", metavar="N")] = 0,
+    classes: Annotated[int, typer.Option(help="Classes to explain of each image; the first is scored.", min=1)] = 2,
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option: dmbp.steps=40, insertion.steps=20.", metavar="NAME.KEY=VALUE")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the report, tables and maps.")] = Path("backlit-compare"),
+    force: Annotated[bool, typer.Option("--force", help="Begin anew in a folder that is in use.")] = False,
+    size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
+    device: Device = "cpu",
+    dtype: DType = "float32",
+    seed: Seed = 0,
+) -> None:
+    """Compare methods on the same images: maps, scores as parquet, one HTML report. Interrupted, it goes on where it stopped."""
+    from backlit.cli.compare import Source, run
+
+    compute = settings.Compute(device, dtype, seed)
+    chosen, measured = settings.methods_and_metrics(methods, metrics, option or [], seed)
+    loaded = settings.load(model, weights, compute, settings.preprocessing(size, mean, std))
+    source = Source(images or [], data, target, class_index, boxes, limit, mosaic)
+    if run(source, loaded, chosen, measured, out, compute, classes=classes, force=force):
+        raise typer.Exit(1)
+
+
+@app.command()
+def metrics() -> None:
+    """List the metrics: what each scores, its direction, its cost and what it needs."""
+    from backlit.cli.tables import print_metrics
+
+    print_metrics()
+
+
+@app.command()
 def methods() -> None:
     """List the methods with their options."""
     from backlit.cli.tables import print_methods

@@ -41,11 +41,11 @@ def run(
         FileError: If there is no image at all, or ``out`` cannot be written.
     """
     choose = _targets(target, loaded)
-    images, failures = _found(paths)
+    images, failures = found_images(paths)
     make_folder(out)
     console = Console()
     rows: list[dict[str, Any]] = []
-    names = _stems(images)
+    names = stems(images)
     try:
         with _progress(console) as bar:
             for image in images:
@@ -131,7 +131,7 @@ def _targets(target: str, loaded: LoadedModel) -> Callable[[Tensor], list[int]]:
     return lambda logits: logits.topk(int(count)).indices.tolist()
 
 
-def _found(paths: list[Path]) -> tuple[list[Path], list[Failure]]:
+def found_images(paths: list[Path]) -> tuple[list[Path], list[Failure]]:
     """The images of all paths; a path that has none is a failure of its own, unless it is the only one."""
     images: list[Path] = []
     failures: list[Failure] = []
@@ -147,15 +147,15 @@ def _found(paths: list[Path]) -> tuple[list[Path], list[Failure]]:
     return images, failures
 
 
-def _stems(images: list[Path]) -> dict[Path, str]:
+def stems(images: list[Path]) -> dict[Path, str]:
     """A file name for each image, made unique where two folders hold the same one."""
     taken: dict[str, int] = {}
-    stems = {}
+    names = {}
     for image in images:
         number = taken.get(image.stem, 0)
         taken[image.stem] = number + 1
-        stems[image] = image.stem if number == 0 else f"{image.stem}-{number + 1}"
-    return stems
+        names[image] = image.stem if number == 0 else f"{image.stem}-{number + 1}"
+    return names
 
 
 def _write_summary(

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from backlit._errors import InputError, nearest
-from backlit.methods import METHODS, Method
-from backlit.methods.lookup import find_method
+from backlit.methods import BASELINES, METHODS, Method
+from backlit.methods.lookup import find_method, same_name
+from backlit.metrics import Metric
+from backlit.metrics.lookup import find_metric
 from backlit.models import LoadedModel, load_model
+
+Kind = TypeVar("Kind", type[Method], type[Metric])
 
 
 @dataclass(frozen=True)
@@ -56,32 +61,67 @@ def methods(names: str, options: list[str], seed: int) -> list[Chosen]:
     Raises:
         InputError: An unknown method or option, with the nearest name.
     """
-    found = [find_method(name.strip(), METHODS) for name in names.split(",") if name.strip()]
+    found = _named(names, "method", lambda name: find_method(name, METHODS))
+    chosen, unused = _with_options(found, options, seed)
+    _refuse(unused, found)
+    return [Chosen(method, own) for method, own in chosen]
+
+
+def methods_and_metrics(names: str, metrics: str, options: list[str], seed: int) -> tuple[list[Chosen], list[Metric]]:
+    """The methods and metrics named, by comma, each with the options that are for it: ``insertion.steps=20``.
+
+    Raises:
+        InputError: An unknown name or option, with the nearest one.
+    """
+    found = _named(names, "methods", lambda name: find_method(name, METHODS + BASELINES))
+    scored = _named(metrics, "metrics", find_metric)
+    chosen, unused = _with_options(found, options, seed)
+    measured, unused = _with_options(scored, options, seed, unused)
+    _refuse(unused, [*found, *scored])
+    return [Chosen(method, own) for method, own in chosen], [metric(**own) for metric, own in measured]
+
+
+def _named(names: str, argument: str, find: Callable[[str], Kind]) -> list[Kind]:
+    found = [find(name.strip()) for name in names.split(",") if name.strip()]
     if not found:
-        raise InputError(f"method must name at least one method, but is {names!r}. See `backlit methods`.")
-    unused = dict.fromkeys(options)
+        raise InputError(
+            f"{argument} must name at least one, by comma, but is {names!r}. See `backlit {argument.rstrip('s')}s`."
+        )
+    return list(dict.fromkeys(found))
+
+
+def _with_options(
+    kinds: list[Kind], texts: list[str], seed: int, unused: list[str] | None = None
+) -> tuple[list[tuple[Kind, dict[str, Any]]], list[str]]:
+    """Each kind with the options that are for it, and the texts that were for none of them (and not used before)."""
+    rest = dict.fromkeys(texts if unused is None else unused)
     chosen = []
-    for method in found:
+    for kind in kinds:
         own: dict[str, Any] = {"seed": seed}
-        known = {f.name for f in fields(method.Options)} - {"callback"}
-        for text in options:
+        known = option_names(kind)
+        for text in texts:
             name, value = _pair(text)
             owner, _, key = name.rpartition(".")
-            if owner and find_method(owner, METHODS) is not method:
-                continue
-            if key in known:
+            if key in known and (not owner or same_name(owner, kind.name) or same_name(owner, kind.__name__)):
                 own[key] = value
-                unused.pop(text, None)
-        method.Options(**own)  # a value that cannot be is an error before any image is read
-        chosen.append(Chosen(method, own))
+                rest.pop(text, None)
+        kind.Options(**own)  # a value that cannot be is an error before any image is read
+        chosen.append((kind, own))
+    return chosen, list(rest)
+
+
+def _refuse(unused: list[str], kinds: Sequence[type[Method] | type[Metric]]) -> None:
     if unused:
-        names_of = sorted({f.name for c in chosen for f in fields(c.method.Options)} - {"callback"})
-        text = next(iter(unused))
-        key = _pair(text)[0].rpartition(".")[2]
+        known = sorted({name for kind in kinds for name in option_names(kind)})
+        key = _pair(unused[0])[0].rpartition(".")[2]
         raise InputError(
-            f"option {text!r} fits no method asked for; they have {', '.join(names_of)}.{nearest(key, names_of)}"
+            f"option {unused[0]!r} fits nothing that was asked for; there are {', '.join(known)}.{nearest(key, known)}"
         )
-    return chosen
+
+
+def option_names(kind: type[Method] | type[Metric]) -> list[str]:
+    """The options that a command line can set."""
+    return [f.name for f in fields(kind.Options) if f.name != "callback"]
 
 
 def _pair(text: str) -> tuple[str, Any]:

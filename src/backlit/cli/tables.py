@@ -10,20 +10,34 @@ from rich.table import Table
 from torch.nn import functional as F
 
 from backlit.cli.settings import Chosen, Compute
-from backlit.methods import METHODS
+from backlit.methods import BASELINES, METHODS
+from backlit.metrics import METRICS
 from backlit.models import LoadedModel
 
 
 def print_methods() -> None:
     """One row a method: name, what it computes, its options with their defaults, its source."""
     table = Table("method", "what the map is", "options", "source", show_lines=True)
-    for method in METHODS:
+    for method in METHODS + BASELINES:
         options = ", ".join(
             f"{f.name}={f.default!r}"
             for f in fields(method.Options)
             if f.default is not MISSING and f.name != "callback"
         )
         table.add_row(method.name, method.summary, options, method.source)
+    Console().print(table)
+
+
+def print_metrics() -> None:
+    """One row a metric: name, what it scores, which way is better, cost, needs, options, source."""
+    table = Table(
+        "metric", "what it scores", "better", "forward passes a map", "needs", "options", "source", show_lines=True
+    )
+    for metric in METRICS:
+        options = ", ".join(f"{f.name}={getattr(metric().options, f.name)!r}" for f in fields(metric.Options))
+        better = "higher" if metric.higher_is_better else "lower"
+        needs = ", ".join(metric.needs) or "maps"
+        table.add_row(metric.name, metric.summary, better, metric().forward_passes, needs, options, metric.source)
     Console().print(table)
 
 

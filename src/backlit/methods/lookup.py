@@ -19,10 +19,15 @@ def find_method(name: str, methods: tuple[type[Method], ...]) -> type[Method]:
         InputError: If there is none; names the nearest.
     """
     for method in methods:
-        if _key(name) in (_key(method.name), _key(method.__name__)):
+        if same_name(name, method.name) or same_name(name, method.__name__):
             return method
     known = [m.name for m in methods]
     raise InputError(f"method must be one of {', '.join(known)}, but is {name!r}.{nearest(name, known)}")
+
+
+def same_name(one: str, other: str) -> bool:
+    """The names agree but for case, dashes and underscores."""
+    return _key(one) == _key(other)
 
 
 def _key(name: str) -> str:

@@ -1,0 +1,189 @@
+"""`backlit compare`: images in, one report with maps, curves, ranks and protocols out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from backlit._errors import BacklitError, FileError, InputError
+from backlit.bench.compare import compare
+from backlit.bench.comparison import Comparison
+from backlit.cli.explain import Failure, found_images, stems
+from backlit.cli.settings import Chosen, Compute
+from backlit.data import CIFAR10, MNIST, VOC, ImageFolder, ImageNet, load_batch, load_examples, mosaics, take
+from backlit.data.sample import Dataset
+from backlit.metrics import Examples, Metric
+from backlit.models import LoadedModel
+from backlit.models.digits import demo_scenes
+from backlit.report.comparison import write_report
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the images come from, as the command line says it.
+
+    Attributes:
+        paths: Files or folders; one folder for a data set.
+        data: How to read them: "images", "folder", "imagenet", "voc", "cifar10", "mnist".
+        target: For images without labels: a class, or "predicted".
+        index: A class-index file, for folders and ImageNet.
+        boxes: A folder of annotations, for ImageNet.
+        limit: How many images to take of a data set, evenly spread.
+        mosaic: Cells a side of mosaics made of the data set; 0 for none.
+    """
+
+    paths: Sequence[Path]
+    data: str
+    target: str
+    index: Path | None
+    boxes: Path | None
+    limit: int | None
+    mosaic: int
+
+
+READERS: dict[str, Callable[[Source], Dataset]] = {
+    "folder": lambda s: ImageFolder(s.paths[0], s.index),
+    "imagenet": lambda s: ImageNet(s.paths[0], s.boxes, s.index),
+    "voc": lambda s: VOC(s.paths[0]),
+    "cifar10": lambda s: CIFAR10(s.paths[0]),
+    "mnist": lambda s: MNIST(s.paths[0]),
+}
+
+
+def run(
+    source: Source,
+    loaded: LoadedModel,
+    methods: Sequence[Chosen],
+    metrics: Sequence[Metric],
+    out: Path,
+    compute: Compute,
+    *,
+    classes: int,
+    force: bool,
+) -> list[Failure]:
+    """Compare the methods on the images and write the report; returns the images that could not be read.
+
+    Raises:
+        InputError: If a metric needs what the images lack, or an argument cannot be used.
+        FileError: If there is no image, or ``out`` holds something else.
+    """
+    console = Console()
+    examples, target, failures = read(source, loaded)
+    for failure in failures:
+        console.print(f"[red]left out[/red] {failure.image}: {failure.error}", highlight=False)
+    parameter = next(loaded.network.parameters())
+    with _progress(console) as progress:
+        found = compare(
+            loaded,
+            examples.to(parameter.device, parameter.dtype),
+            {c.method.name: c.method(loaded.network, **c.options) for c in methods},
+            metrics,
+            out=out,
+            classes=classes,
+            target=target,
+            force=force,
+            progress=progress,
+        )
+    page = out / "report.html"
+    write_report(page, found)
+    _print(found, console)
+    console.print(f"open {os.path.relpath(page)}", soft_wrap=True)
+    return failures
+
+
+def read(source: Source, loaded: LoadedModel) -> tuple[Examples, str, list[Failure]]:
+    """The examples, what their targets are, and the files that could not be read."""
+    if source.data == "images":
+        if source.mosaic:
+            raise InputError("mosaic needs images with known classes: --data folder, imagenet, cifar10 or mnist.")
+        if not source.paths:
+            return _scenes(loaded, source.limit), "ground truth", []
+        return _images(source, loaded)
+    if source.data not in READERS:
+        raise InputError(f"data must be one of images, {', '.join(READERS)}, but is {source.data!r}.")
+    if len(source.paths) != 1:
+        raise InputError(
+            f"IMAGES must be the one folder of the data set for --data {source.data}, but are {len(source.paths)} paths."
+        )
+    data = READERS[source.data](source)
+    if source.mosaic:
+        count = 100 if source.limit is None else source.limit
+        made = mosaics(loaded.network, data, loaded.preprocess, grid=source.mosaic, count=count, seed=0)
+        return made.examples, "ground truth", []
+    samples = data if source.limit is None else take(data, min(source.limit, len(data)))
+    boxed = source.data == "voc" or source.boxes is not None
+    return load_examples(samples, loaded.preprocess, boxes=boxed, classes=len(loaded.class_names)), "ground truth", []
+
+
+def _scenes(loaded: LoadedModel, limit: int | None) -> Examples:
+    """The embedded two-digit scenes, for whoever just wants to see a report."""
+    if loaded.name != "digits":
+        raise InputError("IMAGES: name files or folders; only the embedded model, digits, brings images of its own.")
+    images, labels = (part[:limit] for part in demo_scenes())
+    x = loaded.preprocess.batch(images)
+    both = torch.zeros(len(x), len(loaded.class_names), dtype=torch.bool).scatter_(1, labels, True)
+    names = [f"scene {i + 1} of {a} and {b}" for i, (a, b) in enumerate(labels.tolist())]
+    return Examples(x, labels[:, 0], both, names=names)
+
+
+def _images(source: Source, loaded: LoadedModel) -> tuple[Examples, str, list[Failure]]:
+    files, failures = found_images(list(source.paths))
+    batch, names, named = [], [], stems(files)
+    for file in files[: source.limit]:
+        try:
+            batch.append(load_batch([file], loaded.preprocess))
+            names.append(named[file])
+        except BacklitError as error:
+            failures.append(Failure(str(file), str(error)))
+    if not batch:
+        raise FileError("IMAGES: none can be read: " + " ".join(f.error for f in failures[:3]))
+    x = torch.cat(batch)
+    if source.target != "predicted":
+        index = loaded.class_index(source.target)
+        return Examples(x, torch.full((len(x),), index), names=names), f"class {loaded.class_names[index]}", failures
+    parameter = next(loaded.network.parameters())
+    with torch.no_grad():
+        predicted = [int(loaded.network(one[None].to(parameter)).argmax()) for one in x]
+    return Examples(x, torch.tensor(predicted), names=names), "predicted", failures
+
+
+def _print(found: Comparison, console: Console) -> None:
+    """The ranking, a row a metric: the three best, and how sure the first place is."""
+    table = Table("metric", "best", "second", "third", "first over second")
+    for protocol in found.protocols:
+        rows = [r for r in found.ranking.iter_rows(named=True) if r["metric"] == protocol["metric"]]
+        cells = [f"{r['method']} {_number(r['value'])}" for r in rows[:3]]
+        table.add_row(protocol["title"], *cells, *[""] * (3 - len(cells)), _certainty(found, protocol["metric"], rows))
+    console.print(table)
+
+
+def _certainty(found: Comparison, metric: str, rows: list[dict]) -> str:
+    if len(rows) < 2:
+        return ""
+    pair = {rows[0]["method"], rows[1]["method"]}
+    for row in found.differences.iter_rows(named=True):
+        if row["metric"] == metric and {row["method"], row["other"]} == pair:
+            if row["low"] is None:
+                return "too few images to tell"
+            return "significant" if row["significant"] else "not significant"
+    return ""
+
+
+def _number(value: float | None) -> str:
+    return "not scored" if value is None else f"{value:.3f}"
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[int, int, str], None]]:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("")
+        yield lambda done, of, what: bar.update(task, completed=done, total=of, description=what)

@@ -1,0 +1,21 @@
+"""Metrics by name."""
+
+from __future__ import annotations
+
+from backlit._errors import InputError, nearest
+from backlit.methods.lookup import same_name
+from backlit.metrics import METRICS
+from backlit.metrics.base import Metric
+
+
+def find_metric(name: str) -> type[Metric]:
+    """The metric of that name or class name, whatever its case, dashes and underscores.
+
+    Raises:
+        InputError: If there is none; names the nearest.
+    """
+    for metric in METRICS:
+        if same_name(name, metric.name) or same_name(name, metric.__name__):
+            return metric
+    known = [m.name for m in METRICS]
+    raise InputError(f"metric must be one of {', '.join(known)}, but is {name!r}.{nearest(name, known)}")
