@@ -1,0 +1,222 @@
+"""ROAR, "remove and retrain" (Hooker et al. 2019), as the LPR paper evaluates with it (Table 1)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from backlit._errors import FileError
+from backlit._files import make_folder, write_whole
+from backlit._fingerprint import fingerprint
+from backlit._version import __version__
+from backlit.bench.journal import Journal
+from backlit.bench.roar_folder import NETWORK, RESULT, RUNS, TABLE, claim, load_network, protocol_of, rows_of, store
+from backlit.bench.roar_ranks import Explain, RankStore, replace_first
+from backlit.bench.roar_result import ORIGINAL, RANDOM, OverSeeds, RoarCell, RoarResult, RoarRow
+from backlit.bench.roar_setup import (
+    Methods,
+    Progress,
+    RoarData,
+    RoarOptions,
+    RoarStep,
+    check_labels,
+    check_methods,
+    kind_of,
+    removed_pixels,
+)
+from backlit.bench.training import MakeNetwork, Trained, TrainingOptions, count_right, train
+from backlit.metrics.examples import Examples
+
+__all__ = [
+    "OverSeeds",
+    "RoarCell",
+    "RoarData",
+    "RoarOptions",
+    "RoarResult",
+    "RoarRow",
+    "RoarStep",
+    "TrainingOptions",
+    "roar",
+]
+
+
+def roar(
+    data: RoarData,
+    make_network: MakeNetwork,
+    methods: Methods,
+    options: RoarOptions | None = None,
+    *,
+    out: str | Path,
+    progress: Progress = lambda step: None,
+) -> RoarResult:
+    """Remove the pixels that each method ranks first, retrain from scratch, and see how much accuracy is lost.
+
+    The network of the first seed is explained for the true class of every image. A random ranking runs beside the methods.
+    Every finished training is on the disk at once; the same call goes on after an interruption, from the last whole epoch,
+    and ends with the same numbers. More methods, fractions and seeds can be asked for later in the same folder.
+
+    Args:
+        data: Training and test set.
+        make_network: Makes an untrained network, each time the same architecture.
+        methods: By a name of your own, what makes an explainer of the trained network: a method's class, or
+            ``functools.partial(Method, option=...)``, or any function of a network that returns a function of images
+            and classes.
+        options: What to remove and how to train.
+        out: Folder of this experiment alone.
+        progress: Called after each epoch and each block of maps.
+
+    Raises:
+        InputError: If the data, a method's maps or an argument cannot be used.
+        FileError: If ``out`` cannot be written, is damaged, or holds another experiment.
+        ModelStateError: If a training diverges.
+    """
+    options = options or RoarOptions()
+    check_methods(methods)
+    check_labels(data, make_network, options)
+    folder = Path(out)
+    protocol = protocol_of(data, make_network, options)
+    claim(folder, protocol)
+    journal = Journal(folder / RUNS)
+    return _Roar(data, make_network, methods, options, folder, progress, protocol, journal, rows_of(journal)).run()
+
+
+@dataclass(frozen=True, eq=False)
+class _Roar:
+    data: RoarData
+    make_network: MakeNetwork
+    methods: Methods
+    options: RoarOptions
+    folder: Path
+    progress: Progress
+    protocol: dict[str, Any]
+    journal: Journal
+    rows: dict[tuple[str, float, int], RoarRow]
+
+    def run(self) -> RoarResult:
+        start = time.perf_counter()
+        for name, make in {RANDOM: _nothing, **self.methods}.items():
+            self._rank(name, make)
+        for key in self.keys:
+            if key not in self.rows:
+                self._retrain(*key)
+        result = RoarResult(
+            rows=tuple(self.rows[key] for key in self.keys),
+            methods=tuple(self.methods),
+            constant_maps={m: {p: self.ranks.constant(m, p, d) for p, d in self._parts} for m in self.methods},
+            protocol={**self.protocol, "fractions": self.options.fractions, "seeds": self.options.seeds},
+            provenance={
+                "versions": {"backlit": __version__, "torch": str(torch.__version__)},
+                "threads": torch.get_num_threads(),
+                "seconds_of_this_call": round(time.perf_counter() - start, 1),
+                "seconds_of_training": round(sum(self.rows[key].seconds for key in self.keys), 1),
+            },
+        )
+        write_whole(self.folder / RESULT, (json.dumps(result.to_json(), indent=1) + "\n").encode(), "out")
+        write_whole(self.folder / TABLE, (result.table() + "\n").encode(), "out")
+        return result
+
+    @cached_property
+    def keys(self) -> list[tuple[str, float, int]]:
+        """Every training, in an order that gives a whole table of one seed before the next seed begins."""
+        names = (RANDOM, *self.methods)
+        return [
+            key
+            for seed in self.options.seeds
+            for key in ((ORIGINAL, 0.0, seed), *((m, f, seed) for f in self.options.fractions for m in names))
+        ]
+
+    @cached_property
+    def ranks(self) -> RankStore:
+        ascending = self.options.ranking == "smallest first"
+        return RankStore(self.folder / "ranks", self.options.reduce, ascending, self.options.seeds[0])
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The network that is explained: of the first seed, trained on the unmodified data."""
+        key, path = (ORIGINAL, 0.0, self.options.seeds[0]), self.folder / NETWORK
+        if key in self.rows and path.exists():
+            return load_network(path, self.rows[key], self.make_network, self.data.train.inputs.device)
+        return self._retrain(*key)
+
+    @cached_property
+    def fill(self) -> Tensor:
+        """What takes a removed pixel's place, one number a channel."""
+        x = self.data.train.inputs
+        return x.mean((0, 2, 3), dtype=torch.float64) if self.options.replacement == "mean" else x.new_zeros(x.shape[1])
+
+    @property
+    def _parts(self) -> tuple[tuple[str, Examples], ...]:
+        return tuple(self.data.parts().items())
+
+    def _rank(self, name: str, make: Callable[[nn.Module], Explain]) -> None:
+        """Order the pixels of all images by the method's maps, unless that is done."""
+        kind = kind_of(make)
+        parts = [(part, data) for part, data in self._parts if self.ranks.missing(name, kind, part, data)]
+        if not parts:
+            return
+        explain, before = make(self.network), 0
+        total = sum(len(data) for _, data in parts)
+        for part, data in parts:
+            self.ranks.make(name, kind, explain, part, data, partial(self._say_explained, name, before, total))
+            before += len(data)
+
+    def _say_explained(self, name: str, before: int, total: int, done: int) -> None:
+        self._say("explain", (name, 0.0, self.options.seeds[0]), before + done, total)
+
+    def _retrain(self, method: str, fraction: float, seed: int) -> nn.Module:
+        """Train on the modified training set, test on the modified test set, and write the row."""
+        key = (method, fraction, seed)
+        make_folder(self.folder / "unfinished")
+        checkpoint = self.folder / "unfinished" / f"{method}-{fraction}-{seed}.safetensors"
+        start = time.perf_counter()
+        trained = train(
+            self.make_network,
+            self._modified("train", method, fraction),
+            self.data.train.target,
+            self.options.training,
+            seed,
+            checkpoint=checkpoint,
+            on_epoch=lambda done, loss: self._say("train", key, done, self.options.training.epochs),
+        )
+        right = count_right(trained.network, self._modified("test", method, fraction), self.data.test.target)
+        self._write_row(key, trained, right, time.perf_counter() - start)
+        if key == (ORIGINAL, 0.0, self.options.seeds[0]):
+            store(self.folder / NETWORK, trained.network)
+        checkpoint.unlink(missing_ok=True)
+        return trained.network
+
+    def _write_row(self, key: tuple[str, float, int], trained: Trained, right: int, seconds: float) -> None:
+        n = len(self.data.test)
+        found = RoarRow(*key, right / n, right, n, trained.losses[-1], round(seconds, 2), fingerprint(trained.network))
+        if key not in self.rows:
+            self.journal.append(asdict(found))
+            self.rows[key] = found
+        elif found.fingerprint != self.rows[key].fingerprint:
+            raise FileError(
+                f"out: {str(self.folder / NETWORK)!r} was lost, and training it again gives another network here (another "
+                "machine or number of threads). Choose another folder."
+            )
+
+    def _modified(self, part: str, method: str, fraction: float) -> Tensor:
+        data = self.data.parts()[part]
+        if method == ORIGINAL:
+            return data.inputs
+        count = removed_pixels(fraction, data.inputs)
+        return replace_first(data.inputs, self.ranks.load(method, part, data), count, self.fill)
+
+    def _say(self, stage: Literal["train", "explain"], key: tuple[str, float, int], done: int, total: int) -> None:
+        finished = sum(k in self.rows for k in self.keys)
+        self.progress(RoarStep(stage, *key, done, total, finished, len(self.keys)))
+
+
+def _nothing(network: nn.Module) -> Explain:
+    """The baseline: constant maps, whose pixels go in an order that is drawn for each image."""
+    return lambda images, target: torch.zeros_like(images)

@@ -1,0 +1,160 @@
+"""The order of each image's pixels by its map, kept on the disk in blocks, and the removal of the first of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64, UInt16
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from backlit._errors import FileError, InputError
+from backlit._files import make_folder, write_whole
+from backlit.attribution import Attribution, Reduce
+from backlit.bench.training import stable_seed
+from backlit.metrics.examples import Examples
+from backlit.metrics.ranking import pixel_ranks
+
+Explain = Callable[[Tensor, Tensor], Attribution | Tensor]
+"""Maps (n, c, h, w) of images (n, c, h, w) and their classes (n,); every method is one."""
+OnBlock = Callable[[int], None]
+
+BLOCK = 500  # images that are explained and written together: what an interruption costs at most
+LARGEST = 2**16  # pixels, whose places fit into 16 bits
+_FORMAT = "1"
+
+
+def image_ranks(heat: Float[Tensor, "n p"], seed: int, *, ascending: bool = False) -> Int64[Tensor, "n p"]:
+    """The place of each pixel in the order of its map, 0 first; equal pixels in an order drawn for each image anew.
+
+    :func:`pixel_ranks` draws one order of equal pixels for all images. Here this would take the same pixels from every
+    image, which harms a network far less than chance does; so each image's pixels are shuffled before, and put back after.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shuffle = torch.rand(heat.shape, generator=generator, dtype=torch.float64).argsort(-1)
+    ranks = pixel_ranks(heat.cpu().gather(-1, shuffle), seed=seed, ascending=ascending)
+    return torch.empty_like(ranks).scatter_(-1, shuffle, ranks)
+
+
+def replace_first(
+    images: Float[Tensor, "n c h w"], ranks: UInt16[Tensor, "n p"], count: int, value: Float[Tensor, " c"]
+) -> Float[Tensor, "n c h w"]:
+    """The images with ``value`` in all channels of the pixels whose place is below ``count``."""
+    removed = (ranks.to(images.device, torch.int32) < count).view(len(images), 1, *images.shape[-2:])
+    return torch.where(removed, value.to(images)[:, None, None], images)
+
+
+@dataclass(frozen=True)
+class RankStore:
+    """Ranks of all methods in a folder, one file a method, part of the data and block of images.
+
+    Attributes:
+        folder: Where they are.
+        reduce: How the channels of a map become one number a pixel.
+        ascending: The smallest value comes first.
+        seed: Of the order of equal pixels.
+    """
+
+    folder: Path
+    reduce: Reduce
+    ascending: bool
+    seed: int
+
+    def missing(self, method: str, kind: dict[str, Any], part: str, data: Examples) -> bool:
+        """Whether a block of the method is still to be made.
+
+        Raises:
+            FileError: If a block is there, but of a method with other options.
+        """
+        paths = [self._path(method, part, block.start) for block in _blocks(data)]
+        there = [path for path in paths if path.exists()]
+        for path in there:
+            found = json.loads(_metadata(path)["method"])
+            if found != kind:
+                raise FileError(
+                    f"out: {str(path)!r} holds ranks of {method!r} as {found}, and now it is {kind}. Choose another "
+                    f"folder, or another name for the method, such as {method + '-2'!r}."
+                )
+        return len(there) < len(paths)
+
+    def make(
+        self, method: str, kind: dict[str, Any], explain: Explain, part: str, data: Examples, on_block: OnBlock
+    ) -> None:
+        """Explain the blocks that are not there yet.
+
+        Raises:
+            InputError: If a map does not fit its image or is not finite.
+        """
+        make_folder(self._path(method, part, 0).parent)
+        for block in _blocks(data):
+            path = self._path(method, part, block.start)
+            if not path.exists():
+                some = data[block]
+                heat = _heat(method, explain(some.inputs, some.target), some, self.reduce)
+                ranks = image_ranks(heat, stable_seed("ties", self.seed, part, block.start), ascending=self.ascending)
+                constant = int((heat.amax(1) == heat.amin(1)).sum())
+                metadata = {"backlit.ranks": _FORMAT, "method": json.dumps(kind), "constant": str(constant)}
+                write_whole(path, save({"ranks": ranks.to(torch.uint16)}, metadata), "out")
+            on_block(block.stop)
+
+    def load(self, method: str, part: str, data: Examples) -> UInt16[Tensor, "n p"]:
+        """The ranks of all images of a part."""
+        return torch.cat([_ranks(self._path(method, part, block.start)) for block in _blocks(data)])
+
+    def constant(self, method: str, part: str, data: Examples) -> int:
+        """The number of images whose map has the same value everywhere: their ranks are chance."""
+        return sum(int(_metadata(self._path(method, part, b.start))["constant"]) for b in _blocks(data))
+
+    def _path(self, method: str, part: str, start: int) -> Path:
+        return self.folder / method / f"{part}-{start:06d}.safetensors"
+
+
+def _blocks(data: Examples) -> Iterator[slice]:
+    return (slice(start, min(start + BLOCK, len(data))) for start in range(0, len(data), BLOCK))
+
+
+def _heat(method: str, found: Attribution | Tensor, data: Examples, reduce: Reduce) -> Float[Tensor, "n p"]:
+    values = found.values if isinstance(found, Attribution) else found
+    n, _, height, width = data.inputs.shape
+    if values.dim() != 4 or len(values) != n or values.shape[-2:] != (height, width):
+        raise InputError(
+            f"methods[{method!r}] must give maps (n, c, h, w) = ({n}, c, {height}, {width}) like the images, but gave shape "
+            f"{tuple(values.shape)}."
+        )
+    finite = values.flatten(1).isfinite().all(1)
+    if not bool(finite.all()):
+        wrong = torch.where(~finite)[0].tolist()
+        which = ", ".join(str(data.names[i]) for i in wrong[:3])
+        raise InputError(
+            f"methods[{method!r}] must give finite maps, but gave NaN or Inf for {which} ({len(wrong)} of {n} images of this "
+            "block). Leave the method out, or change its options; what was computed before is kept."
+        )
+    maps = found if isinstance(found, Attribution) else Attribution(values, data.target, data.target.to(values.dtype))
+    return maps.heatmap(reduce).detach().flatten(1)
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    return _read(path)[0]
+
+
+def _ranks(path: Path) -> Tensor:
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[dict[str, str], Tensor]:
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("backlit.ranks") != _FORMAT:
+                raise FileError(f"out: {str(path)!r} holds no ranks of this version. Delete it, and it is made again.")
+            return metadata, file.get_tensor("ranks")
+    except (SafetensorError, OSError) as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError(f"out: cannot read {str(path)!r} ({error}). Delete it, and it is made again.") from error

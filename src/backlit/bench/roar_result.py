@@ -1,0 +1,177 @@
+"""What ROAR found: one row a training, means with intervals over the seeds, and the table as the papers print it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+ORIGINAL, RANDOM = "original", "random"
+_HALF_95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)  # Student's t, 1 to 9 degrees
+
+
+@dataclass(frozen=True)
+class RoarRow:
+    """One finished training.
+
+    ``method`` is "original" (fraction 0) for the unmodified data and "random" for the baseline; ``accuracy`` is
+    ``right / images`` on the test set with the same share of its pixels removed. ``loss`` is the mean of the last epoch,
+    ``fingerprint`` that of the trained network.
+    """
+
+    method: str
+    fraction: float
+    seed: int
+    accuracy: float
+    right: int
+    images: int
+    loss: float
+    seconds: float
+    fingerprint: str
+
+    @property
+    def key(self) -> tuple[str, float, int]:
+        """What the training is of."""
+        return self.method, self.fraction, self.seed
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """The mean over n trainings, the standard deviation of one, and Student's 95 % interval of the mean.
+
+    NaN for what one training cannot say.
+    """
+
+    mean: float
+    std: float
+    low: float
+    high: float
+    seeds: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> OverSeeds:
+        """From one number a seed."""
+        n = len(values)
+        mean = float(np.mean(values))
+        if n < 2:
+            return cls(mean, math.nan, math.nan, math.nan, n)
+        std = float(np.std(values, ddof=1))
+        half = student(n - 1) * std / math.sqrt(n)
+        return cls(mean, std, mean - half, mean + half, n)
+
+
+@dataclass(frozen=True)
+class RoarCell:
+    """A method at a fraction: its accuracy, and the accuracy less the random ranking's at the same seeds (paired).
+
+    A ranking that finds what matters has a difference below 0; ``difference`` is None for "original".
+    """
+
+    method: str
+    fraction: float
+    accuracy: OverSeeds
+    difference: OverSeeds | None
+
+
+@dataclass(frozen=True, eq=False)
+class RoarResult:
+    """All that was measured.
+
+    Attributes:
+        rows: One a training, in the order of seed, fraction and method.
+        methods: The methods' names, without "original" and "random".
+        constant_maps: By method, the images of the train and of the test set whose map says nothing.
+        protocol: Options, data, network: plain JSON values.
+        provenance: Versions, device, threads, seconds: plain JSON values.
+    """
+
+    rows: tuple[RoarRow, ...]
+    methods: tuple[str, ...]
+    constant_maps: Mapping[str, Mapping[str, int]]
+    protocol: Mapping[str, Any]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fractions(self) -> tuple[float, ...]:
+        """The fractions of removed pixels, smallest first."""
+        return tuple(sorted({row.fraction for row in self.rows if row.fraction}))
+
+    def accuracies(self, method: str, fraction: float) -> dict[int, float]:
+        """The accuracy of each seed."""
+        return {row.seed: row.accuracy for row in self.rows if (row.method, row.fraction) == (method, fraction)}
+
+    def cell(self, method: str, fraction: float) -> RoarCell:
+        """A method at a fraction, over the seeds."""
+        own = self.accuracies(method, fraction)
+        if method == ORIGINAL:
+            return RoarCell(method, fraction, OverSeeds.of(list(own.values())), None)
+        chance = self.accuracies(RANDOM, fraction)
+        below = [value - chance[seed] for seed, value in own.items()]
+        return RoarCell(method, fraction, OverSeeds.of(list(own.values())), OverSeeds.of(below))
+
+    def summary(self) -> list[RoarCell]:
+        """The original first, then by fraction the random ranking and each method."""
+        columns = (RANDOM, *self.methods)
+        return [self.cell(ORIGINAL, 0.0), *(self.cell(m, f) for f in self.fractions for m in columns)]
+
+    def notes(self) -> list[str]:
+        """What a reader must know."""
+        said = [
+            f"{method}: the map of {found['train']} training and {found['test']} test images is constant; their pixels went "
+            "at random."
+            for method, found in self.constant_maps.items()
+            if found["train"] or found["test"]
+        ]
+        if len({row.seed for row in self.rows}) < 3:
+            said.append("Fewer than three trainings a cell: differences between methods may be chance.")
+        return said
+
+    def table(self) -> str:
+        """The LPR paper's Table 1: a row a fraction, a column a method, test accuracy (± standard deviation over seeds)."""
+        columns = (ORIGINAL, RANDOM, *self.methods)
+        rows = [["Fraction", *(name.capitalize() if name in (ORIGINAL, RANDOM) else name for name in columns)]]
+        for fraction in self.fractions:
+            cells = [self.cell(m, 0.0 if m == ORIGINAL else fraction).accuracy for m in columns]
+            rows.append([f"{100 * fraction:g}%", *map(_percent, cells)])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(text.rjust(w) for text, w in zip(row, widths, strict=True)) for row in rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a dictionary of plain values; NaN is None."""
+        found = {
+            "protocol": dict(self.protocol),
+            "provenance": dict(self.provenance),
+            "constant_maps": {m: dict(found) for m, found in self.constant_maps.items()},
+            "notes": self.notes(),
+            "table": self.table().splitlines(),
+            "summary": [asdict(cell) for cell in self.summary()],
+            "rows": [asdict(row) for row in self.rows],
+        }
+        return _without_nan(found)
+
+
+def student(degrees: int) -> float:
+    """The 97.5 % quantile of Student's t, to 4 digits (beyond 9 degrees by Cornish and Fisher's expansion)."""
+    if degrees <= len(_HALF_95):
+        return _HALF_95[degrees - 1]
+    z, v = 1.959964, float(degrees)
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / v + second / v**2 + third / v**3
+
+
+def _percent(found: OverSeeds) -> str:
+    spread = f" ± {100 * found.std:.2f}" if found.seeds > 1 else ""
+    return f"{100 * found.mean:.2f}%{spread}"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,238 @@
+"""Training that a seed decides in full, and that goes on after an interruption as if there had been none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backlit._errors import FileError, InputError, ModelStateError
+from backlit._files import write_whole
+from backlit.methods.base import check
+
+MakeNetwork = Callable[[], nn.Module]
+OnEpoch = Callable[[int, float], None]
+"""Called with the number of epochs done and the mean loss of the last one."""
+
+_FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a network is trained; cross-entropy is the loss.
+
+    Attributes:
+        epochs: Passes over the training images.
+        batch: Images a step.
+        optimizer: "adamw", "adam" or "sgd".
+        learning_rate: Of the first step.
+        weight_decay: As the optimizer means it.
+        momentum: Of "sgd"; the others have their own.
+        schedule: "cosine" takes the learning rate down to 0 over all steps, "constant" leaves it.
+        flip: Mirror each training image left to right with even odds, anew in each epoch.
+    """
+
+    epochs: int = 30
+    batch: int = 128
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    momentum: float = 0.9
+    schedule: Literal["cosine", "constant"] = "cosine"
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch"):
+            value = getattr(self, name)
+            check(type(value) is int and value > 0, name, value, "a positive integer")
+        check(self.optimizer in ("adamw", "adam", "sgd"), "optimizer", self.optimizer, "'adamw', 'adam' or 'sgd'")
+        check(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "a positive number")
+        check(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or a positive number")
+        check(0 <= self.momentum < 1, "momentum", self.momentum, "at least 0 and below 1")
+        check(self.schedule in ("cosine", "constant"), "schedule", self.schedule, "'cosine' or 'constant'")
+
+    def optimizer_of(self, network: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of the network's parameters."""
+        parameters, lr, decay = network.parameters(), self.learning_rate, self.weight_decay
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(parameters, lr, momentum=self.momentum, weight_decay=decay)
+        kind = torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.Adam
+        return kind(parameters, lr, weight_decay=decay)
+
+    def rate(self, done: float) -> float:
+        """The learning rate when this share of all steps is done."""
+        return self.learning_rate * ((1 + math.cos(math.pi * done)) / 2 if self.schedule == "cosine" else 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained network in eval mode, and the mean loss of each epoch."""
+
+    network: nn.Module
+    losses: tuple[float, ...]
+
+
+def stable_seed(*parts: object) -> int:
+    """A seed that follows from what it is for: the same on every machine, unrelated to that of any other purpose."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw by this seed inside, and leave the caller's random state as it was."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def new_network(make_network: MakeNetwork, seed: int, device: torch.device) -> nn.Module:
+    """The untrained network of a seed.
+
+    Raises:
+        InputError: If ``make_network`` returns none, or the same one twice.
+    """
+    with seeded(stable_seed("weights", seed), torch.device("cpu")):
+        network = make_network()
+    if not isinstance(network, nn.Module):
+        raise InputError(
+            f"make_network must return a new torch.nn.Module, but returned {type(network).__name__}. Give a function "
+            "without arguments, such as `lambda: CifarCNN()`."
+        )
+    return network.to(device)
+
+
+def train(
+    make_network: MakeNetwork,
+    images: Float[Tensor, "n c h w"],
+    labels: Int64[Tensor, " n"],
+    options: TrainingOptions,
+    seed: int,
+    *,
+    checkpoint: Path | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> Trained:
+    """Train a new network; the seed decides its weights, the order of the images and all else that is drawn.
+
+    Args:
+        make_network: Makes the untrained network.
+        images: Training images, on the device to train on.
+        labels: Their classes, on the same device.
+        options: How to train.
+        seed: Two runs with one seed give the same weights bit for bit (on the CPU, with the same number of threads).
+        checkpoint: Where the state after each epoch is kept; a training that finds its own there goes on from it and
+            ends as it would have without the interruption.
+        on_epoch: Called after each epoch, once its checkpoint is written.
+
+    Raises:
+        ModelStateError: If the loss stops being finite.
+        FileError: If the checkpoint cannot be written, is damaged, or of another training.
+    """
+    network = new_network(make_network, seed, images.device).train()
+    optimizer = options.optimizer_of(network)
+    kind = json.dumps({"options": asdict(options), "seed": seed, "images": len(images)}, sort_keys=True)
+    losses: list[float] = []
+    if checkpoint is not None and checkpoint.exists():
+        losses = _restore(checkpoint, kind, network, optimizer)
+    for epoch in range(len(losses), options.epochs):
+        losses.append(_one_epoch(network, optimizer, images, labels, options, seed, epoch))
+        if checkpoint is not None:
+            _keep(checkpoint, kind, network, optimizer, losses)
+        if on_epoch is not None:
+            on_epoch(epoch + 1, losses[-1])
+    return Trained(network.eval(), tuple(losses))
+
+
+@torch.no_grad()
+def count_right(
+    network: nn.Module, images: Float[Tensor, "n c h w"], labels: Int64[Tensor, " n"], batch: int = 500
+) -> int:
+    """The number of images whose largest logit is their class's."""
+    pairs = zip(images.split(batch), labels.split(batch), strict=True)
+    return sum(int((network(x).argmax(1) == y).sum()) for x, y in pairs)
+
+
+def _one_epoch(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    options: TrainingOptions,
+    seed: int,
+    epoch: int,
+) -> float:
+    """One pass; all that is drawn follows from the seed and the epoch, so that a later start draws the same."""
+    generator = torch.Generator().manual_seed(stable_seed("order", seed, epoch))
+    order = torch.randperm(len(images), generator=generator).split(options.batch)
+    total = torch.zeros((), dtype=torch.float64, device=images.device)
+    with seeded(stable_seed("dropout", seed, epoch), images.device):
+        for step, index in enumerate(order):
+            rate = options.rate((epoch * len(order) + step) / (options.epochs * len(order)))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            x, y = images[index.to(images.device)], labels[index.to(images.device)]
+            if options.flip:
+                mirrored = torch.rand(len(x), generator=generator).to(x.device)[:, None, None, None] < 0.5
+                x = torch.where(mirrored, x.flip(-1), x)
+            loss = F.cross_entropy(network(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(x)
+    mean = float(total) / len(images)
+    if not math.isfinite(mean):
+        raise ModelStateError(
+            f"The loss of the training with seed {seed} is {mean} in epoch {epoch + 1}. Lower learning_rate "
+            f"({options.learning_rate}), or look for extreme values in the images."
+        )
+    return mean
+
+
+def _keep(path: Path, kind: str, network: nn.Module, optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
+    """Write the state after an epoch; nothing is pickled."""
+    tensors = {f"network/{name}": value for name, value in network.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{name}": v for name, v in state.items() if isinstance(v, Tensor)}
+    metadata = {"backlit.training": _FORMAT, "kind": kind, "losses": json.dumps(losses)}
+    data = save({name: v.detach().cpu().contiguous().clone() for name, v in tensors.items()}, metadata)
+    write_whole(path, data, "checkpoint")
+
+
+def _restore(path: Path, kind: str, network: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
+    """Put the state back; returns the losses of the epochs that are done."""
+    way_out = "Delete it, and the training starts over."
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+    except (SafetensorError, OSError) as error:
+        raise FileError(f"checkpoint: {str(path)!r} is no whole safetensors file ({error}). {way_out}") from error
+    if metadata.get("backlit.training") != _FORMAT or metadata.get("kind") != kind:
+        raise FileError(
+            f"checkpoint: {str(path)!r} is of another training ({metadata.get('kind')}), not of {kind}. {way_out}"
+        )
+    weights, state = {}, {}
+    for name, value in tensors.items():
+        group, _, rest = name.partition("/")
+        if group == "network":
+            weights[rest] = value
+        else:
+            index, _, key = rest.partition("/")
+            state.setdefault(int(index), {})[key] = value
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise FileError(f"checkpoint: {str(path)!r} is of another network ({error}). {way_out}") from error
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return json.loads(metadata["losses"])
