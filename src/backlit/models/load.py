@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from backlit._errors import InputError, nearest
-from backlit.models import cifar, digits, entry_point, timm_source, torchvision_source
+from backlit.models import cifar, cifar_cnn, digits, entry_point, timm_source, torchvision_source
 from backlit.models.loaded import LoadedModel
 from backlit.models.preprocess import PreprocessOptions
 from backlit.models.request import RANDOM, Request
 from backlit.models.weights import read_weights
 
-_OWN = {digits.NAME: digits.load, cifar.NAME: cifar.load}
+_OWN = {digits.NAME: digits.load, cifar.NAME: cifar.load, cifar_cnn.NAME: cifar_cnn.load}
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
@@ -36,7 +36,7 @@ def load_model(
     """Return a network ready to be explained, in eval mode, with its preprocessing and class names.
 
     Args:
-        name: "digits" (embedded), "cifar_resnet20", a torchvision classification network ("resnet18"), "timm:NAME", or
+        name: "digits" (embedded), "cifar_resnet20", "cifar_cnn", a torchvision classification network ("resnet18"), "timm:NAME", or
             "module:function" that returns a network or a `LoadedModel`.
         weights: a safetensors file; None for the network's own (the embedded ones, or torchvision's default weights if
             torch's cache has them already); "random" to measure speed. Nothing is downloaded.
