@@ -22,7 +22,7 @@ from backlit.bench.comparison import ClassFacts, Comparison, ImageFacts, MethodF
 from backlit.bench.folder import MAPS, open_folder
 from backlit.bench.journal import Journal
 from backlit.bench.tables import curve_rows, difference_rows, polars, ranking_rows, score_rows
-from backlit.methods import BASELINES, METHODS, Method
+from backlit.methods import BASELINES, METHODS, Gradient, Method
 from backlit.methods.lookup import find_method
 from backlit.metrics import Examples, Metric, Scores
 from backlit.metrics.lookup import find_metric
@@ -152,6 +152,7 @@ class _Run:
         start = time.perf_counter()
         journal = None if self.out is None else open_folder(self.out, self.plan(), force=force)
         done = _Done(journal)
+        self._warm_up()
         pieces = len(self.blocks) * (len(self.methods) + len(self.metrics))
         for i, part in enumerate(self.blocks):
             explained: dict[str, _Explained] = {}
@@ -166,6 +167,10 @@ class _Run:
                 done.heat.setdefault(name, []).append(one.heat)
         self.progress(pieces, pieces, "done")
         return self.gathered(done, time.perf_counter() - start)
+
+    def _warm_up(self) -> None:
+        """The first backward pass of a process takes long, and would be counted as the first method's time."""
+        Gradient(self.network).attribute(self._input(slice(0, 1)), 0)
 
     @cached_property
     def blocks(self) -> list[slice]:

@@ -1,0 +1,95 @@
+"""The papers' tables on real networks and images: every method under every protocol that such images allow.
+
+    uv run python benchmarks/protocols.py table --images 128        insertion, deletion, MoRF, LeRF, IBD (DMBP's Table 2, and more)
+    uv run python benchmarks/protocols.py reset --images 40         last-layer reset (DMBP's Table 3)
+    uv run python benchmarks/protocols.py classes --images 40       class sensitivity (MIP-IN's Fig. 9)
+    uv run python benchmarks/protocols.py cascade --images 16       cascading reset
+    uv run python benchmarks/protocols.py grid --images 100         grid pointing game on 2 x 2 mosaics
+
+Needs BACKLIT_SHARED. The work goes to --out and resumes there; rankings and paired differences go to results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from _common import RESULTS, SHARED, shared_model, write
+from backlit.bench.compare import compare
+from backlit.data.images import load_batch
+from backlit.methods import DMBP, METHODS, Random
+from backlit.metrics import ClassSensitivity, Examples
+
+METRICS = {
+    "table": ["insertion", "deletion", "morf_5", "lerf_5", "morf_100", "lerf_100", "ibd", "ibd_auc"],
+    "reset": ["last_layer_reset"],
+    "classes": [ClassSensitivity(classes=(981, 589))],
+    "cascade": ["cascading_reset"],
+    "grid": ["grid_pointing_game"],
+}
+
+
+def real_examples(model: str, count: int) -> Examples:
+    """Every so-manieth of the 900 validation images, with their ground truth."""
+    loaded = shared_model(model)
+    classes = json.loads((SHARED / "data" / "imagenet_classes.json").read_text())
+    index = {entry["wnid"]: entry["index"] for entry in classes}
+    files = sorted((SHARED / "data" / "ilsvrc2012-val").glob("*/*.JPEG"))
+    files = [files[i * len(files) // count] for i in range(count)]
+    target = torch.tensor([index[file.parent.name] for file in files])
+    return Examples(load_batch(files, loaded.preprocess), target, names=[file.stem for file in files])
+
+
+def mosaics(model: str, count: int) -> Examples:
+    """2 x 2 mosaics of validation images that the network is sure of."""
+    from backlit.data import ImageFolder
+    from backlit.data import mosaics as make
+
+    loaded = shared_model(model)
+    data = ImageFolder(SHARED / "data" / "ilsvrc2012-val", SHARED / "data" / "imagenet_classes.json")
+    return make(loaded.network, data, loaded.preprocess, grid=2, count=count, seed=0).examples
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=list(METRICS))
+    parser.add_argument("--model", default="squeezenet1_0")
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--methods", nargs="+", help="all of them, if not given")
+    parser.add_argument("--fast", action="store_true", help="DMBP by its short schedule alone")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    loaded = shared_model(arguments.model)
+    make = mosaics if arguments.what == "grid" else real_examples
+    examples = make(arguments.model, arguments.images)
+    methods = {m.name: m(loaded.network) for m in (Random, *METHODS)}
+    methods["dmbp_fast"] = DMBP.fast(loaded.network)
+    if arguments.fast:
+        del methods["dmbp"]
+    if arguments.methods:
+        methods = {name: methods[name] for name in arguments.methods}
+    name = f"{arguments.what}_{arguments.model}"
+    found = compare(
+        loaded,
+        examples,
+        methods,
+        METRICS[arguments.what],
+        out=arguments.out or Path("backlit-protocols") / name,
+        target="ground truth",
+        progress=lambda done, of, what: print(f"{done}/{of} {what}", flush=True),
+    )
+    rows = [{"kind": "ranking", **row} for row in found.ranking.to_dicts()]
+    rows += [{"kind": "difference", **row} for row in found.differences.to_dicts()]
+    rows += [{"kind": "cost", "method": m.name, "forward_equivalents": m.forward_equivalents} for m in found.methods]
+    rows += [{"kind": "note", "metric": metric, "notes": notes} for metric, notes in found.notes.items()]
+    write(name, torch.device("cpu"), rows)
+    for row in found.ranking.to_dicts():
+        print("{metric:20} {rank:2} {method:18} {value:8.4f} [{low:.4f}, {high:.4f}] {images}".format_map(row))
+    print("written to", RESULTS / f"{name}.json")
+
+
+if __name__ == "__main__":
+    main()

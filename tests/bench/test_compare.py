@@ -1,0 +1,235 @@
+"""compare(): what it returns, that it goes on where it stopped, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from polars.testing import assert_frame_equal
+
+import backlit
+from backlit import Attribution, Examples, FileError, InputError
+from backlit.bench import compare as module
+from backlit.metrics import BoundaryDependence, Deletion, Insertion, LastLayerReset
+from backlit.models.digits import digits_images, two_digit_scenes
+
+METHODS = ["random", "gradient_x_input", "grad_cam"]
+METRICS = ["insertion", "morf_5", "complementary_insertion", "last_layer_reset"]
+
+
+@pytest.fixture(scope="module")
+def model() -> backlit.LoadedModel:
+    return backlit.load_model("digits")
+
+
+@pytest.fixture(scope="module")
+def examples(model: backlit.LoadedModel) -> Examples:
+    images, labels = two_digit_scenes(11, seed=3)
+    both = torch.zeros(11, 10, dtype=torch.bool).scatter_(1, labels, True)
+    return Examples(model.preprocess.batch(images), labels[:, 0], both)
+
+
+@pytest.fixture(scope="module")
+def found(model: backlit.LoadedModel, examples: Examples) -> backlit.Comparison:
+    return backlit.compare(model, examples, METHODS, METRICS, classes=3)
+
+
+def test_scores_are_the_metrics_own(found: backlit.Comparison, model: backlit.LoadedModel, examples: Examples) -> None:
+    method = backlit.GradientXInput(model.network)
+    maps = {"gradient_x_input": method(examples.inputs, examples.target)}
+    for metric in (Insertion(), LastLayerReset()):
+        alone = metric(model.network, examples, maps, {"gradient_x_input": method})
+        rows = found.scores.filter(metric=metric.name, method="gradient_x_input", extra="")
+        assert rows["image"].to_list() == list(examples.names)
+        assert rows["target"].to_list() == examples.target.tolist()
+        np.testing.assert_allclose(rows["value"].to_numpy(), alone.values["gradient_x_input"], atol=2e-5)
+        e = alone.estimate("gradient_x_input")
+        row = found.ranking.filter(metric=metric.name, method="gradient_x_input").row(0, named=True)
+        assert (row["value"], row["low"], row["high"]) == pytest.approx((e.value, e.low, e.high), abs=1e-4)
+        assert row["images"] == 11
+
+
+def test_every_table_has_its_rows(found: backlit.Comparison) -> None:
+    assert found.scores.filter(extra="").height == 4 * 3 * 11
+    assert set(found.scores["extra"]) == {"", "ssim", "spearman of magnitudes"}
+    assert found.ranking.height == 4 * 3
+    assert found.differences.height == 4 * 3
+    assert found.curves.filter(metric="insertion", method="random").height == 51
+    best = found.ranking.filter(metric="insertion").sort("rank")
+    assert best["value"].is_sorted(descending=True)
+    least = found.ranking.filter(metric="morf_5").sort("rank")
+    assert least["value"].is_sorted()
+    row = found.differences.filter(metric="insertion", method="random", other="grad_cam").row(0, named=True)
+    values = {m: found.scores.filter(metric="insertion", method=m)["value"] for m in ("random", "grad_cam")}
+    assert row["difference"] == pytest.approx(values["random"].mean() - values["grad_cam"].mean())
+    assert row["significant"]
+
+
+def test_images_classes_and_maps(found: backlit.Comparison, model: backlit.LoadedModel, examples: Examples) -> None:
+    with torch.no_grad():
+        chances = model.network(examples.inputs).softmax(1)
+    for i, image in enumerate(found.images):
+        assert len(image.classes) == 3
+        assert image.classes[0].index == int(examples.target[i])
+        others = [c.index for c in image.classes[1:]]
+        likeliest = [c for c in chances[i].argsort(descending=True).tolist() if c != int(examples.target[i])][:2]
+        assert others == likeliest
+        assert image.classes[1].probability == pytest.approx(float(chances[i, others[0]]), rel=1e-4)
+        assert 0 <= float(image.picture.min()) <= float(image.picture.max()) <= 1
+    assert len(found.maps) == 3 * 11 * 3
+    cam = backlit.GradCAM(model.network).attribute(examples.inputs[4:5], found.images[4].classes[2].index)[0, 0]
+    torch.testing.assert_close(
+        found.maps["grad_cam", "image 4", found.images[4].classes[2].index], cam, atol=1e-5, rtol=1e-4
+    )
+
+
+def test_facts_strips_and_protocols(found: backlit.Comparison) -> None:
+    facts = {m.name: m for m in found.methods}
+    assert list(facts) == METHODS
+    assert facts["grad_cam"].notes["layer"].startswith("relu")
+    assert set(facts["gradient_x_input"].completeness) == {"biases"}
+    assert sum(facts["gradient_x_input"].coverage.values()) == 17
+    assert all(m.seconds > 0 and m.forward_equivalents > 0 for m in found.methods)
+    assert {(s.method, s.image) for s in found.strips} == {(m, f"image {i}") for m in METHODS for i in range(3)}
+    strip = found.strips[0]
+    assert strip.labels == ("trained", "linear")
+    assert strip.correlations["Spearman"] == pytest.approx((1.0, 1.0))
+    protocol = {p["metric"]: p for p in found.protocols}["insertion"]
+    assert protocol["options"]["blur_size"] == 51
+    assert protocol["options"]["score"] == "probability"
+    assert protocol["target"] == "given"
+    assert protocol["channels"] == "sum over channels"
+    json.dumps([*found.protocols, dict(found.provenance), [dict(m.options) for m in found.methods]])
+
+
+def test_an_interrupted_comparison_goes_on(
+    model: backlit.LoadedModel,
+    examples: Examples,
+    found: backlit.Comparison,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pieces: list[str] = []
+
+    def stop(done: int, of: int, what: str) -> None:
+        pieces.append(what)
+        if done == 9:  # in the second block
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        backlit.compare(model, examples, METHODS, METRICS, classes=3, out=tmp_path / "out", progress=stop)
+    rows = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+    assert len(rows) == 9
+    with (tmp_path / "out" / "results.jsonl").open("a") as file:
+        file.write('{"kind": "scores", "name": "insert')
+    ran: list[str] = []
+    original = module._Run.score
+
+    def counted(self: Any, metric: Any, part: slice, maps: Any, done: Any) -> None:
+        if not done.has("scores", metric.name, part):
+            ran.append(metric.name)
+        original(self, metric, part, maps, done)
+
+    monkeypatch.setattr(module._Run, "score", counted)
+    with pytest.warns(UserWarning, match="kept in results.jsonl.bad"):
+        again = backlit.compare(model, examples, METHODS, METRICS, classes=3, out=tmp_path / "out")
+    assert ran == METRICS  # of the second block alone
+    assert_frame_equal(again.scores, found.scores)
+    assert_frame_equal(again.ranking, found.ranking)
+    assert all(torch.equal(again.maps[k], v) for k, v in found.maps.items())
+    assert [s.labels for s in again.strips] == [s.labels for s in found.strips]
+    torch.testing.assert_close(torch.stack(again.strips[5].maps), torch.stack(found.strips[5].maps))
+    for table in ("scores", "curves", "ranking", "differences"):
+        assert_frame_equal(pl.read_parquet(tmp_path / "out" / f"{table}.parquet"), getattr(again, table))
+    saved = Attribution.load(tmp_path / "out" / "maps" / "grad_cam.000008-000010.1.safetensors")
+    assert saved.values.shape == (3, 1, 32, 32)
+    assert saved.provenance["layer"].startswith("relu")
+
+
+def test_a_folder_in_use_is_never_overwritten(model: backlit.LoadedModel, examples: Examples, tmp_path: Path) -> None:
+    few = examples[:5]
+    backlit.compare(model, few, ["random"], ["deletion"], out=tmp_path / "out")
+    before = (tmp_path / "out" / "results.jsonl").read_bytes()
+    with pytest.raises(
+        FileError, match=r"holds another comparison: methods were .*random.* and are .*saliency.*--force"
+    ):
+        backlit.compare(model, few, ["saliency"], ["deletion"], out=tmp_path / "out")
+    with pytest.raises(FileError, match=r"holds another comparison: images were .*pixels were"):
+        backlit.compare(model, examples[5:10], ["random"], ["deletion"], out=tmp_path / "out")
+    with pytest.raises(FileError, match=r"holds another comparison: metrics were .*steps"):
+        backlit.compare(model, few, ["random"], [Deletion(steps=7)], out=tmp_path / "out")
+    assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
+    backlit.compare(model, few, ["saliency"], ["deletion"], out=tmp_path / "out", force=True)
+    assert b"random" not in (tmp_path / "out" / "results.jsonl").read_bytes()
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileError, match="exists and holds something else than this comparison; nothing was written"):
+        backlit.compare(model, few, ["random"], ["deletion"], out=theirs)
+    assert [p.name for p in theirs.iterdir()] == ["thesis.tex"]
+    backlit.compare(model, few, ["random"], ["deletion"], out=theirs, force=True)
+    assert (theirs / "thesis.tex").read_text() == "years of work"
+
+
+def test_any_module_and_methods_of_ones_own_names(model: backlit.LoadedModel, examples: Examples) -> None:
+    methods = {"long": backlit.DMBP(model.network, steps=3), "short": backlit.DMBP(model.network, steps=1)}
+    found = backlit.compare(model.network, examples[:5], methods, [BoundaryDependence(border=4)], classes=1)
+    assert [m.title for m in found.methods] == ["DMBP (long)", "DMBP (short)"]
+    assert [m.options["steps"] for m in found.methods] == [3, 1]
+    assert found.images[0].classes[0].label.startswith("class ")
+    assert found.model == "DigitsNet"
+
+
+def test_few_images_have_means_without_intervals(model: backlit.LoadedModel, examples: Examples) -> None:
+    with pytest.warns(UserWarning, match="2 scored images: an interval needs at least 5"):
+        found = backlit.compare(model, examples[:2], ["random", "saliency"], ["deletion"])
+    row = found.ranking.row(0, named=True)
+    assert row["value"] is not None
+    assert (row["low"], row["high"]) == (None, None)
+    assert not found.differences["significant"].any()
+
+
+def test_what_cannot_be_is_refused_before_anything_runs(
+    model: backlit.LoadedModel, examples: Examples, tmp_path: Path
+) -> None:
+    def compare(**changes: Any) -> Any:
+        given: dict[str, Any] = {"examples": examples, "methods": ["random"], "metrics": ["deletion"], **changes}
+        return backlit.compare(
+            model, given.pop("examples"), given.pop("methods"), given.pop("metrics"), out=tmp_path / "o", **given
+        )
+
+    bare = Examples(examples.inputs, examples.target)
+    wrong = Examples(examples.inputs, examples.target + 5)
+    for changes, message in (
+        ({"methods": ["dmpb"]}, r"method must be one of .*Did you mean 'dmbp'"),
+        ({"metrics": ["insertoin"]}, r"metric must be one of .*Did you mean 'insertion'"),
+        ({"methods": []}, "methods must name at least one method, but is empty"),
+        ({"metrics": ["deletion", Deletion(steps=2)]}, "metrics must be different, but 'deletion' is there twice"),
+        (
+            {"examples": bare, "metrics": ["deletion", "complementary_insertion"]},
+            "Complementary insertion needs all true classes",
+        ),
+        ({"metrics": ["pointing_game"]}, r"Pointing game needs boxes of the target .*VOC and ImageNet"),
+        ({"metrics": ["ibd"]}, r"border must be under half of the image's side \(32 pixels\), but is 16"),
+        ({"examples": wrong}, "target must be class indices from 0 to 9, but reaches from"),
+        ({"classes": 0}, "classes must be a positive number of classes an image, but is 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            compare(**changes)
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_embedded_digits_are_scored_as_they_should(model: backlit.LoadedModel) -> None:
+    """Grad-CAM and DMBP find the digit, noise does not: on held-out digits, with a significant difference."""
+    images, labels = digits_images()
+    examples = Examples(model.preprocess.batch(images[:16]), labels[:16])
+    methods = {m.name: m(model.network) for m in (backlit.methods.Random, backlit.GradCAM)}
+    methods["dmbp"] = backlit.DMBP.fast(model.network)
+    found = backlit.compare(model, examples, methods, ["insertion"])
+    assert found.ranking.filter(method="random")["rank"].item() == 3
+    assert found.differences.filter(method="random")["significant"].all()
