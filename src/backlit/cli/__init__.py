@@ -139,6 +139,42 @@ def compare(
 
 
 @app.command()
+def roar(
+    data: Annotated[Path, typer.Option(help="Folder of CIFAR-10 (binary or parquet) or MNIST.", metavar="DIR")],
+    methods: Annotated[str, typer.Option(help="Methods, by comma; random always runs beside.")],
+    fractions: Annotated[
+        str, typer.Option(help="Shares of the pixels to remove, by comma.")
+    ] = "0.4,0.5,0.6,0.7,0.8,0.9",
+    seeds: Annotated[int, typer.Option(help="Number of retrainings of each.", min=1)] = 3,
+    epochs: Annotated[int, typer.Option(help="Epochs of each training.")] = 30,
+    batch: Annotated[int, typer.Option(help="Images a step.")] = 128,
+    optimizer: Annotated[str, typer.Option(help="adamw, adam or sgd.")] = "adamw",
+    learning_rate: Annotated[float, typer.Option(help="Of the first step; goes down to 0 by a cosine.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(help="As the optimizer means it.")] = 1e-2,
+    flip: Annotated[bool, typer.Option("--flip", help="Mirror training images at random.")] = False,
+    width: Annotated[int, typer.Option(help="Channels of the network's first convolution.", min=1)] = 32,
+    dropout: Annotated[float, typer.Option(help="Share of activations dropped in training.", min=0, max=0.9)] = 0.0,
+    replacement: Annotated[str, typer.Option(help="What removed pixels become: mean or zero.")] = "mean",
+    reduce: Annotated[str, typer.Option(help="Channels to one number a pixel: sum, abs, max or norm.")] = "sum",
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option of a method: dmbp.steps=40.", metavar="NAME.KEY=VALUE")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Images of each part to take, for a trial.", min=1)] = None,
+    out: Annotated[Path, typer.Option(help="Folder for ranks, trainings and the table.")] = Path("backlit-roar"),
+    device: Device = "cpu",
+    seed: Annotated[int, typer.Option(help="Seed of what methods draw.")] = 0,
+) -> None:
+    """Remove each method's most important pixels, retrain, test (ROAR). Interrupted, it goes on from the last whole epoch."""
+    from backlit.bench.roar import RoarOptions, TrainingOptions
+    from backlit.cli.roar import Setting, chosen, run
+    from backlit.cli.roar import fractions as shares
+
+    training = TrainingOptions(epochs, batch, optimizer, learning_rate, weight_decay, flip=flip)  # pyright: ignore[reportArgumentType]  checked there
+    options = RoarOptions(shares(fractions), tuple(range(seeds)), replacement, reduce=reduce, training=training)  # pyright: ignore[reportArgumentType]  checked there
+    run(Setting(data, out, limit, width, dropout, device), chosen(methods, option or [], seed), options)
+
+
+@app.command()
 def metrics() -> None:
     """List the metrics: what each scores, its direction, its cost and what it needs."""
     from backlit.cli.tables import print_metrics

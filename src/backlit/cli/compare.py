@@ -114,6 +114,12 @@ def read(source: Source, loaded: LoadedModel) -> tuple[Examples, str, list[Failu
             f"IMAGES must be the one folder of the data set for --data {source.data}, but are {len(source.paths)} paths."
         )
     data = READERS[source.data](source)
+    if len(data.class_names) != len(loaded.class_names):
+        raise InputError(
+            f"data: {source.data} at {str(source.paths[0])!r} has {len(data.class_names)} classes, but {loaded.name} has "
+            f"{len(loaded.class_names)}, so its targets would be other classes. Use a model that was trained on it, or "
+            "map the folders to the model's classes with --class-index."
+        )
     if source.mosaic:
         count = 100 if source.limit is None else source.limit
         made = mosaics(loaded.network, data, loaded.preprocess, grid=source.mosaic, count=count, seed=0)
