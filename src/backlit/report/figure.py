@@ -35,6 +35,11 @@ def _strength(heatmap: Tensor, scale: float) -> np.ndarray:
     return np.clip(values / scale, -1, 1) if scale > 0 else np.zeros_like(values)
 
 
+def limit(heatmap: Tensor, percentile: float = 99.5) -> tuple[float, float]:
+    """:meth:`Attribution.scale_used` of a bare heatmap (h, w): its colour limit, and the percentile that this is."""
+    return Attribution(heatmap[None, None], torch.zeros(1, dtype=torch.int64), torch.zeros(1)).scale_used(percentile)
+
+
 def render_map(heatmap: Tensor, *, scale: float) -> np.ndarray:
     """The map alone, enlarged if it is small: uint8 (H, W, 3)."""
     return _enlarged(colour(heatmap, scale))

@@ -1,0 +1,258 @@
+"""A comparison of methods as one self-contained HTML page: data first, rendered last."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+from backlit._files import make_folder, write_whole
+from backlit.bench.comparison import Comparison, MethodFacts
+from backlit.report.chart import Chart, Style, chart, style
+from backlit.report.gallery import Gallery, gallery
+from backlit.report.numbers import NOT_SCORED, decimals, facts, known, number
+from backlit.report.page import ramp
+from backlit.report.ranks import Frame, Pair, Ranked, Standing, pairs, ranked, standing
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Facts = tuple[tuple[str, str], ...]
+_OTHER_THAN_FACTS = ("metric", "title", "source", "higher_is_better")  # of a protocol: said in the heading
+# Bytes of the page beside its pictures, generously: of all, a point of a curve, a score, a pair of methods, a map's markup.
+_TEXT, _POINT, _SCORE, _PAIR, _MARKUP = 150_000, 60, 60, 250, 400
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method: its look in drawings, and what it cost and covered."""
+
+    name: str
+    title: str
+    summary: str
+    source: str
+    style: Style
+    seconds: str
+    forwards: str
+    coverage: Facts
+    completeness: Facts
+    options: Facts
+    notes: Facts
+
+
+@dataclass(frozen=True)
+class Further:
+    """A further number of a metric: its mean by method."""
+
+    name: str
+    means: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: who is ahead, by how much, and what exactly was measured."""
+
+    name: str
+    title: str
+    direction: str
+    source: str
+    ranking: tuple[Ranked, ...]
+    pairs: tuple[tuple[Pair | None, ...], ...]
+    chart: Chart | None
+    further: tuple[Further, ...]
+    protocol: Facts
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the page shows."""
+
+    title: str
+    facts: Facts
+    methods: tuple[Method, ...]
+    metrics: tuple[Metric, ...]
+    overview: tuple[tuple[Standing, ...], ...]
+    gallery: Gallery
+    most_classes: int
+    provenance: Facts
+
+
+def report(comparison: Comparison) -> Report:
+    """What the page shows of a comparison."""
+    order = {m.name: i for i, m in enumerate(comparison.methods)}
+    tables = _Tables(*(_by_metric(f) for f in (comparison.ranking, comparison.differences, comparison.curves)))
+    scores = _by_metric(comparison.scores)
+    metrics = tuple(
+        _metric(name, protocol, tables, order, _further(scores.get(name, ()), comparison), comparison.notes)
+        for name, protocol in _protocols(comparison).items()
+    )
+    return Report(
+        title=f"Attribution methods on {comparison.model}",
+        facts=_header(comparison),
+        methods=tuple(_method(i, m) for i, m in enumerate(comparison.methods)),
+        metrics=metrics,
+        overview=tuple(tuple(standing(m.ranking, i) for m in metrics) for i in range(len(order))),
+        gallery=gallery(comparison, {m.name: m.title for m in metrics}, _text_bytes(comparison, len(metrics))),
+        most_classes=max((len(i.classes) for i in comparison.images), default=0),
+        provenance=facts(comparison.provenance),
+    )
+
+
+def render(comparison: Comparison) -> str:
+    """The page as one HTML document that loads nothing from anywhere."""
+    environment = Environment(
+        loader=PackageLoader("backlit.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    script = _script()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("comparison.html").render(
+        report=report(comparison), ramp=ramp(), script=Markup(script), script_hash=Markup(digest)
+    )
+
+
+def write_report(path: str | Path, comparison: Comparison) -> None:
+    """Write the page; an existing one is replaced only by a whole one.
+
+    Raises:
+        FileError: If it cannot be written.
+    """
+    make_folder(Path(path).parent)
+    write_whole(path, render(comparison).encode(), "out")
+
+
+@cache
+def _script() -> str:
+    """The page's script, whose hash is the only one that the page allows to run."""
+    return resources.files("backlit.report").joinpath("templates/comparison.js").read_text(encoding="utf-8")
+
+
+def _protocols(comparison: Comparison) -> dict[str, Mapping[str, Any]]:
+    """The metrics in the order of the protocols; those with scores alone come last."""
+    found: dict[str, Mapping[str, Any]] = {str(p["metric"]): p for p in comparison.protocols}
+    for r in comparison.ranking.iter_rows(named=True):
+        found.setdefault(r["metric"], {})
+    return found
+
+
+def _header(comparison: Comparison) -> Facts:
+    provenance = comparison.provenance
+    images = provenance.get("images", len(comparison.images))
+    few = f" ({len(comparison.images)} shown)" if len(comparison.images) != images else ""
+    found = {
+        "Model": comparison.model,
+        "Images": f"{images}{few}",
+        "Methods": len(comparison.methods),
+        "Metrics": len(_protocols(comparison)),
+    }
+    found |= {name.capitalize(): provenance[name] for name in ("date", "device") if name in provenance}
+    versions = provenance.get("versions")
+    if isinstance(versions, Mapping):
+        found |= {"Backlit" if k == "backlit" else k: v for k, v in versions.items()}
+    return facts(found)
+
+
+def _method(place: int, found: MethodFacts) -> Method:
+    return Method(
+        name=found.name,
+        title=found.title,
+        summary=found.summary,
+        source=found.source,
+        style=style(place),
+        seconds=number(found.seconds) if known(found.seconds) else "–",
+        forwards=number(found.forward_equivalents) if known(found.forward_equivalents) else "–",
+        coverage=facts(found.coverage),
+        completeness=tuple((k.replace("_", " "), number(v)) for k, v in found.completeness.items()),
+        options=facts(found.options),
+        notes=facts(found.notes),
+    )
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """Rows of the comparison's frames by metric."""
+
+    ranking: Mapping[str, Frame]
+    differences: Mapping[str, Frame]
+    curves: Mapping[str, Frame]
+
+
+def _by_metric(frame: pl.DataFrame) -> dict[str, Frame]:
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for r in frame.iter_rows(named=True):
+        found.setdefault(r["metric"], []).append(r)
+    return dict(found)
+
+
+def _text_bytes(comparison: Comparison, metrics: int) -> int:
+    methods, images = len(comparison.methods), len(comparison.images)
+    maps = len(comparison.maps) + sum(len(s.maps) for s in comparison.strips)
+    scores, pairs_ = metrics * methods * images, metrics * methods**2
+    return _TEXT + _POINT * comparison.curves.height + _SCORE * scores + _PAIR * pairs_ + _MARKUP * maps
+
+
+def _metric(
+    name: str,
+    protocol: Mapping[str, Any],
+    tables: _Tables,
+    order: Mapping[str, int],
+    further: tuple[Further, ...],
+    notes: Mapping[str, tuple[str, ...]],
+) -> Metric:
+    higher = protocol.get("higher_is_better")
+    title = str(protocol.get("title", name))
+    ranking, differences, curves = (t.get(name, ()) for t in (tables.ranking, tables.differences, tables.curves))
+    return Metric(
+        name=name,
+        title=title,
+        direction="" if higher is None else "higher is better" if higher else "lower is better",
+        source=str(protocol.get("source", "")),
+        ranking=ranked(ranking, differences, order, higher),
+        pairs=pairs(list(order), differences, higher),
+        chart=chart(title, *_axes(name, protocol), curves, order),
+        further=further,
+        protocol=facts({k: v for k, v in _flat(protocol).items() if k not in _OTHER_THAN_FACTS}),
+        notes=tuple(notes.get(name, ())),
+    )
+
+
+def _flat(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """A protocol with its options beside the rest, and its range in words."""
+    found = {k: v for k, v in protocol.items() if k != "options"}
+    if isinstance(found.get("range"), list | tuple):
+        low, high = found["range"]
+        found["range"] = f"{'−∞' if low is None else number(low)} to {'∞' if high is None else number(high)}"
+    return found | {f"option {k}": v for k, v in protocol.get("options", {}).items()}
+
+
+def _axes(name: str, protocol: Mapping[str, Any]) -> tuple[str, str]:
+    """What the curve's axes are: a reset check counts layers and correlates, every other curve counts pixels."""
+    if name.endswith("_reset"):
+        return "layers reset, from the top", "rank correlation"
+    score = protocol.get("options", {}).get("score", "score")
+    return "share of pixels changed", str(score).replace("_", " ")
+
+
+def _further(scores: Frame, comparison: Comparison) -> tuple[Further, ...]:
+    """Means over the images of the numbers beside the score."""
+    found = []
+    for name in dict.fromkeys(r["extra"] for r in scores if r["extra"]):
+        means = []
+        for m in comparison.methods:
+            rows = [r for r in scores if r["extra"] == name and r["method"] == m.name]
+            values = [r["value"] for r in rows if known(r["value"])]
+            means.append((m.title, fmean(values) if values else None))
+        places = decimals(v for _, v in means)
+        found.append(
+            Further(name, tuple((t, NOT_SCORED if v is None else number(v, places)) for t, v in means)),
+        )
+    return tuple(found)

@@ -1,0 +1,132 @@
+"""Scores as tables of text: ranked with intervals, pair by pair, and all metrics beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from backlit.report.numbers import NOT_SCORED, TOO_FEW, decimals, interval, known, number
+
+Frame = Sequence[Mapping[str, Any]]
+_BAR = 120.0  # width of the drawing of an interval
+
+
+@dataclass(frozen=True)
+class Bar:
+    """An interval as a drawing of 120 by 12; ``low`` and ``high`` are None without one, ``zero`` where 0 is far off."""
+
+    at: float
+    low: float | None
+    high: float | None
+    zero: float | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One method less another: the verdict is "better", "worse", "n.s.", or why there is none."""
+
+    difference: str
+    interval: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One row of a ranking; ``against_best`` is None for the best itself, and where a comparison is missing."""
+
+    rank: str
+    method: int
+    value: str
+    interval: str
+    bar: Bar | None
+    images: int
+    against_best: Pair | None
+    best: bool
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A method's cell in the overview: its value, and whether it is the best or not told apart from it."""
+
+    value: str
+    mark: str
+
+
+def ranked(ranking: Frame, differences: Frame, order: Mapping[str, int], higher: bool | None) -> tuple[Ranked, ...]:
+    """One metric's rows, in their order."""
+    rows = [r for r in ranking if r["method"] in order]
+    ends = [r[k] for r in rows for k in ("value", "low", "high")]
+    places = decimals(ends)
+    best = next((r["method"] for r in rows if known(r["value"])), None)
+    return tuple(
+        Ranked(
+            rank=str(r["rank"]) if known(r["value"]) else "–",
+            method=order[r["method"]],
+            value=number(r["value"], places) if known(r["value"]) else NOT_SCORED,
+            interval=interval(r["low"], r["high"], places) if known(r["value"]) else "",
+            bar=_bar(r, ends),
+            images=r["images"],
+            against_best=None if r["method"] == best else pair(r["method"], best, differences, higher, places),
+            best=r["method"] == best,
+        )
+        for r in rows
+    )
+
+
+def pair(method: str, other: str | None, differences: Frame, higher: bool | None, places: int | None) -> Pair | None:
+    """The paired difference of two methods, in either order of the table, with more digits where it needs them."""
+    for r in differences:
+        if {r["method"], r["other"]} == {method, other} and known(r["difference"]):
+            sign = 1 if r["method"] == method else -1
+            ends = [sign * r[k] for k in ("low", "high") if known(r[k])]
+            low, high = (min(ends), max(ends)) if len(ends) == 2 else (None, None)
+            value = sign * r["difference"]
+            if places is None or round(value, places) == 0:
+                places = decimals([value, low, high, 0.0])
+            verdict = TOO_FEW if low is None else _verdict(value, bool(r["significant"]), higher)
+            return Pair(number(value, places, sign=True), "" if low is None else interval(low, high, places), verdict)
+    return None
+
+
+def _verdict(value: float, significant: bool, higher: bool | None) -> str:
+    if not significant:
+        return "n.s."
+    if higher is None:
+        return "differs"
+    return "better" if (value > 0) == higher else "worse"
+
+
+def pairs(methods: Sequence[str], differences: Frame, higher: bool | None) -> tuple[tuple[Pair | None, ...], ...]:
+    """The row's method less the column's; None on the diagonal, and all of it empty if there is nothing to compare."""
+    if not differences:
+        return ()
+    places = decimals([0.0, *(r[k] for r in differences for k in ("difference", "low", "high"))])
+    return tuple(tuple(pair(a, b, differences, higher, places) if a != b else None for b in methods) for a in methods)
+
+
+def standing(rows: Sequence[Ranked], method: int) -> Standing:
+    """What the overview says of a method in one metric."""
+    row = next((r for r in rows if r.method == method), None)
+    if row is None:
+        return Standing(NOT_SCORED, "")
+    tied = row.against_best is not None and row.against_best.verdict == "n.s."
+    return Standing(row.value, "best" if row.best and len(rows) > 1 else "tied" if tied else "")
+
+
+def _bar(row: Mapping[str, Any], ends: Sequence[float | None]) -> Bar | None:
+    there = [v for v in ends if v is not None and known(v)]
+    if not known(row["value"]) or len(there) < 2 or min(there) == max(there):
+        return None
+    low, high = min(there), max(there)
+
+    def at(value: float) -> float:
+        return round(6 + (value - low) / (high - low) * (_BAR - 12), 1)
+
+    has = known(row["low"], row["high"])
+    return Bar(
+        at(row["value"]),
+        at(row["low"]) if has else None,
+        at(row["high"]) if has else None,
+        at(0) if low < 0 < high else None,
+    )
