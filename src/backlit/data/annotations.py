@@ -94,17 +94,30 @@ def _parse(path: Path) -> ElementTree.Element:
         )
     if len(data) > LARGEST:
         _refuse(path, f"is larger than {LARGEST} bytes; an annotation never is.")
+    parser = ElementTree.XMLParser(target=_Builder())
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        _refuse(path, f"is not UTF-8 ({error.reason}). Convert it.", error)
-    # A str is parsed as it stands, whatever encoding the file declares: nothing can hide a document type from this line.
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        _refuse(path, "has a document type, which annotations do not need and attacks do. Remove it if you trust it.")
-    try:
-        return ElementTree.fromstring(text)
-    except (ElementTree.ParseError, ValueError) as error:
+        parser.feed(data)
+        return parser.close()
+    except _DocumentTypeError as error:
+        _refuse(
+            path, "has a document type, which annotations do not need and attacks do. Remove it if you trust it.", error
+        )
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         _refuse(path, f"is not whole XML ({error}); it may be truncated. Copy it again.", error)
+
+
+class _DocumentTypeError(Exception):
+    pass
+
+
+class _Builder(ElementTree.TreeBuilder):
+    """Stops at a document type, before any of its entities is declared.
+
+    The parser itself says that there is one: a search of the bytes can be led astray by the file's encoding.
+    """
+
+    def doctype(self, *_: object) -> NoReturn:
+        raise _DocumentTypeError
 
 
 def _size(path: Path, root: ElementTree.Element) -> tuple[int, int] | None:
