@@ -84,8 +84,9 @@ def methods_and_metrics(names: str, metrics: str, options: list[str], seed: int)
 def _named(names: str, argument: str, find: Callable[[str], Kind]) -> list[Kind]:
     found = [find(name.strip()) for name in names.split(",") if name.strip()]
     if not found:
+        kind = argument.rstrip("s")
         raise InputError(
-            f"{argument} must name at least one, by comma, but is {names!r}. See `backlit {argument.rstrip('s')}s`."
+            f"{argument} must name at least one {kind}, by comma, but is {names!r}. See `backlit {kind}s`."
         )
     return list(dict.fromkeys(found))
 
