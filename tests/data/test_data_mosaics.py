@@ -156,7 +156,7 @@ class TestSeveralClassesAPicture:
         return Sample(picture, f"{target} {others}", target, (target, *others))
 
     def test_no_class_twice_in_a_mosaic(self) -> None:
-        samples = [self._sample(*classes) for classes in ((0, 1, 2), (1, 0), (2, 0), (3, 4), (4, 3), (5,))]
+        samples = [self._sample(*classes) for classes in ((0, 1), (1, 0), (2,), (3, 4), (4, 3), (5,))]
         found = mosaics(Marks(6).eval(), samples, self.PLAIN, count=30)
         assert found.confident == 6
         assert found.examples.labels.shape == (30, 6)
