@@ -19,6 +19,7 @@ from backlit import GradientXInput, Saliency
 from backlit._errors import FileError, InputError
 from backlit.bench.roar import RoarData, RoarOptions, RoarResult, RoarStep, TrainingOptions, roar
 from backlit.metrics.examples import Examples
+from backlit.models import fingerprint
 
 SIDE = 8
 OBJECT = 16  # pixels that tell the class: a quarter of the image, in one of its four corners
@@ -112,21 +113,81 @@ def test_smallest_first_is_the_inverse(small: RoarData, tmp_path: Path) -> None:
     assert first.rows[-1].fingerprint == second.rows[-1].fingerprint
 
 
-def test_the_true_class_is_explained_by_the_trained_network_in_eval_mode(small: RoarData, tmp_path: Path) -> None:
-    seen: list[tuple[bool, Tensor, Tensor]] = []
+@pytest.mark.parametrize("target", ["predicted", "label"])
+def test_the_trained_network_is_explained_in_eval_mode_for_the_class_asked_for(
+    small: RoarData, tmp_path: Path, target: str
+) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+    networks: list[nn.Module] = []
 
     def spy(trained: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+        networks.append(trained)
+
         def explain(images: Tensor, target: Tensor) -> Tensor:
-            seen.append((trained.training, images, target))
+            seen.append((images, target))
             return images
 
         return explain
 
-    roar(small, network, {"spy": spy}, tiny(), out=tmp_path)
-    assert [mode for mode, _, _ in seen] == [False, False]
-    assert torch.equal(seen[0][1], small.train.inputs)
-    assert torch.equal(seen[0][2], small.train.target)
-    assert torch.equal(seen[1][2], small.test.target)
+    result = roar(small, network, {"spy": spy}, tiny(target=target), out=tmp_path)
+    assert not networks[0].training
+    assert fingerprint(networks[0]) == result.rows[0].fingerprint
+    for (images, classes), part in zip(seen, (small.train, small.test), strict=True):
+        guessed = networks[0](part.inputs).argmax(1)
+        assert not torch.equal(guessed, part.target)
+        assert torch.equal(images, part.inputs)
+        assert torch.equal(classes, guessed if target == "predicted" else part.target)
+
+
+def places(trained: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """It removes noise only, but in a row that the explained class decides."""
+
+    def explain(images: Tensor, target: Tensor) -> Tensor:
+        found = torch.zeros_like(images)
+        found[torch.arange(len(images)), 0, 7 * target] = 1.0
+        return found
+
+    return explain
+
+
+def test_a_mask_that_tells_the_class_is_found_out(tmp_path: Path) -> None:
+    """The class that the network predicted tells as much as the network knew; the true one all."""
+    generator = torch.Generator().manual_seed(0)
+    train, test = examples(300, 0), examples(200, 1)
+    noise = RoarData(
+        *(replace(part, inputs=torch.randn(part.inputs.shape, generator=generator)) for part in (train, test))
+    )
+    options = replace(OPTIONS, fractions=(0.125,), mask_only=True, training=replace(TRAINING, epochs=10))
+    found = {}
+    for target in ("label", "predicted"):
+        options = replace(options, target=target)
+        result = roar(noise, network, {"places": places, "oracle": oracle}, options, out=tmp_path / target)
+        found[target] = {cell.method: cell.accuracy.mean for cell in result.summary()}
+        assert ("The places of the removed pixels tell the class" in " ".join(result.notes())) == (target == "label")
+    original = found["label"]["original"]
+    assert original < 0.6  # there was nothing to learn
+    assert found["label"]["places"] > 0.9
+    assert found["label"]["places mask"] == 1
+    assert found["predicted"]["places mask"] == original
+    assert found["label"]["oracle mask"] < 0.6
+
+
+def test_bare_masks_show_no_pixel_of_the_image(small: RoarData, tmp_path: Path) -> None:
+    """Another image under the same ranks trains the same network."""
+
+    def fixed(trained: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda images, target: (
+            torch.arange(64.0).view(1, 1, 8, 8).expand_as(images) * (2 * target - 1)[:, None, None, None]
+        )
+
+    options = tiny(mask_only=True, target="label")
+    louder = RoarData(*(replace(part, inputs=5 * part.inputs + 1) for part in small.parts().values()))
+    prints = []
+    for i, data in enumerate((small, louder)):
+        result = roar(data, network, {"m": fixed}, options, out=tmp_path / str(i))
+        prints.append({row.method: row.fingerprint for row in result.rows})
+    assert prints[0]["m mask"] == prints[1]["m mask"]
+    assert prints[0]["m"] != prints[1]["m"]
 
 
 def test_the_same_call_gives_the_same_numbers(small: RoarData, tmp_path: Path) -> None:
@@ -179,10 +240,10 @@ def test_finished_work_is_not_repeated_and_more_can_be_asked_for(small: RoarData
     steps: list[RoarStep] = []
     assert rows(roar(small, network, {"s": Saliency}, tiny(), out=tmp_path, progress=steps.append)) == rows(first)
     assert not steps
-    more = tiny(fractions=(0.25, 0.5), seeds=(0, 1))
+    more = tiny(fractions=(0.25, 0.5), seeds=(0, 1), mask_only=True)
     grown = roar(small, network, {"s": Saliency, "g": GradientXInput}, more, out=tmp_path, progress=steps.append)
     assert set(rows(first)) < set(rows(grown))
-    assert len(grown.rows) == 2 * (1 + 2 * 3)
+    assert len(grown.rows) == 2 * (1 + 2 * 5)
     assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == len(grown.rows)
     fresh = roar(small, network, {"s": Saliency, "g": GradientXInput}, more, out=tmp_path.with_name("fresh"))
     assert rows(fresh) == rows(grown)
@@ -338,6 +399,7 @@ def test_data_that_cannot_be(small: RoarData, tmp_path: Path) -> None:
         ({"seeds": (1, 1)}, "seeds must be"),
         ({"seeds": (-1,)}, "seeds must be"),
         ({"replacement": "blur"}, "replacement must be 'mean' or 'zero', but is 'blur'"),
+        ({"target": "true"}, "target must be 'predicted' or 'label', but is 'true'"),
         ({"ranking": "best"}, "ranking must be 'largest first' or 'smallest first', but is 'best'"),
         ({"reduce": "mean"}, "reduce must be"),
         ({"training": 3}, "training must be TrainingOptions, but is 3"),
@@ -362,7 +424,8 @@ def test_all_that_was_asked_is_on_record(small: RoarData, tmp_path: Path) -> Non
         "schedule": "cosine",
         "flip": False,
     }
-    assert {k: options[k] for k in ("replacement", "ranking", "reduce", "first_seed")} == {
+    assert {k: options[k] for k in ("replacement", "ranking", "target", "reduce", "first_seed")} == {
+        "target": "predicted",
         "replacement": "mean",
         "ranking": "largest first",
         "reduce": "sum",

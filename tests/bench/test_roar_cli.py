@@ -53,13 +53,15 @@ def test_every_option_arrives(cifar: Path, tmp_path: Path) -> None:
     words = (
         "--fractions .25 --seeds 2 --epochs 2 --batch 16 --optimizer sgd --learning-rate .01 --weight-decay .2 --flip"
     )
-    more = "--width 2 --dropout .5 --replacement zero --reduce abs"
+    more = "--width 2 --dropout .5 --replacement zero --reduce abs --target label --mask-only"
     call("--data", cifar, "--methods", "gradient", *words.split(), *more.split(), "--out", tmp_path / "out")
     protocol = json.loads((tmp_path / "out" / "result.json").read_text())["protocol"]
     assert protocol["fractions"] == [0.25]
     assert protocol["seeds"] == [0, 1]
     assert protocol["options"]["replacement"] == "zero"
     assert protocol["options"]["reduce"] == "abs"
+    assert protocol["options"]["target"] == "label"
+    assert "gradient mask" in (tmp_path / "out" / "table.txt").read_text()
     training = protocol["options"]["training"]
     assert [training[k] for k in ("epochs", "batch", "optimizer", "flip")] == [2, 16, "sgd", True]
     assert [training[k] for k in ("learning_rate", "weight_decay")] == [0.01, 0.2]

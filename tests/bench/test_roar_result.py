@@ -67,6 +67,28 @@ def test_summary_and_notes(result: RoarResult) -> None:
         ("random", 0.9),
         ("ours", 0.9),
     ]
+    assert not result._above_original("ours")
     first, second = result.notes()
     assert first == "ours: the map of 0 training and 2 test images is constant; their pixels went at random."
     assert second.startswith("Fewer than three trainings")
+
+
+def test_more_accuracy_than_before_is_a_leak_of_the_class() -> None:
+    """Three standard errors of 1000 images at 50 % are 6.7 points: what chance gives is no leak."""
+    rows = [
+        row("original", 0.0, 0, 500),
+        row("random", 0.5, 0, 300),
+        row("tells", 0.5, 0, 570),
+        row("chance", 0.5, 0, 560),
+    ]
+    found = RoarResult(tuple(rows), ("tells", "chance"), {}, {}).notes()
+    assert [note.split(":")[0] for note in found] == ["tells", "Fewer than three trainings a cell"]
+    assert "57.00% at 50%, more than the 50.00% before the removal" in found[0]
+
+
+def test_bare_masks_have_columns_of_their_own() -> None:
+    rows = [row(name, 0.5, 0, 300) for name in ("random", "a", "b", "b mask")] + [row("original", 0.0, 0, 200)]
+    found = RoarResult(tuple(rows), ("a", "b"), {}, {})
+    assert found.columns == ("random", "a", "b", "b mask")
+    assert found.table().splitlines()[0].split("  ")[-1] == "b mask"
+    assert len(found.summary()) == 5

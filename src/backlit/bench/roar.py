@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from backlit._version import __version__
 from backlit.bench.journal import Journal
 from backlit.bench.roar_folder import NETWORK, RESULT, RUNS, TABLE, claim, load_network, protocol_of, rows_of, store
 from backlit.bench.roar_ranks import Explain, RankStore, replace_first
-from backlit.bench.roar_result import ORIGINAL, RANDOM, OverSeeds, RoarCell, RoarResult, RoarRow
+from backlit.bench.roar_result import MASK, ORIGINAL, RANDOM, OverSeeds, RoarCell, RoarResult, RoarRow
 from backlit.bench.roar_setup import (
     Methods,
     Progress,
@@ -32,7 +32,7 @@ from backlit.bench.roar_setup import (
     kind_of,
     removed_pixels,
 )
-from backlit.bench.training import MakeNetwork, Trained, TrainingOptions, count_right, train
+from backlit.bench.training import MakeNetwork, Trained, TrainingOptions, predicted, train
 from backlit.metrics.examples import Examples
 
 __all__ = [
@@ -59,9 +59,9 @@ def roar(
 ) -> RoarResult:
     """Remove the pixels that each method ranks first, retrain from scratch, and see how much accuracy is lost.
 
-    The network of the first seed is explained for the true class of every image. A random ranking runs beside the methods.
+    The network of the first seed is explained for every training and test image. A random ranking runs beside the methods.
     Every finished training is on the disk at once; the same call goes on after an interruption, from the last whole epoch,
-    and ends with the same numbers. More methods, fractions and seeds can be asked for later in the same folder.
+    and ends with the same numbers. More methods, fractions, seeds and bare masks can be asked for later in the same folder.
 
     Args:
         data: Training and test set.
@@ -126,7 +126,7 @@ class _Roar:
     @cached_property
     def keys(self) -> list[tuple[str, float, int]]:
         """Every training, in an order that gives a whole table of one seed before the next seed begins."""
-        names = (RANDOM, *self.methods)
+        names = (RANDOM, *self.methods, *(f"{m}{MASK}" for m in self.methods if self.options.mask_only))
         return [
             key
             for seed in self.options.seeds
@@ -147,6 +147,14 @@ class _Roar:
         return self._retrain(*key)
 
     @cached_property
+    def explained(self) -> dict[str, Examples]:
+        """The images, each with the class to explain."""
+        parts = self.data.parts()
+        if self.options.target == "label":
+            return parts
+        return {part: replace(data, target=predicted(self.network, data.inputs)) for part, data in parts.items()}
+
+    @cached_property
     def fill(self) -> Tensor:
         """What takes a removed pixel's place, one number a channel."""
         x = self.data.train.inputs
@@ -165,7 +173,9 @@ class _Roar:
         explain, before = make(self.network), 0
         total = sum(len(data) for _, data in parts)
         for part, data in parts:
-            self.ranks.make(name, kind, explain, part, data, partial(self._say_explained, name, before, total))
+            self.ranks.make(
+                name, kind, explain, part, self.explained[part], partial(self._say_explained, name, before, total)
+            )
             before += len(data)
 
     def _say_explained(self, name: str, before: int, total: int, done: int) -> None:
@@ -186,7 +196,8 @@ class _Roar:
             checkpoint=checkpoint,
             on_epoch=lambda done, loss: self._say("train", key, done, self.options.training.epochs),
         )
-        right = count_right(trained.network, self._modified("test", method, fraction), self.data.test.target)
+        guessed = predicted(trained.network, self._modified("test", method, fraction))
+        right = int((guessed == self.data.test.target).sum())
         self._write_row(key, trained, right, time.perf_counter() - start)
         if key == (ORIGINAL, 0.0, self.options.seeds[0]):
             store(self.folder / NETWORK, trained.network)
@@ -210,7 +221,10 @@ class _Roar:
         if method == ORIGINAL:
             return data.inputs
         count = removed_pixels(fraction, data.inputs)
-        return replace_first(data.inputs, self.ranks.load(method, part, data), count, self.fill)
+        ranks = self.ranks.load(method.removesuffix(MASK), part, data)
+        if method.endswith(MASK):
+            return replace_first(torch.ones_like(data.inputs), ranks, count, torch.zeros_like(self.fill))
+        return replace_first(data.inputs, ranks, count, self.fill)
 
     def _say(self, stage: Literal["train", "explain"], key: tuple[str, float, int], done: int, total: int) -> None:
         finished = sum(k in self.rows for k in self.keys)

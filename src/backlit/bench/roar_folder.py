@@ -29,7 +29,8 @@ PLAN, RUNS, NETWORK, RESULT, TABLE = "roar.json", "runs.jsonl", "network.safeten
 def protocol_of(data: RoarData, make_network: MakeNetwork, options: RoarOptions) -> dict[str, Any]:
     """All that a number depends on beside its method, fraction and seed."""
     settings = asdict(options)
-    del settings["fractions"], settings["seeds"]
+    for name in ("fractions", "seeds", "mask_only"):  # of which more can be asked for later
+        del settings[name]
     network = new_network(make_network, options.seeds[0], data.train.inputs.device)
     return {
         "options": {**settings, "first_seed": options.seeds[0]},

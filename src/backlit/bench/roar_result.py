@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 ORIGINAL, RANDOM = "original", "random"
+MASK = " mask"  # after a method's name: trained on its bare masks
 _HALF_95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)  # Student's t, 1 to 9 degrees
 
 
@@ -17,7 +18,8 @@ _HALF_95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2
 class RoarRow:
     """One finished training.
 
-    ``method`` is "original" (fraction 0) for the unmodified data and "random" for the baseline; ``accuracy`` is
+    ``method`` is "original" (fraction 0) for the unmodified data, "random" for the baseline and "METHOD mask" for the bare
+    masks of a method; ``accuracy`` is
     ``right / images`` on the test set with the same share of its pixels removed. ``loss`` is the mean of the last epoch,
     ``fingerprint`` that of the trained network.
     """
@@ -112,10 +114,15 @@ class RoarResult:
         below = [value - chance[seed] for seed, value in own.items()]
         return RoarCell(method, fraction, OverSeeds.of(list(own.values())), OverSeeds.of(below))
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What was trained on modified data: the random ranking, the methods, and their bare masks."""
+        trained = {row.method for row in self.rows}
+        return (RANDOM, *self.methods, *(m + MASK for m in self.methods if m + MASK in trained))
+
     def summary(self) -> list[RoarCell]:
         """The original first, then by fraction the random ranking and each method."""
-        columns = (RANDOM, *self.methods)
-        return [self.cell(ORIGINAL, 0.0), *(self.cell(m, f) for f in self.fractions for m in columns)]
+        return [self.cell(ORIGINAL, 0.0), *(self.cell(m, f) for f in self.fractions for m in self.columns)]
 
     def notes(self) -> list[str]:
         """What a reader must know."""
@@ -125,13 +132,29 @@ class RoarResult:
             for method, found in self.constant_maps.items()
             if found["train"] or found["test"]
         ]
+        said += [self._leak(m) for m in self.methods if self._above_original(m)]
         if len({row.seed for row in self.rows}) < 3:
             said.append("Fewer than three trainings a cell: differences between methods may be chance.")
         return said
 
+    def _above_original(self, method: str) -> list[RoarCell]:
+        """Cells with more accuracy than before the removal, by more than the test images' chance (3 standard errors)."""
+        whole, images = self.cell(ORIGINAL, 0.0).accuracy.mean, self.rows[0].images
+        error = math.sqrt(2 * whole * (1 - whole) / images)
+        cells = (self.cell(method, f) for f in self.fractions)
+        return [cell for cell in cells if cell.accuracy.mean > whole + 3 * error]
+
+    def _leak(self, method: str) -> str:
+        where = ", ".join(f"{_percent(c.accuracy)} at {100 * c.fraction:g}%" for c in self._above_original(method))
+        return (
+            f"{method}: {where}, more than the {_percent(self.cell(ORIGINAL, 0.0).accuracy)} before the removal. The places of "
+            "the removed pixels tell the class that was explained, so this says nothing of what was removed; mask_only shows "
+            "what the places alone tell."
+        )
+
     def table(self) -> str:
         """The LPR paper's Table 1: a row a fraction, a column a method, test accuracy (± standard deviation over seeds)."""
-        columns = (ORIGINAL, RANDOM, *self.methods)
+        columns = (ORIGINAL, *self.columns)
         rows = [["Fraction", *(name.capitalize() if name in (ORIGINAL, RANDOM) else name for name in columns)]]
         for fraction in self.fractions:
             cells = [self.cell(m, 0.0 if m == ORIGINAL else fraction).accuracy for m in columns]

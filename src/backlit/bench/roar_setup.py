@@ -34,6 +34,11 @@ class RoarOptions:
         replacement: What takes a removed pixel's place: "mean", the training set's mean of each channel (Hooker et al.'s
             uninformative value), or "zero", 0 as the network sees it.
         ranking: "largest first" removes what the map calls most important; "smallest first" keeps it, and removes the rest.
+        target: The class that the maps explain, of training and test images alike: "predicted" by the network that is
+            explained, as in the LPR paper, or "label", the true one. The places of removed pixels can tell the class that
+            was explained; with "label" this gives the answer of the test away, see ``mask_only``.
+        mask_only: Also retrain on the bare masks, removed pixels 0 and kept ones 1, as "METHOD mask": what their places
+            alone tell of the class.
         reduce: How the channels of a map become one number a pixel.
         training: How every network is trained.
     """
@@ -42,6 +47,8 @@ class RoarOptions:
     seeds: tuple[int, ...] = (0, 1, 2)
     replacement: Literal["mean", "zero"] = "mean"
     ranking: Literal["largest first", "smallest first"] = "largest first"
+    target: Literal["predicted", "label"] = "predicted"
+    mask_only: bool = False
     reduce: Reduce = "sum"
     training: TrainingOptions = field(default_factory=TrainingOptions)
 
@@ -55,6 +62,7 @@ class RoarOptions:
         check(self.replacement in ("mean", "zero"), "replacement", self.replacement, "'mean' or 'zero'")
         orders = ("largest first", "smallest first")
         check(self.ranking in orders, "ranking", self.ranking, "'largest first' or 'smallest first'")
+        check(self.target in ("predicted", "label"), "target", self.target, "'predicted' or 'label'")
         check(self.reduce in ("sum", "abs", "max", "norm"), "reduce", self.reduce, "'sum', 'abs', 'max' or 'norm'")
         training = isinstance(self.training, TrainingOptions)
         check(training, "training", self.training, "TrainingOptions")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -156,6 +156,10 @@ def roar(
     dropout: Annotated[float, typer.Option(help="Share of activations dropped in training.", min=0, max=0.9)] = 0.0,
     replacement: Annotated[str, typer.Option(help="What removed pixels become: mean or zero.")] = "mean",
     reduce: Annotated[str, typer.Option(help="Channels to one number a pixel: sum, abs, max or norm.")] = "sum",
+    target: Annotated[
+        str, typer.Option(help="The class that is explained: predicted, or label (gives it away).")
+    ] = "predicted",
+    mask_only: Annotated[bool, typer.Option("--mask-only", help="Also train on the bare masks.")] = False,
     option: Annotated[
         list[str] | None, typer.Option(help="An option of a method: dmbp.steps=40.", metavar="NAME.KEY=VALUE")
     ] = None,
@@ -170,7 +174,8 @@ def roar(
     from backlit.cli.roar import fractions as shares
 
     training = TrainingOptions(epochs, batch, optimizer, learning_rate, weight_decay, flip=flip)  # pyright: ignore[reportArgumentType]  checked there
-    options = RoarOptions(shares(fractions), tuple(range(seeds)), replacement, reduce=reduce, training=training)  # pyright: ignore[reportArgumentType]  checked there
+    words: dict[str, Any] = {"replacement": replacement, "target": target, "reduce": reduce}  # checked by the options
+    options = RoarOptions(shares(fractions), tuple(range(seeds)), mask_only=mask_only, training=training, **words)
     run(Setting(data, out, limit, width, dropout, device), chosen(methods, option or [], seed), options)
 
 
