@@ -195,12 +195,23 @@ def test_a_picture_shows_its_level(levels: int) -> None:
 def test_levels_give_way_to_the_room() -> None:
     noise = [heat_of(torch.randn(64, 64)) for _ in range(3)]
     files, levels = pictures(noise, 1e9)
-    assert levels == LEVELS[0]
+    assert levels == (LEVELS[0], LEVELS[0])
     full = sum(len(f) for f in files if f)
-    fewer, coarser = pictures(noise, full - 1)
-    assert coarser == LEVELS[1]
-    assert sum(len(f) for f in fewer if f) < full
-    assert pictures(noise, 0)[1] == LEVELS[-1]
+    fewer, coarser = pictures(noise, full * 0.8)
+    assert coarser[0] == coarser[1] < LEVELS[0]
+    assert sum(len(f) for f in fewer if f) <= full * 0.8
+    assert pictures(noise, 1)[1] == (LEVELS[-1], LEVELS[-1])
+
+
+def test_smooth_maps_keep_their_levels() -> None:
+    smooth = heat_of(torch.linspace(-1, 1, 64)[:, None].expand(64, 64))
+    maps = [heat_of(torch.randn(64, 64)), smooth, heat_of(torch.full((2, 2), math.nan))]
+    files, levels = pictures(maps, 3000)
+    assert levels == (levels[0], LEVELS[0])
+    assert levels[0] < LEVELS[0]
+    assert smooth.strength is not None
+    assert files[1:] == [picture(smooth.strength, LEVELS[0]), None]
+    assert sum(len(f) for f in files if f) <= 3000
 
 
 def test_large_maps_are_averaged_and_broken_ones_are_not_drawn() -> None:

@@ -104,7 +104,7 @@ class Gallery:
 
     shots: tuple[Shot, ...]
     strips: tuple[StripTable, ...]
-    levels: int
+    levels: str
     averaged: bool
     columns: int
     """Of a wide page: an image's cells in rows as even as can be."""
@@ -133,7 +133,7 @@ def gallery(comparison: Comparison, metrics: Mapping[str, str], text: int) -> Ga
             _shot(comparison, i, p, maps, metrics, scores) for i, p in zip(comparison.images, photos, strict=True)
         ),
         strips=_strip_tables(comparison, metrics, [[next(staged) for _ in s.maps] for s in comparison.strips]),
-        levels=levels,
+        levels=str(levels[0]) if levels[0] == levels[1] else f"{levels[0]} to {levels[1]}",
         columns=_columns(1 + len(comparison.methods)),
         averaged=any(_larger(comparison.maps[k], h) for k, h in zip(keys, heats, strict=True)),
     )

@@ -16,18 +16,13 @@ from torch.nn import functional as F
 
 from backlit.report.figure import COLOURS, grey_of, limit
 
-LEVELS = (
-    31,
-    23,
-    15,
-    11,
-    9,
-    7,
-)  # of a map, signed, 0 among them: the most that fit the room are used, by all maps alike
+LEVELS = (31, 23, 15, 11, 9, 7, 5, 3)  # of a map, signed, 0 among them: as many as there is room for
 SIDE = 256  # pixels: larger maps are shown as means of their pixels
 COARSE = 128  # pixels: up to this side a picture is shown as squares, above it smoothly
 _PHOTO_SIDE = 512
 _PERCENTILE = 99.5
+_SAMPLE = 7  # every seventh map, which is no multiple of the usual numbers of methods and classes
+_CARE = 0.97  # for what a sample cannot know
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +32,11 @@ class Heat:
     strength: np.ndarray | None
     scale: float = 0.0
     percentile: float = _PERCENTILE
+
+    @property
+    def size(self) -> int:
+        """Number of pixels that are shown."""
+        return 0 if self.strength is None else self.strength.size
 
 
 def heat_of(heatmap: Tensor, side: int = SIDE) -> Heat:
@@ -58,14 +58,37 @@ def smaller(picture: Tensor, side: int) -> Tensor:
     return F.adaptive_avg_pool2d(picture, (max(1, round(height * factor)), max(1, round(width * factor))))
 
 
-def pictures(maps: Sequence[Heat], room: float) -> tuple[list[bytes | None], int]:
-    """PNG files of the maps and their number of levels: the most for which they all fit into ``room`` bytes, if any do."""
-    found: list[bytes | None] = []
-    for levels in LEVELS:
-        found = [None if m.strength is None else picture(m.strength, levels) for m in maps]
-        if sum(len(p) for p in found if p is not None) <= room:
-            return found, levels
-    return found, LEVELS[-1]
+def pictures(maps: Sequence[Heat], room: float) -> tuple[list[bytes | None], tuple[int, int]]:
+    """PNG files of the maps, and their fewest and most levels: the most for which all fit into ``room`` bytes, if any do.
+
+    Smooth maps take little, and show steps first: those below their share of the room keep all levels, and only the
+    others are drawn in fewer, all alike.
+    """
+    found = _drawn(maps, LEVELS[0])
+    if _total(found) <= room:
+        return found, (LEVELS[0], LEVELS[0])
+    share = room / sum(m.size for m in maps)
+    large = [i for i, (m, f) in enumerate(zip(maps, found, strict=True)) if f and len(f) > share * m.size]
+    rest = room - _total([f for i, f in enumerate(found) if i not in set(large)])
+    levels = _fitting([maps[i] for i in large], rest)
+    for i, file in zip(large, _drawn([maps[i] for i in large], levels), strict=True):
+        found[i] = file
+    return found, (levels, levels if len(large) == len(maps) else LEVELS[0])
+
+
+def _fitting(maps: Sequence[Heat], room: float) -> int:
+    """The most levels below the first for which the maps fit, by a sample, lest everything be drawn many times."""
+    sample = maps[::_SAMPLE]
+    share = room * sum(m.size for m in sample) / sum(m.size for m in maps) * _CARE
+    return next((levels for levels in LEVELS[1:] if _total(_drawn(sample, levels)) <= share), LEVELS[-1])
+
+
+def _drawn(maps: Sequence[Heat], levels: int) -> list[bytes | None]:
+    return [None if m.strength is None else picture(m.strength, levels) for m in maps]
+
+
+def _total(files: Sequence[bytes | None]) -> int:
+    return sum(len(f) for f in files if f is not None)
 
 
 def picture(strength: np.ndarray, levels: int) -> bytes:
