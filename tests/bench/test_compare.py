@@ -14,8 +14,8 @@ from polars.testing import assert_frame_equal
 
 import backlit
 from backlit import Attribution, Examples, FileError, InputError
-from backlit.bench import compare as module
-from backlit.metrics import BoundaryDependence, Deletion, Insertion, LastLayerReset
+from backlit.methods import Method
+from backlit.metrics import BoundaryDependence, Deletion, Insertion, LastLayerReset, Metric
 from backlit.models.digits import digits_images, two_digit_scenes
 
 METHODS = ["random", "gradient_x_input", "grad_cam"]
@@ -128,17 +128,21 @@ def test_an_interrupted_comparison_goes_on(
     with (tmp_path / "out" / "results.jsonl").open("a") as file:
         file.write('{"kind": "scores", "name": "insert')
     ran: list[str] = []
-    original = module._Run.score
+    call, each = Metric.__call__, Method.each
 
-    def counted(self: Any, metric: Any, part: slice, maps: Any, done: Any) -> None:
-        if not done.has("scores", metric.name, part):
-            ran.append(metric.name)
-        original(self, metric, part, maps, done)
+    def scored(self: Metric, *arguments: Any) -> Any:
+        ran.append(self.name)
+        return call(self, *arguments)
 
-    monkeypatch.setattr(module._Run, "score", counted)
+    def explained(self: Method, *arguments: Any) -> Any:
+        ran.append(self.name)
+        return each(self, *arguments)
+
+    monkeypatch.setattr(Metric, "__call__", scored)
+    monkeypatch.setattr(Method, "each", explained)
     with pytest.warns(UserWarning, match="kept in results.jsonl.bad"):
         again = backlit.compare(model, examples, METHODS, METRICS, classes=3, out=tmp_path / "out")
-    assert ran == METRICS  # of the second block alone
+    assert ran == ["grad_cam", *METRICS]  # what was missing, of the second block alone
     assert_frame_equal(again.scores, found.scores)
     assert_frame_equal(again.ranking, found.ranking)
     assert all(torch.equal(again.maps[k], v) for k, v in found.maps.items())
