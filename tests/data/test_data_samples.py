@@ -103,10 +103,10 @@ class TestTake:
 
     def test_drawn(self) -> None:
         state = np.random.get_state()[1].copy()
-        drawn = take(Numbers(100), 10, seed=1).indices
-        assert len(set(drawn)) == 10
+        drawn = take(Numbers(100), 90, seed=1).indices
+        assert len(set(drawn)) == 90
         assert list(drawn) == sorted(drawn)
-        assert drawn == take(Numbers(100), 10, seed=1).indices != take(Numbers(100), 10, seed=2).indices
+        assert drawn == take(Numbers(100), 90, seed=1).indices != take(Numbers(100), 90, seed=2).indices
         assert np.array_equal(np.random.get_state()[1], state)
 
     @pytest.mark.parametrize("count", [0, 6])

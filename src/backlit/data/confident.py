@@ -35,7 +35,7 @@ def confident(
 ) -> tuple[list[Known], int]:
     """The pictures whose target the network gives a probability above ``confidence``, and the number of its classes.
 
-    Each of ``views``, a change of normalised images (n, c, h, w), must be classified so as well.
+    In each of ``views``, a change of normalised images (n, c, h, w), the target must still be the most probable class.
 
     Raises:
         InputError: An option out of range, or a sample whose class the network does not have.
@@ -50,16 +50,19 @@ def confident(
     found: list[Known] = []
     classes = 0
     for known, images in _batches(dataset, preprocess, batch):
-        target = torch.tensor([each.target for each in known])
-        right = torch.ones(len(known), dtype=torch.bool)
         for view in (None, *views):
+            if not known:
+                break
             probability = probabilities(network, images if view is None else view(images))
             classes = probability.shape[1]
             for each in known:
                 check_classes(each.name, max(each.labels), classes)
-            right &= probability.argmax(1) == target
-            right &= probability.gather(1, target[:, None])[:, 0] > confidence
-        found += [each for each, keep in zip(known, right.tolist(), strict=True) if keep]
+            target = torch.tensor([each.target for each in known])
+            right = probability.argmax(1) == target
+            if view is None:
+                right &= probability.gather(1, target[:, None])[:, 0] > confidence
+            known, images = [each for each, keep in zip(known, right.tolist(), strict=True) if keep], images[right]
+        found += known
     return found, classes
 
 

@@ -31,16 +31,16 @@ def two_objects(
 
     Scene i is side by side if i is even, else one above the other. Each half shows the middle half of its picture at the
     picture's own scale. The middle must be enough to know the class by: a picture is used only if the network gives the
-    right class a probability above ``confidence`` on the whole of it and on each of its middle halves alone (the rest 0,
-    the mean colour).
+    right class a probability above ``confidence`` on the whole of it, and finds it the most probable on each of its middle
+    halves alone (the rest 0, the mean colour).
 
     Args:
         network: In eval mode, on any device.
-        dataset: Samples; all pictures of it are classified three times.
+        dataset: Samples; all pictures of it are classified once, the confident ones three times.
         preprocess: The network's.
         count: How many scenes. The same seed gives the same ones.
         seed: Of the draw.
-        confidence: The probability of the right class must be above it.
+        confidence: The probability of the right class must be above it on whole pictures.
         targets: "one": the target of scene i is its first picture (left or upper) where i // 2 is even, else the second.
             "all": an image for each of the two, which makes ``2 * count`` images.
         batch: Images at once.
