@@ -277,6 +277,49 @@ def test_another_network_in_the_file_is_refused(small: RoarData, tmp_path: Path)
         roar(small, network, {"g": GradientXInput}, tiny(), out=tmp_path)
 
 
+def test_a_lost_network_that_cannot_be_made_again_is_no_ground_to_go_on(small: RoarData, tmp_path: Path) -> None:
+    roar(small, network, {"s": Saliency}, tiny(), out=tmp_path)
+    (tmp_path / "network.safetensors").unlink()
+    path = tmp_path / "runs.jsonl"
+    first, *others = path.read_text().splitlines()
+    other = json.dumps({**json.loads(first), "fingerprint": "of another machine"})
+    path.write_text("\n".join([other, *others]) + "\n")
+    with pytest.raises(FileError, match="was lost, and training it again gives another network here"):
+        roar(small, network, {"g": GradientXInput}, tiny(), out=tmp_path)
+
+
+@pytest.mark.parametrize("replacement", ["mean", "zero"])
+def test_what_the_networks_are_trained_and_tested_on(tmp_path: Path, replacement: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(30, 2, 4, 4, generator=generator) + torch.tensor([1.0, -3.0])[:, None, None]
+    train, test = (Examples(x, torch.arange(len(x)) % 2) for x in (images[:20], images[20:] + 5))
+    seen: list[tuple[bool, Tensor]] = []
+
+    class Recorder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(32, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append((self.training, x.clone()))
+            return self.linear(x.flatten(1))
+
+    def brightest(trained: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda images, target: images
+
+    options = RoarOptions((0.25,), (0,), replacement, training=TrainingOptions(epochs=1))  # type: ignore[arg-type]
+    roar(RoarData(train, test), Recorder, {"b": brightest}, options, out=tmp_path)
+    fill = images[:20].double().mean((0, 2, 3)).float() if replacement == "mean" else torch.zeros(2)
+    for part, (training, found) in zip((train, test), seen[-2:], strict=True):
+        assert training == (part is train)
+        expected = part.inputs.clone()
+        for image, original in zip(expected, part.inputs, strict=True):
+            for pixel in original.sum(0).flatten().argsort(descending=True)[:4].tolist():
+                image[:, pixel // 4, pixel % 4] = fill
+        shown = {tuple(x.flatten().tolist()) for x in found}  # the order is drawn
+        assert shown == {tuple(x.flatten().tolist()) for x in expected}
+
+
 def wider() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
 
@@ -294,9 +337,10 @@ def test_another_experiment_in_the_folder_is_refused_with_what_differs(small: Ro
         roar(small, network, methods, tiny(seeds=(1,)), out=tmp_path)
     with pytest.raises(FileError, match=r"network.architecture was Sequential"):
         roar(small, wider, methods, tiny(), out=tmp_path)
-    other = RoarData(small.train, examples(40, 2))
-    with pytest.raises(FileError, match=r"other settings: data.test.fingerprint was"):
-        roar(other, network, methods, tiny(), out=tmp_path)
+    for changed in ({"inputs": small.test.inputs + 1e-3}, {"target": 1 - small.test.target}):
+        other = RoarData(small.train, replace(small.test, **changed))
+        with pytest.raises(FileError, match=r"other settings: data.test.fingerprint was"):
+            roar(other, network, methods, tiny(), out=tmp_path)
     with pytest.raises(FileError, match=r"holds ranks of 's' as .*'saliency'.* and now it is .*'gradient_x_input'"):
         roar(small, network, {"s": GradientXInput}, tiny(), out=tmp_path)
     with pytest.raises(FileError, match=r"'seed': 0.* and now it is .*'seed': 1"):

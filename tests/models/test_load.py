@@ -12,14 +12,14 @@ from backlit.models import fingerprint, load_model, model_names
 def test_names() -> None:
     pytest.importorskip("torchvision")
     names = model_names()
-    assert names[:2] == ("digits", "cifar_resnet20")
+    assert names[:3] == ("digits", "cifar_resnet20", "cifar_cnn")
     assert {"squeezenet1_0", "resnet50", "vit_b_16"} < set(names)
     assert "fasterrcnn_resnet50_fpn" not in names
 
 
 def test_names_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    assert model_names() == ("digits", "cifar_resnet20")
+    assert model_names() == ("digits", "cifar_resnet20", "cifar_cnn")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16, "torch.bfloat16"])
