@@ -231,7 +231,7 @@ def test_what_cannot_be_is_refused_before_anything_runs(
 def test_the_embedded_digits_are_scored_as_they_should(model: backlit.LoadedModel) -> None:
     """Grad-CAM and DMBP find the digit, noise does not: on held-out digits, with a significant difference."""
     images, labels = digits_images()
-    examples = Examples(model.preprocess.batch(images[:16]), labels[:16])
+    examples = Examples(model.preprocess.batch(images[:64]), labels[:64])
     methods = {m.name: m(model.network) for m in (backlit.methods.Random, backlit.GradCAM)}
     methods["dmbp"] = backlit.DMBP.fast(model.network)
     found = backlit.compare(model, examples, methods, ["insertion"])

@@ -70,7 +70,7 @@ def test_training_moves_nobodys_random_state(data: tuple[Tensor, Tensor]) -> Non
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_order_differs_from_epoch_to_epoch(data: tuple[Tensor, Tensor]) -> None:
+def test_the_order_differs_from_epoch_to_epoch_and_seed_to_seed(data: tuple[Tensor, Tensor]) -> None:
     seen: list[Tensor] = []
 
     class Spy(nn.Module):
@@ -87,6 +87,8 @@ def test_the_order_differs_from_epoch_to_epoch(data: tuple[Tensor, Tensor]) -> N
     assert not torch.equal(first, second)
     assert torch.equal(first.sort().values, second.sort().values)  # each image once
     assert torch.equal(first.sort().values, data[0].flatten(1)[:, 0].sort().values)
+    train(Spy, *data, TrainingOptions(epochs=1, batch=16), 1)
+    assert not torch.equal(first, torch.cat(seen[8:]))
 
 
 def test_flip_mirrors_about_half_of_the_images(data: tuple[Tensor, Tensor]) -> None:

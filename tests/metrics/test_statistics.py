@@ -11,7 +11,7 @@ from scipy import stats
 
 import _oracles as slow
 from backlit import InputError
-from backlit.metrics.ranking import average_ranks, pixel_ranks, spearman
+from backlit.metrics.ranking import average_ranks, drawn_orders, pixel_ranks, spearman
 from backlit.metrics.similarity import scaled, ssim
 from backlit.metrics.statistics import difference, estimate, mean_band
 
@@ -20,7 +20,8 @@ from backlit.metrics.statistics import difference, estimate, mean_band
 @given(st.lists(st.integers(-3, 3), min_size=2, max_size=40), st.booleans())
 def test_ranks_are_a_permutation_in_the_order_of_the_values(values: list[int], ascending: bool) -> None:
     heat = torch.tensor(values, dtype=torch.float64)
-    ranks = pixel_ranks(heat, seed=1, ascending=ascending)
+    drawn = torch.randperm(len(values), generator=torch.Generator().manual_seed(1))[None]
+    ranks = pixel_ranks(heat[None], drawn, ascending=ascending)[0]
     assert sorted(ranks.tolist()) == list(range(len(values)))
     in_order = heat[ranks.argsort()]
     steps = in_order.diff() if ascending else -in_order.diff()
@@ -118,3 +119,13 @@ def test_the_band_is_the_interval_at_each_point() -> None:
     for i in range(4):
         e = estimate(curves[:, i])
         assert (low[i], high[i]) == pytest.approx((e.low, e.high), abs=0.015)
+
+
+def test_orders_are_drawn_for_each_image_whatever_its_batch_and_layout() -> None:
+    images = slow.distinct((3, 2, 9, 8), 1)
+    orders = drawn_orders(images, seed=0)
+    assert all(sorted(row) == list(range(72)) for row in orders.tolist())
+    assert len({tuple(row) for row in orders.tolist()}) == 3
+    assert torch.equal(drawn_orders(images[1:2], seed=0)[0], orders[1])
+    assert torch.equal(drawn_orders(images.contiguous(memory_format=torch.channels_last), seed=0), orders)
+    assert not torch.equal(drawn_orders(images, seed=1), orders)

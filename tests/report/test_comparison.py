@@ -235,6 +235,7 @@ def test_numbers_have_the_digits_that_differ() -> None:
     assert decimals([1e-9, 2e-9]) is None
     assert decimals([None, math.nan]) == 2
     assert number(-0.5, 2) == "−0.50"
+    assert number(-0.004, 2) == "0.00"
     assert number(0.5, 2, sign=True) == "+0.50"
     assert number(2648.3) == "2,648"
     assert plain({"a": [1, None], "b": True}) == "a 1, none, b yes"

@@ -170,6 +170,34 @@ def test_the_wheel_zooms_at_the_pointer_and_dragging_moves(opened: Any) -> None:
     assert transforms(page, 0) != {still}
 
 
+def test_two_fingers_zoom_and_one_moves(opened: Any) -> None:
+    page = opened(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    view = page.locator("#image-0 .cell .view").first
+    view.scroll_into_view_if_needed()
+    box = view.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    fingers = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *places: float) -> None:
+        points = [{"x": place, "y": y, "id": i} for i, place in enumerate(places)]
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touch("touchStart", x - 15, x + 15)
+    for reach in (20, 25, 30):
+        touch("touchMove", x - reach, x + reach)
+    touch("touchEnd")
+    (zoomed,) = transforms(page, 0)
+    scale, _, _, _, left, _ = (float(v) for v in zoomed.removeprefix("matrix(").rstrip(")").split(","))
+    assert scale == pytest.approx(2, rel=0.1)
+    assert left / box["width"] == pytest.approx((1 - scale) / 2, abs=0.1)  # the middle stays
+    touch("touchStart", x)
+    for reach in (5, 10, 15):
+        touch("touchMove", x + reach)
+    touch("touchEnd")
+    (moved,) = transforms(page, 0)
+    assert float(moved.rstrip(")").split(",")[4]) == pytest.approx(left + 15, abs=2)
+
+
 def test_every_control_is_reached_by_tab_and_shows_its_focus(opened: Any) -> None:
     page = opened()
     reached = []

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from backlit._errors import FileError, InputError
 from backlit._files import make_folder, write_whole
+from backlit._random import stable_seed
 from backlit.attribution import Attribution, Reduce
-from backlit.bench.training import stable_seed
 from backlit.metrics.examples import Examples
 from backlit.metrics.ranking import pixel_ranks
 
@@ -31,15 +31,10 @@ _FORMAT = "1"
 
 
 def image_ranks(heat: Float[Tensor, "n p"], seed: int, *, ascending: bool = False) -> Int64[Tensor, "n p"]:
-    """The place of each pixel in the order of its map, 0 first; equal pixels in an order drawn for each image anew.
-
-    :func:`pixel_ranks` draws one order of equal pixels for all images. Here this would take the same pixels from every
-    image, which harms a network far less than chance does; so each image's pixels are shuffled before, and put back after.
-    """
+    """The place of each pixel in the order of its map, 0 first; equal pixels in an order drawn for each image anew."""
     generator = torch.Generator().manual_seed(seed)
-    shuffle = torch.rand(heat.shape, generator=generator, dtype=torch.float64).argsort(-1)
-    ranks = pixel_ranks(heat.cpu().gather(-1, shuffle), seed=seed, ascending=ascending)
-    return torch.empty_like(ranks).scatter_(-1, shuffle, ranks)
+    drawn = torch.rand(heat.shape, generator=generator, dtype=torch.float64).argsort(-1)
+    return pixel_ranks(heat.cpu(), drawn, ascending=ascending)
 
 
 def replace_first(

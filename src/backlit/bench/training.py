@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +18,7 @@ from torch.nn import functional as F
 
 from backlit._errors import FileError, InputError, ModelStateError
 from backlit._files import write_whole
+from backlit._random import seeded, stable_seed
 from backlit.methods.base import check
 
 MakeNetwork = Callable[[], nn.Module]
@@ -82,19 +81,6 @@ class Trained:
 
     network: nn.Module
     losses: tuple[float, ...]
-
-
-def stable_seed(*parts: object) -> int:
-    """A seed that follows from what it is for: the same on every machine, unrelated to that of any other purpose."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw by this seed inside, and leave the caller's random state as it was."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def new_network(make_network: MakeNetwork, seed: int, device: torch.device) -> nn.Module:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from backlit._random import image_bytes, stable_seed
 from backlit.capture import Coverage
 from backlit.methods.base import Maps, Method
 from backlit.methods.inputs import pick
 
 
 class Random(Method):
-    """Uniform noise from -1 to 1, the same for every image of a size: what a map is worth that looks at nothing."""
+    """Uniform noise from -1 to 1, drawn for each image from the seed and its bytes: what a map is worth that looks at nothing."""
 
     name = "random"
     title = "Random"
@@ -31,5 +32,8 @@ class Random(Method):
         )
 
     def _noise(self, x: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(self.options.seed)
-        return (torch.rand(x.shape[1:], generator=generator, dtype=torch.float64) * 2 - 1).to(x)
+        """(n, c, h, w); an image's noise does not depend on its batch."""
+        seeds = [stable_seed("random", self.options.seed, image_bytes(image)) for image in x]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        drawn = [torch.rand(x.shape[1:], generator=g, dtype=torch.float64) for g in generators]
+        return (torch.stack(drawn) * 2 - 1).to(x)

@@ -18,13 +18,13 @@ from backlit.methods.base import check
 from backlit.methods.chunks import run_in_chunks
 from backlit.metrics.base import Metric, MetricOptions, Scores, to_numbers
 from backlit.metrics.examples import Examples
-from backlit.metrics.ranking import pixel_ranks
+from backlit.metrics.ranking import drawn_orders, pixel_ranks
 
 Replacement = Literal["blur", "zero", "mean"]
 Score = Literal["probability", "logit", "logit_ratio", "change"]
 _BLOCK = 8  # images whose ranks are held at once
 _FOOTPRINT = 64  # bytes that a forward pass takes at its peak, over those of its images: VGG16 takes 43, SqueezeNet 16
-_TIES = "equal pixels in an order drawn from the seed, the same for every map"
+_TIES = "equal pixels in an order drawn for each image, the same for all its maps"
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,8 @@ class Perturbation(Metric):
         x, options = _fast_layout(examples.inputs), self.options
         (n, _, h, w), m, steps = x.shape, len(heat), options.steps
         first, last = self.ends(x)
-        ranked = [self._ranked(name, v.flatten(1)) for name, v in heat.items()]
+        drawn = drawn_orders(x, options.seed)
+        ranked = [self._ranked(name, v.flatten(1), drawn) for name, v in heat.items()]
         ranks = torch.stack(ranked).view(m, n, 1, h, w).int()
         counts = torch.linspace(0, options.fraction * h * w, steps + 1).round().int().to(x.device)
         whole = options.fraction == 1
@@ -165,9 +166,9 @@ class Perturbation(Metric):
             curves[..., inner] = found.view(n, m, -1).transpose(0, 1)
         return curves
 
-    def _ranked(self, name: str, heat: Tensor) -> Int[Tensor, "n p"]:
+    def _ranked(self, name: str, heat: Tensor, drawn: Tensor) -> Int[Tensor, "n p"]:
         heat = heat.abs() if name in self.options.absolute else heat
-        return pixel_ranks(heat, seed=self.options.seed, ascending=self.ascending)
+        return pixel_ranks(heat, drawn, ascending=self.ascending)
 
     def _run(
         self,

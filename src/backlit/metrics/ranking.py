@@ -6,17 +6,30 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from backlit._random import image_bytes, stable_seed
 
-def pixel_ranks(heat: Float[Tensor, "*b p"], *, seed: int, ascending: bool = False) -> Int64[Tensor, "*b p"]:
+
+def drawn_orders(images: Float[Tensor, "n c h w"], seed: int) -> Int64[Tensor, "n p"]:
+    """For each image an order of its pixels, drawn from the seed and from the image itself.
+
+    So it is the same for every map of the image, differs from image to image, and does not depend on the batch. The
+    images' bytes are read on the host, once.
+    """
+    p = images.shape[-2] * images.shape[-1]
+    seeds = [stable_seed("order", seed, image_bytes(image)) for image in images]
+    orders = [torch.randperm(p, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    return torch.stack(orders).to(images.device)
+
+
+def pixel_ranks(
+    heat: Float[Tensor, "n p"], drawn: Int64[Tensor, "n p"], *, ascending: bool = False
+) -> Int64[Tensor, "n p"]:
     """The place of each pixel in the order of the map's values, 0 first: the largest value first, or the smallest.
 
-    Equal pixels come in an order that the seed draws, the same for every map of this size: a constant map is a random
-    one, and the score of a map depends on no other map of its batch.
+    Equal pixels come in the drawn order, so that a constant map is a random one, not one of the memory's layout.
     """
-    p = heat.shape[-1]
-    drawn = torch.randperm(p, generator=torch.Generator().manual_seed(seed)).to(heat.device)
-    order = drawn[heat[..., drawn].argsort(dim=-1, descending=not ascending, stable=True)]
-    places = torch.arange(p, device=heat.device).expand_as(order)
+    order = drawn.gather(-1, heat.gather(-1, drawn).argsort(dim=-1, descending=not ascending, stable=True))
+    places = torch.arange(heat.shape[-1], device=heat.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, places)
 
 

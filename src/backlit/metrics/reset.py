@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from backlit._errors import InputError, nearest
+from backlit._random import seeded, stable_seed
 from backlit.capture import propagate
 from backlit.methods.base import Method, check
 from backlit.metrics.base import Metric, MetricOptions, Scores, to_numbers
@@ -183,21 +183,16 @@ def reset(
             )
         own = getattr(module, "reset_parameters", None)
         if draw == "own" and callable(own):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(_stream(seed, layer))
+            with seeded(stable_seed("reset", seed, layer), next(iter(parameters.values())).device):
                 own()
             continue
         for name, parameter in parameters.items():
-            generator = torch.Generator().manual_seed(_stream(seed, f"{layer}.{name}"))
+            generator = torch.Generator().manual_seed(stable_seed("reset", seed, layer, name))
             spread, mean = torch.std_mean(parameter.detach().double(), correction=0)
             drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             with torch.no_grad():
                 parameter.copy_((drawn * spread.cpu() + mean.cpu()).to(parameter))
     return blank
-
-
-def _stream(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:7], "little")
 
 
 def _alike(before: Tensor, after: Tensor, measures: Sequence[str]) -> dict[str, Tensor]:

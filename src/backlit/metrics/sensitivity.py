@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from backlit._errors import InputError
+from backlit._random import seeded
 from backlit.attribution import Attribution
 from backlit.methods.base import Method, check
 from backlit.metrics.base import Metric, MetricOptions, Scores, to_numbers
@@ -150,8 +151,7 @@ class MaxSensitivity(Metric):
             with torch.enable_grad():
                 return (method.attribute(x[0] if isinstance(x, tuple) else x, int(examples.target[i])),)
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.options.seed)
+        with seeded(self.options.seed, examples.inputs.device):
             found = _captum().sensitivity_max(
                 explain,
                 examples.inputs[i : i + 1],
