@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,6 +116,27 @@ def test_the_learning_rate_follows_the_cosine() -> None:
     options = TrainingOptions(learning_rate=0.4)
     assert [options.rate(t) for t in (0, 0.5)] == pytest.approx([0.4, 0.2])
     assert TrainingOptions(learning_rate=0.4, schedule="constant").rate(0.9) == 0.4
+
+
+def test_each_step_takes_the_rate_of_its_place_in_the_whole_training() -> None:
+    """Equal images, so that their order does not matter, and the steps taken by hand."""
+    images, labels = torch.full((4, 1, 1, 1), 2.0, dtype=torch.float64), torch.ones(4, dtype=torch.int64)
+
+    def one() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False).double())
+
+    options = TrainingOptions(epochs=2, batch=2, optimizer="sgd", learning_rate=0.5, weight_decay=0.0, momentum=0.0)
+    weight = new_network(one, 0, images.device)[1].weight.detach().clone()  # type: ignore[index,union-attr]
+    for step in range(4):
+        rate = 0.5 * (1 + math.cos(math.pi * step / 4)) / 2
+        probability = (2 * weight[:, 0]).softmax(0)
+        weight[:, 0] -= rate * 2 * (probability - torch.tensor([0.0, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(train(one, images, labels, options, 0).network.state_dict()["1.weight"], weight)
+
+
+def test_the_seed_draws_the_first_weights() -> None:
+    prints = [fingerprint(new_network(network, seed, torch.device("cpu"))) for seed in (0, 0, 1)]
+    assert prints[0] == prints[1] != prints[2]
 
 
 def test_it_learns_and_counts_what_it_gets_right() -> None:
