@@ -16,12 +16,12 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from _common import RESULTS, SHARED, shared_model, write
 from backlit.data.images import load_batch
 from backlit.methods import DMBP
+from backlit.metrics import Examples, Insertion
+from backlit.metrics.statistics import difference, estimate
 
 matplotlib.use("Agg")
 
@@ -33,36 +33,6 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "20 x .1": {"steps": 20, "lr": 0.1},
     "adam 10 x .2": {"steps": 10, "lr": 0.2, "optimizer": "adam"},
 }
-
-
-def blurred(x: Tensor, width: int = 51, sigma: float = 10.0) -> Tensor:
-    """Gaussian blur of each channel, edges reflected."""
-    offsets = torch.arange(width, dtype=x.dtype) - width // 2
-    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, 1, -1)
-    padded = F.pad(x, [width // 2] * 4, mode="reflect")
-    rows = F.conv2d(padded, kernel, groups=x.shape[1])
-    return F.conv2d(rows, kernel.transpose(2, 3), groups=x.shape[1])
-
-
-@torch.no_grad()
-def insertion(network: nn.Module, x: Tensor, heat: Tensor, target: int, steps: int = 50) -> float:
-    """Mean probability of ``target`` over 0..steps: x (1, c, h, w), heat (1, 1, h, w)."""
-    order = heat.flatten().argsort(descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel())).view(heat.shape)
-    counts = torch.linspace(0, order.numel(), steps + 1).view(-1, 1, 1, 1)
-    base = blurred(x)
-    batch = torch.where(rank < counts, x, base)
-    batch = batch.contiguous(memory_format=torch.channels_last)
-    probability = torch.cat([network(part).softmax(1)[:, target] for part in batch.split(17)])
-    return float((probability[1:] + probability[:-1]).mean() / 2)
-
-
-def interval(values: np.ndarray, draws: int = 10_000) -> tuple[float, float]:
-    """Bootstrap 95 % interval of the mean."""
-    generator = np.random.default_rng(0)
-    means = generator.choice(values, (draws, len(values))).mean(1)
-    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
 def main() -> None:
@@ -83,22 +53,22 @@ def main() -> None:
     for file in files:
         x = load_batch([file], loaded.preprocess)
         target = index[file.parent.name]
+        examples = Examples(x, torch.tensor([target]))
         for name in arguments.schedules:
             start = time.perf_counter()
             explained = DMBP(network, **SCHEDULES[name])(x, target)
             seconds[name].append(time.perf_counter() - start)
-            scores[name].append(insertion(network, x, explained.heatmap(), target))
+            scores[name].append(float(Insertion()(network, examples, {name: explained}).values[name][0]))
             objective[name].append(float(explained.trajectory["loss"][-1, 0]))
     rows = []
     paper = np.array(scores[arguments.schedules[0]])
     for name in arguments.schedules:
         values = np.array(scores[name])
-        low, high = interval(values)
-        d_low, d_high = interval(values - paper)
+        mean, gap = estimate(values), difference(values, paper)
         rows.append(
             {
-                "schedule": name, "images": len(files), "insertion": float(values.mean()), "low": low, "high": high,
-                "minus_paper": float((values - paper).mean()), "minus_paper_low": d_low, "minus_paper_high": d_high,
+                "schedule": name, "images": len(files), "insertion": mean.value, "low": mean.low, "high": mean.high,
+                "minus_paper": gap.value, "minus_paper_low": gap.low, "minus_paper_high": gap.high,
                 "objective": float(np.mean(objective[name])), "seconds": float(np.median(seconds[name])),
             }
         )  # fmt: skip
