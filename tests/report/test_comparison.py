@@ -206,12 +206,12 @@ def test_levels_give_way_to_the_room() -> None:
 def test_smooth_maps_keep_their_levels() -> None:
     smooth = heat_of(torch.linspace(-1, 1, 64)[:, None].expand(64, 64))
     maps = [heat_of(torch.randn(64, 64)), smooth, heat_of(torch.full((2, 2), math.nan))]
-    files, levels = pictures(maps, 3000)
+    files, levels = pictures(maps, 2500)
     assert levels == (levels[0], LEVELS[0])
     assert levels[0] < LEVELS[0]
     assert smooth.strength is not None
     assert files[1:] == [picture(smooth.strength, LEVELS[0]), None]
-    assert sum(len(f) for f in files if f) <= 3000
+    assert sum(len(f) for f in files if f) <= 2500
 
 
 def test_large_maps_are_averaged_and_broken_ones_are_not_drawn() -> None:

@@ -37,7 +37,7 @@ def browser() -> Iterator[Any]:
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
     long = "a_network_whose_name_has_no_end_" * 4
-    made = synthetic(images=("cat", "a_file_name_without_any_space_in_it_" * 4, BAD))
+    made = synthetic(size=140, images=("cat", "a_file_name_without_any_space_in_it_" * 4, BAD))
     write_report(path, replace(made, model=long))
     return path
 
@@ -128,7 +128,10 @@ def transforms(page: Any, image: int) -> set[str]:
 def test_all_maps_of_an_image_zoom_and_move_together(opened: Any) -> None:
     page = opened()
     (still,) = transforms(page, 0)
+    assert style(page, "#image-0 .map", "imageRendering") == "auto"
     page.locator("#image-0 [data-zoom=in]").click()
+    assert style(page, "#image-0 .map", "imageRendering") == "pixelated"  # each pixel is to be seen
+    assert style(page, "#image-1 .map", "imageRendering") == "auto"
     (closer,) = transforms(page, 0)
     assert closer != still
     assert transforms(page, 1) == {still}
@@ -142,7 +145,6 @@ def test_all_maps_of_an_image_zoom_and_move_together(opened: Any) -> None:
     assert transforms(page, 0) != {still}
     page.locator("#image-0 [data-zoom=reset]").click()
     assert transforms(page, 0) == {still}
-    assert style(page, "#image-0 .map", "imageRendering") == "pixelated"
 
 
 def test_the_wheel_zooms_at_the_pointer_and_dragging_moves(opened: Any) -> None:

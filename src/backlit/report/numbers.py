@@ -29,6 +29,8 @@ def number(value: float, places: int | None = None, *, sign: bool = False) -> st
     """The number with so many decimal places, or with three digits."""
     if places is None and 1e3 <= abs(value) < 1e6:
         places = 0
+    if places is not None and round(value, places) == 0:
+        value = 0.0  # without the sign of what is not shown
     text = f"{value:{'+' if sign else ''}.3g}" if places is None else f"{value:{'+' if sign else ''},.{places}f}"
     return text.replace("-", "−")
 

@@ -101,7 +101,7 @@ def pairs(methods: Sequence[str], differences: Frame, higher: bool | None) -> tu
     """The row's method less the column's; None on the diagonal, and all of it empty if there is nothing to compare."""
     if not differences:
         return ()
-    places = decimals([0.0, *(r[k] for r in differences for k in ("difference", "low", "high"))])
+    places = decimals([0.0, *(abs(r["difference"]) for r in differences if known(r["difference"]))])
     return tuple(tuple(pair(a, b, differences, higher, places) if a != b else None for b in methods) for a in methods)
 
 
