@@ -178,9 +178,9 @@ def check_labels(data: RoarData, make_network: MakeNetwork, options: RoarOptions
 def kind_of(make: Callable[[nn.Module], Explain]) -> dict[str, Any]:
     """What a method is, to know it again: its name and all that changes its maps."""
     inner, given = (make.func, make.keywords) if isinstance(make, partial) else (make, {})
-    options = {k: v for k, v in given.items() if k != "chunk" and not callable(v)}  # neither changes a map
     if isinstance(inner, type) and issubclass(inner, Method):
-        known = {k: v for k, v in asdict(inner.Options(**options)).items() if k != "chunk" and not callable(v)}
-        return {"method": inner.name, "options": json.loads(json.dumps(known, default=str))}
-    name = getattr(inner, "__qualname__", type(inner).__name__)
-    return {"method": name, "options": json.loads(json.dumps(options, default=str))}
+        name, options = inner.name, asdict(inner.Options(**given))
+    else:
+        name, options = getattr(inner, "__qualname__", type(inner).__name__), given
+    kept = {k: v for k, v in options.items() if k != "chunk" and not callable(v)}  # neither changes a map
+    return {"method": name, "options": json.loads(json.dumps(kept, default=str))}
