@@ -230,6 +230,14 @@ class TestRefusals:
         found = mosaics(flat, digits, PREPROCESS, count=1, confidence=0.5, size="same")
         assert found.examples.inputs.shape == (1, 1, 32, 32)
 
+    def test_memory_is_no_matter_of_size(self, digits) -> None:
+        class Full(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                raise torch.OutOfMemoryError("full")
+
+        with pytest.raises(torch.OutOfMemoryError, match="full"):
+            mosaics(Full().eval(), digits[:9], PREPROCESS, count=1)
+
     def test_network_without_logits(self, digits) -> None:
         with pytest.raises(
             InputError, match=r"network must give logits \(n, k\), but for 9 images .* gives \(9, 1, 32, 32\)"

@@ -90,6 +90,8 @@ def probabilities(network: nn.Module, images: Float[Tensor, "n c h w"]) -> Float
     try:
         with torch.no_grad():
             logits = network(images.to(like.device, like.dtype))
+    except torch.OutOfMemoryError:  # says itself what is wrong: the batch, not the size, is too large
+        raise
     except RuntimeError as error:
         raise InputError(
             f"network does not take images of {images.shape[-1]} x {images.shape[-2]} pixels (width x height), "
