@@ -54,6 +54,7 @@ def protocol(metric: str, title: str, *, higher: bool) -> dict[str, Any]:
         "source": "A paper, Sec. 1",
         "higher_is_better": higher,
         "range": [0, None],
+        "axes": ["share of pixels changed", "probability"],
         "options": options,
     }
 
@@ -295,6 +296,9 @@ def test_the_header_and_the_overview() -> None:
 def test_a_ranking_says_direction_interval_and_significance() -> None:
     insertion, reset = report(synthetic()).metrics
     assert (insertion.direction, reset.direction) == ("higher is better", "lower is better")
+    assert insertion.chart is not None
+    assert (insertion.chart.x_label, insertion.chart.y_label) == ("share of pixels changed", "probability")
+    assert "Axes" not in dict(insertion.protocol)
     first, second, third = insertion.ranking
     assert (first.rank, first.value, first.interval, first.images) == ("1", "0.800", "[0.700, 0.900]", 3)
     assert first.best

@@ -59,12 +59,13 @@ class Protocol:
     channels: str
     ties: str
     forward_passes: str
+    axes: tuple[str, str]
     options: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
         """As a dictionary; infinite ends of the range are None."""
         ends = [end if np.isfinite(end) else None for end in self.range]
-        return {**asdict(self), "range": ends, "options": dict(self.options)}
+        return {**asdict(self), "range": ends, "axes": list(self.axes), "options": dict(self.options)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,6 +217,11 @@ class Metric(ABC):
         return "0"
 
     @property
+    def axes(self) -> tuple[str, str]:
+        """What its curves show: their positions and their values; empty where there are none."""
+        return "", ""
+
+    @property
     def protocol(self) -> Protocol:
         """What exactly this metric measures."""
         return Protocol(
@@ -227,6 +233,7 @@ class Metric(ABC):
             channels=f"{self.options.reduce} over channels",
             ties=self.ties,
             forward_passes=self.forward_passes,
+            axes=self.axes,
             options={f.name: _plain(getattr(self.options, f.name)) for f in fields(self.options)},
         )
 

@@ -24,6 +24,12 @@ Replacement = Literal["blur", "zero", "mean"]
 Score = Literal["probability", "logit", "logit_ratio", "change"]
 _BLOCK = 8  # images whose ranks are held at once
 _FOOTPRINT = 64  # bytes that a forward pass takes at its peak, over those of its images: VGG16 takes 43, SqueezeNet 16
+_SHOWN: dict[Score, str] = {
+    "probability": "probability",
+    "logit": "logit",
+    "logit_ratio": "logit over its own",
+    "change": "change of the logit over its own",
+}
 _TIES = "equal pixels in an order drawn for each image, the same for all its maps"
 
 
@@ -78,6 +84,10 @@ class Perturbation(Metric):
     def forward_passes(self) -> str:
         shared = 1 + (self.options.fraction == 1)
         return f"{self.options.steps + 1 - shared}, and {shared} that all maps of an image share"
+
+    @property
+    def axes(self) -> tuple[str, str]:
+        return "share of pixels changed", _SHOWN[self.options.score]
 
     def check(self, examples: Examples, methods: Mapping[str, Any] | None) -> None:
         super().check(examples, methods)

@@ -133,6 +133,10 @@ class CascadingReset(_Reset):
     Options = CascadeOptions
 
     @property
+    def axes(self) -> tuple[str, str]:
+        return "layers reset, from the top", "rank correlation"
+
+    @property
     def forward_passes(self) -> str:
         return f"those of the method, {self.options.stages or 'number of layers'} times"
 

@@ -210,6 +210,7 @@ def _metric(
 ) -> Metric:
     higher = protocol.get("higher_is_better")
     title = str(protocol.get("title", name))
+    x_label, y_label = protocol.get("axes", ("position", "score"))
     ranking, differences, curves = (t.get(name, ()) for t in (tables.ranking, tables.differences, tables.curves))
     return Metric(
         name=name,
@@ -218,7 +219,7 @@ def _metric(
         source=str(protocol.get("source", "")),
         ranking=ranked(ranking, differences, order, higher),
         pairs=pairs(list(order), differences, higher),
-        chart=chart(title, *_axes(name, protocol), curves, order),
+        chart=chart(title, x_label, y_label, curves, order),
         further=further,
         protocol=facts({k: v for k, v in _flat(protocol).items() if k not in _OTHER_THAN_FACTS}),
         notes=tuple(notes.get(name, ())),
@@ -227,19 +228,11 @@ def _metric(
 
 def _flat(protocol: Mapping[str, Any]) -> dict[str, Any]:
     """A protocol with its options beside the rest, and its range in words."""
-    found = {k: v for k, v in protocol.items() if k != "options"}
+    found = {k: v for k, v in protocol.items() if k not in ("options", "axes")}
     if isinstance(found.get("range"), list | tuple):
         low, high = found["range"]
         found["range"] = f"{'−∞' if low is None else number(low)} to {'∞' if high is None else number(high)}"
     return found | {f"option {k}": v for k, v in protocol.get("options", {}).items()}
-
-
-def _axes(name: str, protocol: Mapping[str, Any]) -> tuple[str, str]:
-    """What the curve's axes are: a reset check counts layers and correlates, every other curve counts pixels."""
-    if name.endswith("_reset"):
-        return "layers reset, from the top", "rank correlation"
-    score = protocol.get("options", {}).get("score", "score")
-    return "share of pixels changed", str(score).replace("_", " ")
 
 
 def _further(scores: Frame, comparison: Comparison) -> tuple[Further, ...]:
