@@ -95,6 +95,6 @@ def explain_func(
         **options: Options of the method, ``steps=40`` for example.
 
     Returns:
-        An array shaped as ``inputs``.
+        An array shaped as ``inputs``; of one channel for class activation maps.
     """
     return explain_with(METHODS, model, inputs, targets, method, device, options)

@@ -210,15 +210,30 @@ def test_the_blur_is_the_gaussian() -> None:
     np.testing.assert_allclose(blurred(x, 11, 3.0).numpy(), expected, rtol=1e-10)
 
 
-def test_the_network_runs_once_for_what_all_maps_share(network: nn.Module, examples: Examples) -> None:
+@pytest.mark.parametrize(
+    ("metric", "passes"),
+    [
+        (Insertion(steps=10, **BLUR), 3 * 9 + 2),
+        (Insertion(steps=10, fraction=0.5, **BLUR), 3 * 10 + 1),
+        (Insertion(steps=10, score="change", **BLUR), 3 * 9 + 2),
+        (MoRF5(), 3 * 10 + 1),
+        (LeRF100(), 3 * 9 + 2),
+    ],
+    ids=lambda v: getattr(v, "name", str(v)),
+)
+def test_the_network_runs_once_for_what_all_maps_share(
+    metric: Perturbation, passes: int, network: nn.Module, examples: Examples
+) -> None:
     seen: list[int] = []
     handle = network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     try:
         maps = {str(i): slow.distinct((4, 1, 14, 14), i) for i in range(3)}
-        Insertion(steps=10, **BLUR)(network, examples, maps)
+        metric(network, examples, maps)
     finally:
         handle.remove()
-    assert sum(seen) == 4 * (3 * 9 + 2)
+    assert sum(seen) == 4 * passes
+    each, shared = (int(part.split()[-1 if i == 0 else 1]) for i, part in enumerate(metric.forward_passes.split(", ")))
+    assert 3 * each + shared == passes  # as it says of itself
 
 
 BAD: list[tuple[Callable[[], Any], str]] = [

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -80,11 +81,11 @@ def run(
     for failure in failures:
         console.print(f"[red]left out[/red] {failure.image}: {failure.error}", highlight=False)
     parameter = next(loaded.network.parameters())
-    with _progress(console) as progress:
+    with _progress(console) as (progress, step):
         found = compare(
             loaded,
             examples.to(parameter.device, parameter.dtype),
-            {c.method.name: c.method(loaded.network, **c.options) for c in methods},
+            {c.method.name: c.method(loaded.network, **c.options, **_stepped(c, step)) for c in methods},
             metrics,
             out=out,
             classes=classes,
@@ -187,9 +188,23 @@ def _number(value: float | None) -> str:
     return "not scored" if value is None else f"{value:.3f}"
 
 
+def _stepped(chosen: Chosen, step: Callable[[Any], None]) -> dict[str, Any]:
+    """The bar's callback, for a method that takes many steps."""
+    return {"callback": step} if "callback" in {f.name for f in fields(chosen.method.Options)} else {}
+
+
 @contextmanager
-def _progress(console: Console) -> Iterator[Callable[[int, int, str], None]]:
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+def _progress(console: Console) -> Iterator[tuple[Callable[[int, int, str], None], Callable[[Any], None]]]:
+    """What to call before each piece of work, and after each step of a method that takes many."""
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}{task.fields[step]}"),
+    )
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("")
-        yield lambda done, of, what: bar.update(task, completed=done, total=of, description=what)
+        task = bar.add_task("", step="")
+        yield (
+            lambda done, of, what: bar.update(task, completed=done, total=of, description=what, step=""),
+            lambda s: bar.update(task, step=f", step {s.index} of {s.steps}"),
+        )

@@ -6,7 +6,7 @@ from backlit.data.examples import load_examples
 from backlit.data.folder import ImageFolder
 from backlit.data.imagenet import ImageNet
 from backlit.data.images import find_images, load_batch, load_image, to_image
-from backlit.data.mosaics import mosaics
+from backlit.data.mosaic import mosaics
 from backlit.data.sample import Dataset, Sample, Subset, select, take
 from backlit.data.scenes import two_objects
 from backlit.data.small import CIFAR10, CIFAR10_CLASSES, MNIST, arrays

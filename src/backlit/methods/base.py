@@ -125,7 +125,7 @@ class Method(ABC):
         return self._explained(inputs, targets, several=True)
 
     def attribute(self, inputs: Tensor | tuple[Tensor, ...], target: Target = None) -> Any:
-        """The map alone: a tensor shaped as ``inputs``, or a tuple of them."""
+        """The map alone: a tensor shaped as ``inputs`` (one channel for class activation maps), or a tuple of them."""
         _, maps = self._maps(inputs, target, several=False)
         values = tuple(v[0] for v in maps.values)
         return values if isinstance(inputs, tuple) else values[0]

@@ -262,7 +262,8 @@ class Metric(ABC):
         if isinstance(found, Attribution):
             if not torch.equal(found.target.to(examples.target.device), examples.target):
                 raise InputError(f"maps[{name!r}] must explain the examples' targets, but explains others.")
-            return found.heatmap(self.options.reduce)
+            return found.heatmap(self.options.reduce).to(examples.inputs.device)
+        values = values.to(examples.inputs.device)
         return Attribution(values, examples.target, examples.target.to(values.dtype)).heatmap(self.options.reduce)
 
     def check(self, examples: Examples, methods: Mapping[str, Method] | None) -> None:

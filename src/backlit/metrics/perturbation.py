@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -79,6 +78,8 @@ class Perturbation(Metric):
     Options = PerturbationOptions
     ascending: ClassVar[bool] = False
     """The smallest values of the map come first."""
+    reveals: ClassVar[bool]
+    """From the replacement to the image; else from the image to its replacement."""
 
     @property
     def forward_passes(self) -> str:
@@ -94,10 +95,6 @@ class Perturbation(Metric):
         if self.options.replacement == "blur":
             check_blur(self.options.blur_size, examples.inputs)
 
-    @abstractmethod
-    def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The images where the curve starts, and those whose pixels come in."""
-
     def measure(
         self,
         network: nn.Module,
@@ -111,7 +108,7 @@ class Perturbation(Metric):
             part = slice(start, start + _BLOCK)
             blocks.append(self._curves(network, examples[part], {k: v[part] for k, v in heat.items()}))
         raw = torch.cat(blocks, 1).double()  # (m, n, points)
-        curves, counts = self.scored(raw, self._own(network, examples) if self._relative else None)
+        curves, counts = self.scored(raw, self._own(network, examples, raw))
         numbers = to_numbers(curves)
         area = (numbers[..., 1:] + numbers[..., :-1]).mean(-1) / 2
         return Scores(
@@ -123,24 +120,22 @@ class Perturbation(Metric):
             counts=counts,
         )
 
-    @property
-    def _relative(self) -> bool:
-        return self.options.score in ("logit_ratio", "change")
-
-    def _own(self, network: nn.Module, examples: Examples) -> Tensor:
-        """The score of the image as it is, (n,)."""
-        return self._run(
-            network,
-            len(examples),
-            examples,
-            lambda part: (_fast_layout(examples.inputs[part]), torch.arange(len(examples))[part]),
-        )
+    def _own(self, network: nn.Module, examples: Examples, raw: Tensor) -> Tensor | None:
+        """The score of the image as it is (n,), where the curve is relative to it; mostly one of the curve's ends."""
+        if self.options.score not in ("logit_ratio", "change"):
+            return None
+        if not self.reveals:
+            return raw[0, :, 0]
+        if self.options.fraction == 1:
+            return raw[0, :, -1]
+        x, every = _fast_layout(examples.inputs), torch.arange(len(examples))
+        return self._run(network, len(examples), examples, lambda part: (x[part], every[part])).double()
 
     def scored(self, raw: Tensor, own: Tensor | None) -> tuple[Tensor, dict[str, int]]:
         """The curves (m, n, points) in the units of the score; NaN for images that it does not fit, which are counted."""
         if own is None:
             return raw, {}
-        own = own.double()[None, :, None]
+        own = own[None, :, None]
         ratio = self.options.score == "logit_ratio"
         fits = own > 0 if ratio else own != 0
         curves = raw / own if ratio else ((raw - own) / own).abs()
@@ -152,7 +147,8 @@ class Perturbation(Metric):
         """Raw scores (m, n, points) of n images under m maps; what all maps of an image share runs once."""
         x, options = _fast_layout(examples.inputs), self.options
         (n, _, h, w), m, steps = x.shape, len(heat), options.steps
-        first, last = self.ends(x)
+        replaced = self.replaced(x)
+        first, last = (replaced, x) if self.reveals else (x, replaced)
         drawn = drawn_orders(x, options.seed)
         ranked = [self._ranked(name, v.flatten(1), drawn) for name, v in heat.items()]
         ranks = torch.stack(ranked).view(m, n, 1, h, w).int()
@@ -222,24 +218,11 @@ class Perturbation(Metric):
         return blurred(x, options.blur_size, options.blur_sigma)
 
 
-class _Revealing(Perturbation):
-    """From the replacement to the image."""
-
-    def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.replaced(x), x
-
-
-class _Removing(Perturbation):
-    """From the image to the replacement."""
-
-    def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x, self.replaced(x)
-
-
-class Insertion(_Revealing):
+class Insertion(Perturbation):
     """Insertion (Petsiuk et al. 2018, Sec. 4.1), as DMBP evaluates with it (Sec. 4.1): most relevant pixels first onto the blur."""
 
     name = "insertion"
+    reveals = True
     title = "Insertion"
     summary = "probability of the target while pixels come in, most relevant first, over the blurred image"
     source = "Petsiuk et al. 2018; DMBP, Sec. 4.1"
@@ -247,10 +230,11 @@ class Insertion(_Revealing):
     range = (0.0, 1.0)
 
 
-class ComplementaryInsertion(_Revealing):
+class ComplementaryInsertion(Perturbation):
     """Complementary insertion (DMBP, Sec. 4.1): least relevant first; mean probability of the other true classes."""
 
     name = "complementary_insertion"
+    reveals = True
     title = "Complementary insertion"
     summary = "mean probability of the other true classes while pixels come in, least relevant first"
     source = "DMBP, Sec. 4.1"
@@ -272,10 +256,11 @@ class ComplementaryInsertion(_Revealing):
         return raw, {"images not scored: they have no other true class": int(raw[0, :, 0].isnan().sum())}
 
 
-class Deletion(_Removing):
+class Deletion(Perturbation):
     """Deletion (Petsiuk et al. 2018, Sec. 4.1): most relevant pixels go first, to zero."""
 
     name = "deletion"
+    reveals = False
     title = "Deletion"
     summary = "probability of the target while pixels are set to zero, most relevant first"
     source = "Petsiuk et al. 2018"
@@ -315,10 +300,11 @@ class _HundredLeast(_Hundred):
     absolute: tuple[str, ...] = ("guided_backprop", "guided_integrated_gradients")
 
 
-class MoRF5(_Removing):
+class MoRF5(Perturbation):
     """Most relevant first, 5 % (LPR, Sec. 4.1; Samek et al. 2016): the logit should fall."""
 
     name = "morf_5"
+    reveals = False
     title = "MoRF, 5 %"
     summary = "logit over its first value while the most relevant 5 % of the pixels are zeroed"
     source = "LPR, Sec. 4.1; Samek et al. 2016"
@@ -327,10 +313,11 @@ class MoRF5(_Removing):
     Options = _Five
 
 
-class LeRF5(_Removing):
+class LeRF5(Perturbation):
     """Least relevant first, 5 % (LPR, Sec. 4.1): what speaks against the class goes, and the logit should rise."""
 
     name = "lerf_5"
+    reveals = False
     title = "LeRF, 5 %"
     summary = "logit over its first value while the least relevant 5 % of the pixels are zeroed"
     source = "LPR, Sec. 4.1"
@@ -340,10 +327,11 @@ class LeRF5(_Removing):
     Options = _Five
 
 
-class MoRF100(_Removing):
+class MoRF100(Perturbation):
     """Most relevant first, all pixels (TR-GBP, Sec. 5.3.2 and Fig. 6): the larger the change, the better."""
 
     name = "morf_100"
+    reveals = False
     title = "MoRF, 100 %"
     summary = "absolute change of the logit, over its first value, while all pixels are zeroed, most relevant first"
     source = "TR-GBP, Sec. 5.3.2, Appendix D"
@@ -352,10 +340,11 @@ class MoRF100(_Removing):
     Options = _Hundred
 
 
-class LeRF100(_Removing):
+class LeRF100(Perturbation):
     """Least relevant first, all pixels (TR-GBP, Sec. 5.3.2 and Fig. 6): the smaller the change, the better."""
 
     name = "lerf_100"
+    reveals = False
     title = "LeRF, 100 %"
     summary = "absolute change of the logit, over its first value, while all pixels are zeroed, least relevant first"
     source = "TR-GBP, Sec. 5.3.2, Appendix D"
