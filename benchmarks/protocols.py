@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,6 +54,33 @@ def mosaics(model: str, count: int) -> Examples:
     return make(loaded.network, data, loaded.preprocess, grid=2, count=count, seed=0).examples
 
 
+def print_markdown(rows: list[dict[str, Any]]) -> None:
+    """A table with a row a method and a column a metric, bold where it is not significantly worse than the best."""
+    ranking = [row for row in rows if row["kind"] == "ranking"]
+    metrics = list(dict.fromkeys(row["metric"] for row in ranking))
+    methods = [row["method"] for row in ranking if row["metric"] == metrics[0]]
+    best = {row["metric"]: row["method"] for row in ranking if row["rank"] == 1}
+    apart = {
+        (r["metric"], frozenset((r["method"], r["other"])))
+        for r in rows
+        if r["kind"] == "difference" and r["significant"]
+    }
+    print("| method | " + " | ".join(f"`{m}`" for m in metrics) + " |")
+    print("|---" * (len(metrics) + 1) + "|")
+    for method in methods:
+        cells = []
+        for metric in metrics:
+            row = next(r for r in ranking if (r["metric"], r["method"]) == (metric, method))
+            text = "not defined" if row["value"] is None else _interval(row)
+            tied = (metric, frozenset((method, best[metric]))) not in apart
+            cells.append(f"**{text}**" if tied else text)
+        print(f"| {method} | " + " | ".join(cells) + " |")
+
+
+def _interval(row: dict[str, Any]) -> str:
+    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=list(METRICS))
@@ -61,7 +89,12 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="all of them, if not given")
     parser.add_argument("--fast", action="store_true", help="DMBP by its short schedule alone")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--markdown", action="store_true", help="only print the tables of the last run's results")
     arguments = parser.parse_args()
+    name = f"{arguments.what}_{arguments.model}"
+    if arguments.markdown:
+        print_markdown(json.loads((RESULTS / f"{name}.json").read_text())["rows"])
+        return
     loaded = shared_model(arguments.model)
     make = mosaics if arguments.what == "grid" else real_examples
     examples = make(arguments.model, arguments.images)
@@ -71,7 +104,6 @@ def main() -> None:
         del methods["dmbp"]
     if arguments.methods:
         methods = {name: methods[name] for name in arguments.methods}
-    name = f"{arguments.what}_{arguments.model}"
     found = compare(
         loaded,
         examples,
