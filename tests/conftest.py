@@ -8,6 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+# Shapes are annotated at public edges. Here, and only here, they are checked, where functions are pure; elsewhere the
+# library's own checks speak first, and their messages are what is tested.
+FUNCTIONS = ["_random", "metrics.ranking", "metrics.similarity", "metrics.statistics"]
+install_import_hook([f"backlit.{name}" for name in FUNCTIONS], "beartype.beartype")
 
 sys.path.insert(0, str(Path(__file__).parent))  # the helpers whose names begin with an underscore
 torch.set_num_threads(1)

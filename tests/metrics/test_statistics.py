@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 from scipy import stats
 
 import _oracles as slow
@@ -129,3 +130,8 @@ def test_orders_are_drawn_for_each_image_whatever_its_batch_and_layout() -> None
     assert torch.equal(drawn_orders(images[1:2], seed=0)[0], orders[1])
     assert torch.equal(drawn_orders(images.contiguous(memory_format=torch.channels_last), seed=0), orders)
     assert not torch.equal(drawn_orders(images, seed=1), orders)
+
+
+def test_shapes_are_checked_under_test() -> None:
+    with pytest.raises(TypeCheckError):
+        pixel_ranks(torch.zeros(3), torch.arange(3))
