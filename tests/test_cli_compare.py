@@ -35,7 +35,7 @@ def test_the_embedded_scenes_give_a_report(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "report.html" in done.stdout
     assert {p.name for p in out.iterdir()} == {
-        "report.html", "plan.json", "results.jsonl", "maps",
+        "report.html", "plan.json", "protocols.json", "results.jsonl", "maps",
         "scores.parquet", "curves.parquet", "ranking.parquet", "differences.parquet",
     }  # fmt: skip
     plan = json.loads((out / "plan.json").read_text())

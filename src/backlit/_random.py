@@ -22,7 +22,17 @@ def image_bytes(image: Tensor) -> bytes:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw by this seed inside, and leave the caller's random state as it was."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    """Draw by this seed inside, on the CPU and this device, and leave the caller's random states as they were.
+
+    ``torch.manual_seed`` would seed every GPU of the machine, whoever uses it.
+    """
+    cuda = torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else None
+    generators = [torch.default_generator, *([] if cuda is None else [cuda])]
+    states = [g.get_state() for g in generators]
+    try:
+        for g in generators:
+            g.manual_seed(seed)
         yield
+    finally:
+        for g, state in zip(generators, states, strict=True):
+            g.set_state(state)

@@ -13,9 +13,9 @@ import torch
 from polars.testing import assert_frame_equal
 
 import backlit
-from backlit import Attribution, Examples, FileError, InputError
-from backlit.methods import Method
-from backlit.metrics import BoundaryDependence, Deletion, Insertion, LastLayerReset, Metric
+from backlit import Attribution, Examples, FileError, InputError, ModelStateError
+from backlit.methods import Method, Random
+from backlit.metrics import BoundaryDependence, ClassSensitivity, Deletion, Insertion, LastLayerReset, Metric
 from backlit.models.digits import digits_images, two_digit_scenes
 
 METHODS = ["random", "gradient_x_input", "grad_cam"]
@@ -180,6 +180,95 @@ def test_a_folder_in_use_is_never_overwritten(model: backlit.LoadedModel, exampl
     assert (theirs / "thesis.tex").read_text() == "years of work"
 
 
+def test_force_removes_what_a_comparison_wrote_and_nothing_else(
+    model: backlit.LoadedModel, examples: Examples, tmp_path: Path
+) -> None:
+    out, few = tmp_path / "out", examples[:5]
+    (out / "maps").mkdir(parents=True)
+    (out / "maps" / "thesis.txt").write_text("years of work")
+    (out / "report.html").write_text("theirs")
+    with pytest.raises(FileError, match="holds something else"):
+        backlit.compare(model, few, ["random"], ["deletion"], out=out)
+    backlit.compare(model, few, ["random"], ["deletion"], out=out, force=True)
+    backlit.compare(model, few, ["saliency"], ["deletion"], out=out, force=True)
+    assert (out / "maps" / "thesis.txt").read_text() == "years of work"
+    assert sorted(p.name.split(".")[0] for p in (out / "maps").iterdir()) == ["saliency", "thesis"]
+    (out / "plan.json").write_text("{")
+    with pytest.raises(FileError, match=r"holds a damaged plan.json; nothing was written"):
+        backlit.compare(model, few, ["saliency"], ["deletion"], out=out)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="must be a folder, but is a file"):
+        backlit.compare(model, few, ["random"], ["deletion"], out=tmp_path / "file")
+
+
+def test_other_ground_truth_is_another_comparison(
+    model: backlit.LoadedModel, examples: Examples, tmp_path: Path
+) -> None:
+    few = examples[:5]
+    assert few.labels is not None
+    backlit.compare(model, few, ["random"], ["complementary_insertion"], out=tmp_path)
+    other = Examples(few.inputs, few.target, few.labels.roll(1, 1).scatter(1, few.target[:, None], True))
+    with pytest.raises(FileError, match="holds another comparison: truth were"):
+        backlit.compare(model, other, ["random"], ["complementary_insertion"], out=tmp_path)
+
+
+def test_lost_maps_are_made_again(model: backlit.LoadedModel, examples: Examples, tmp_path: Path) -> None:
+    def run() -> backlit.Comparison:
+        return backlit.compare(
+            model, examples[:5], ["random", "grad_cam"], ["deletion", "last_layer_reset"], out=tmp_path
+        )
+
+    first = run()
+    files = sorted((tmp_path / "maps").iterdir())
+    cam = next(f for f in files if f.name.startswith("grad_cam"))
+    cam.write_bytes(cam.read_bytes()[:100])
+    next(f for f in files if f.name.startswith("last_layer_reset.random")).unlink()
+    with pytest.warns(
+        UserWarning, match="maps of grad_cam, images 1 to 5 of 5, are made again|goes without the pictures"
+    ):
+        again = run()
+    assert_frame_equal(again.scores, first.scores)
+    assert all(torch.equal(again.maps[k], v) for k, v in first.maps.items())
+    assert {s.method for s in again.strips} == {"grad_cam"}
+    assert Attribution.load(cam).values.shape == (5, 1, 32, 32)
+
+
+def test_half_precision_is_compared_too(examples: Examples, tmp_path: Path) -> None:
+    half = backlit.load_model("digits", dtype="bfloat16")
+    few = examples[:5].to("cpu", torch.bfloat16)
+    found = backlit.compare(
+        half, few, ["random", "grad_cam"], ["deletion", "max_sensitivity", "infidelity"], out=tmp_path
+    )
+    assert found.ranking["value"].null_count() == 0
+    assert found.provenance["dtype"] == "bfloat16"
+
+
+def test_what_is_shown_is_all_that_is_held(model: backlit.LoadedModel, examples: Examples) -> None:
+    found = backlit.compare(model, examples, [backlit.GradCAM], [Deletion], shown=4)
+    assert len(found.images) == 4
+    assert len(found.maps) == 4
+    assert found.scores.height == 11
+    assert all(m.untyped_storage().nbytes() <= 8 * 32 * 32 * 4 for m in found.maps.values())
+
+
+def test_networks_that_only_some_methods_explain(examples: Examples) -> None:
+    class Odd(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.svdvals(x[:, 0])[:, :10]
+
+    few = Examples(examples.inputs[:5], examples.target[:5])
+    found = backlit.compare(Odd(), few, ["random"], ["deletion"])
+    assert found.ranking["images"].item() == 5
+
+
+def test_the_record_lies_beside_the_scores(model: backlit.LoadedModel, examples: Examples, tmp_path: Path) -> None:
+    found = backlit.compare(model, examples[:5], ["random"], ["insertion"], out=tmp_path)
+    record = json.loads((tmp_path / "protocols.json").read_text())
+    assert record["protocols"] == json.loads(json.dumps(list(found.protocols)))
+    assert record["protocols"][0]["ties"].startswith("equal pixels")
+    assert record["provenance"]["versions"]["backlit"] == backlit.__version__
+
+
 def test_any_module_and_methods_of_ones_own_names(model: backlit.LoadedModel, examples: Examples) -> None:
     methods = {"long": backlit.DMBP(model.network, steps=3), "short": backlit.DMBP(model.network, steps=1)}
     found = backlit.compare(model.network, examples[:5], methods, [BoundaryDependence(border=4)], classes=1)
@@ -221,6 +310,14 @@ def test_what_cannot_be_is_refused_before_anything_runs(
         ({"metrics": ["pointing_game"]}, r"Pointing game needs boxes of the target .*VOC and ImageNet"),
         ({"metrics": ["ibd"]}, r"border must be under half of the image's side \(32 pixels\), but is 16"),
         ({"examples": wrong}, "target must be class indices from 0 to 9, but reaches from"),
+        ({"shown": -1}, "shown must be a number of images from 0 on, but is -1"),
+        ({"methods": "random"}, "methods must be a list of names, or methods by name, but is the text 'random'"),
+        ({"methods": [3]}, "methods must be names or classes, but hold int"),
+        ({"methods": {"a": 3}}, r"methods\['a'\] must be a method, but is int"),
+        ({"methods": {"../evil": Random}}, r"methods must have names of letters, digits.*One is '../evil'"),
+        ({"methods": {"a": Random(backlit.load_model("digits").network)}}, "made for another one"),
+        ({"metrics": [LastLayerReset(layers=("nope",))]}, "'nope' is none"),
+        ({"metrics": [ClassSensitivity(classes=(1, 99))]}, "classes must be indices from 0 to 9, but hold 99"),
         ({"classes": 0}, "classes must be a positive number of classes an image, but is 0"),
     ):
         with pytest.raises(InputError, match=message):
@@ -237,3 +334,11 @@ def test_the_embedded_digits_are_scored_as_they_should(model: backlit.LoadedMode
     found = backlit.compare(model, examples, methods, ["insertion"])
     assert found.ranking.filter(method="random")["rank"].item() == 3
     assert found.differences.filter(method="random")["significant"].all()
+
+
+def test_a_network_in_train_mode_stays_as_it_was(examples: Examples) -> None:
+    training = backlit.load_model("digits").network.train()
+    before = training.bn1.running_mean.clone()
+    with pytest.raises(ModelStateError, match="train mode"):
+        backlit.compare(training, examples, ["random"], ["deletion"])
+    assert torch.equal(training.bn1.running_mean, before)

@@ -124,3 +124,15 @@ def test_the_random_map_knows_neither_image_nor_target(network: nn.Sequential, x
     assert -1 <= float(found.values.min()) < -0.9 < 0.9 < float(found.values.max()) <= 1
     torch.testing.assert_close(found.output, network(x)[range(3), TARGET].detach())
     assert [a.values.shape for a in Random(network, chunk=2).each(x, torch.tensor([[1, 2]] * 3))] == [x.shape] * 2
+
+
+def test_the_layer_is_what_the_last_convolution_ends_in(x: Tensor) -> None:
+    """VGG: before the pool, as in the paper; a residual block: after its add; a fire module: after its concat."""
+    vgg = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 4)
+    )
+    assert GradCAM(vgg.double().eval())(x, TARGET).provenance["layer"].startswith("relu[0] at 1")
+    for architecture, primitive in (("residual", "relu"), ("fire", "cat")):
+        name = next(a for a in ARCHITECTURES if architecture in a.lower())
+        found = GradCAM(build(name, "F.relu"))(images(name)[0])
+        assert found.provenance["layer"].startswith(primitive), (name, found.provenance["layer"])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import _oracles as slow
-from backlit import InputError
+from backlit import GuidedBackprop, InputError, ModelStateError
 from backlit.metrics import (
     ComplementaryInsertion,
     Deletion,
@@ -275,3 +275,79 @@ def test_maps_and_data_that_do_not_fit_are_refused(network: nn.Module, examples:
     many = Examples(examples.inputs, examples.target, torch.ones(4, 7, dtype=torch.bool))
     with pytest.raises(InputError, match=r"labels must have one column a class of the model \(5\), but have 7"):
         ComplementaryInsertion(**BLUR)(network, many, {"a": heat})
+
+
+@pytest.mark.parametrize(
+    ("metric", "higher", "ends"),
+    [
+        (Insertion(), True, (0, 1)),
+        (Insertion(score="change"), False, (0, np.inf)),
+        (Insertion(score="logit"), True, (-np.inf, np.inf)),
+        (ComplementaryInsertion(), True, (0, 1)),
+        (Deletion(), False, (0, 1)),
+        (MoRF5(), False, (-np.inf, np.inf)),
+        (MoRF5(score="change"), True, (0, np.inf)),
+        (LeRF5(), True, (-np.inf, np.inf)),
+        (MoRF100(), True, (0, np.inf)),
+        (MoRF100(score="logit_ratio"), False, (-np.inf, np.inf)),
+        (LeRF100(), False, (0, np.inf)),
+    ],
+    ids=lambda v: getattr(v, "name", str(v)),
+)
+def test_the_direction_follows_what_is_scored(
+    metric: Perturbation, higher: bool, ends: tuple[float, float], linear: Any
+) -> None:
+    assert metric.protocol.higher_is_better is higher
+    assert metric.protocol.range == ends
+    if isinstance(metric, ComplementaryInsertion):
+        return
+    network, examples, oracle = linear
+    positive = Examples(oracle.abs() / network.weight, examples.target)  # all pixels speak for the class
+    sound = type(metric)(**{**vars(metric.options), "blur_size": 3, "replacement": "zero", "fraction": 1.0})
+    found = sound(network, positive, {"oracle": oracle.abs(), "inverted": -oracle.abs()})
+    assert found.ranking()[0][0] == "oracle"
+
+
+def test_complementary_insertion_of_logits(network: nn.Module, examples: Examples) -> None:
+    heat = {"a": slow.distinct((4, 1, 14, 14), 1)}
+    found = ComplementaryInsertion(score="logit", **BLUR)(network, examples, heat).curves["a"][0, -1]
+    assert examples.labels is not None
+    other = [c for c in range(5) if examples.labels[0, c] and c != int(examples.target[0])]
+    assert found == pytest.approx(float(network(examples.inputs)[0, other].mean()))
+
+
+def test_magnitudes_follow_the_method_not_what_the_user_calls_it(network: nn.Module, examples: Examples) -> None:
+    guided = GuidedBackprop(network)(examples.inputs, examples.target)
+    found = LeRF100()(network, examples, {"mine": guided, "guided_backprop": guided, "bare": guided.values})
+    np.testing.assert_array_equal(found.values["mine"], found.values["guided_backprop"])
+    assert not np.allclose(found.values["mine"], found.values["bare"])
+    with pytest.raises(InputError, match="absolute must be a tuple of names of methods, but is 'random'"):
+        LeRF100(absolute="random")
+
+
+class Viewed(nn.Module):
+    """A network that asks for contiguous memory, as older ones do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4 * 12 * 12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(x))
+        return self.head(x.view(x.size(0), -1))
+
+
+def test_networks_that_need_contiguous_memory_get_it(examples: Examples) -> None:
+    old = Viewed().double().eval()
+    found = Deletion(steps=3)(old, examples, {"a": slow.distinct((4, 1, 14, 14), 1)})
+    assert np.isfinite(found.values["a"]).all()
+
+
+def test_a_network_in_train_mode_is_refused_before_it_changes(examples: Examples) -> None:
+    training = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    ).double()
+    before = training[1].running_mean.clone()
+    with pytest.raises(ModelStateError, match="train mode"):
+        Deletion()(training, examples, {"a": slow.distinct((4, 1, 14, 14), 1)})
+    assert torch.equal(training[1].running_mean, before)

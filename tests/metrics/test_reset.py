@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from backlit import GradientXInput, GuidedBackprop, InputError
 from backlit.methods import Random
-from backlit.metrics import CascadingReset, Examples, LastLayerReset
+from backlit.metrics import CascadingReset, Examples, LastLayerReset, Scores
 from backlit.metrics.reset import layers_from_the_top, reset
 
 
@@ -102,6 +102,8 @@ def test_correlations_are_scipys_with_maps_of_the_reset_network(wide: nn.Module)
     assert set(last.extra) == {"spearman of magnitudes", "ssim"}
     few = CascadingReset(stages=3)(wide, examples, {"gxi": method(x, examples.target)}, {"gxi": method})
     assert few.labels == ["head", "c", "a"]
+    assert few.positions is not None
+    np.testing.assert_allclose(few.positions, [0, 0.2, 0.6, 1])  # of five layers
     np.testing.assert_allclose(few.curves["gxi"][:, 1:], expected[:, [1, 3, 5]], atol=1e-12)
 
 
@@ -130,5 +132,27 @@ def test_layers_that_cannot_be_reset_are_refused(wide: nn.Module) -> None:
     with pytest.raises(InputError, match="draw must be 'normal' or 'own', but is 'uniform'"):
         LastLayerReset(draw="uniform")
     x = torch.zeros(1, 3, 12, 12, dtype=torch.float64)
+    one = Examples(x, torch.tensor([0]))
     with pytest.raises(InputError, match="Last-layer reset needs the methods themselves"):
-        LastLayerReset()(wide, Examples(x, torch.tensor([0])), {"a": x})
+        LastLayerReset()(wide, one, {"a": x})
+    with pytest.raises(InputError, match=r"methods must hold the method of maps\['a'\], by the same name, but has"):
+        LastLayerReset()(wide, one, {"a": x}, {"b": GradientXInput(wide)})
+    with pytest.raises(InputError, match="'nope' is none"):
+        LastLayerReset(layers="nope").check(wide, one, {})
+    assert LastLayerReset(layers="head").options.layers == ("head",)
+
+
+def test_statistics_of_batch_norm_stay_whatever_is_drawn(wide: nn.Module) -> None:
+    trained = reset(wide, [], seed=0)
+    trained.norm.running_mean.fill_(3.0)
+    blank = reset(trained, ["norm"], seed=0, draw="own")
+    assert torch.equal(blank.norm.running_mean, trained.norm.running_mean)
+    assert torch.equal(blank.norm.weight, torch.ones(8, dtype=torch.float64))
+
+
+def test_a_map_turned_around_has_kept_as_much_as_one_that_stays() -> None:
+    values = {"turned": np.full(6, -0.99), "lost": np.full(6, 0.02), "kept": np.full(6, 0.95)}
+    scores = Scores(LastLayerReset(), list("abcdef"), values)
+    assert [name for name, _ in scores.ranking()] == ["lost", "kept", "turned"]
+    assert scores.difference("turned", "lost").value == pytest.approx(0.97)
+    assert scores.estimate("turned").value == pytest.approx(-0.99)

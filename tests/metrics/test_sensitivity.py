@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import _oracles as slow
 from backlit import Attribution, Gradient, GradientXInput, InputError
+from backlit._random import image_bytes, stable_seed
 from backlit.methods import Random
 from backlit.metrics import (
     ClassSensitivity,
@@ -68,9 +69,8 @@ def test_max_sensitivity_is_the_largest_relative_change(network: nn.Module, exam
     found = MaxSensitivity(samples=6, radius=0.3)(network, examples, maps, {"a": method}).values["a"]
     for i in range(4):
         x, target = examples.inputs[i : i + 1], int(examples.target[i])
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # captum's draw: uniform in the ball of the largest norm
-            noise = torch.FloatTensor(torch.Size([6, *x.shape[1:]])).uniform_(-0.3, 0.3).double()
+        generator = torch.Generator().manual_seed(stable_seed("max-sensitivity", 0, image_bytes(x[0])))
+        noise = (torch.rand((6, *x.shape[1:]), generator=generator, dtype=torch.float64) * 2 - 1) * 0.3
         own = method.attribute(x, target)
         changes = [float((method.attribute(x + d, target) - own).norm() / own.norm()) for d in noise]
         assert found[i] == pytest.approx(max(changes), rel=1e-5)
@@ -114,5 +114,9 @@ def test_the_percentage_change_is_the_mean_over_classes(network: nn.Module) -> N
         flat = [pair[k] for pairs in change.values() for pair in pairs]
         np.testing.assert_allclose(scores.values["mip_in"], flat)
         assert np.mean(flat) != pytest.approx(expected)
+    many = np.random.default_rng(0)
+    values, groups = many.random((50, 300)), many.integers(40, size=(50, 300)).astype(float)
+    slow_means = [np.mean([v[g == c].mean() for c in np.unique(g)]) for v, g in zip(values, groups, strict=True)]
+    np.testing.assert_allclose(PercentageChange().statistic(values, groups), slow_means)
     with pytest.raises(InputError, match=r"needs a source signal .*MIP-IN.*maps\['a'\] has none"):
         PercentageChange()(network, examples, {"a": x})

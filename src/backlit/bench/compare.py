@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
+import re
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,22 +19,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import InputError
+from backlit._errors import BacklitError, FileError, InputError
+from backlit._files import write_whole
 from backlit._fingerprint import fingerprint
+from backlit._random import image_bytes
 from backlit._version import __version__
 from backlit.attribution import Attribution
 from backlit.bench.comparison import ClassFacts, Comparison, ImageFacts, MethodFacts, Strip
-from backlit.bench.folder import MAPS, open_folder
-from backlit.bench.journal import Journal
+from backlit.bench.folder import MAPS, PROTOCOLS, TABLES, open_folder
+from backlit.bench.record import Done, map_row, score_row, scores_of
 from backlit.bench.tables import curve_rows, difference_rows, polars, ranking_rows, score_rows
+from backlit.capture.refuse import check_model
 from backlit.methods import BASELINES, METHODS, Gradient, Method
+from backlit.methods.inputs import check_images
 from backlit.methods.lookup import find_method
 from backlit.metrics import Examples, Metric, Scores
+from backlit.metrics.layout import fast_layout
 from backlit.metrics.lookup import find_metric
 from backlit.models import LoadedModel
 from backlit.models.loaded import numbered_classes
 
 BLOCK = 8  # images that are explained and scored together: what an interruption costs at most
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,59}")
 _STRIPS = 3  # images whose reset checks are kept to look at
 
 Progress = Callable[[int, int, str], None]
@@ -39,8 +50,8 @@ Progress = Callable[[int, int, str], None]
 def compare(
     model: LoadedModel | nn.Module,
     examples: Examples,
-    methods: Sequence[str] | Mapping[str, Method],
-    metrics: Sequence[str | Metric],
+    methods: Sequence[str | type[Method]] | Mapping[str, Method | type[Method]],
+    metrics: Sequence[str | Metric | type[Metric]],
     *,
     out: str | Path | None = None,
     classes: int = 1,
@@ -68,6 +79,7 @@ def compare(
 
     Raises:
         InputError: If a name is unknown, or a metric needs what the examples lack.
+        ModelStateError: If the network is in train mode.
         FileError: If ``out`` cannot be written or holds something else.
     """
     polars()
@@ -88,26 +100,63 @@ def compare(
 
 
 def _methods(
-    model: LoadedModel | nn.Module, methods: Sequence[str] | Mapping[str, Method], seed: int
+    model: LoadedModel | nn.Module,
+    methods: Sequence[str | type[Method]] | Mapping[str, Method | type[Method]],
+    seed: int,
 ) -> dict[str, Method]:
+    network = model.network if isinstance(model, LoadedModel) else model
+    if isinstance(methods, str):
+        raise InputError(f"methods must be a list of names, or methods by name, but is the text {methods!r}.")
     if isinstance(methods, Mapping):
-        found = dict(methods)
+        found = {name: m(network, seed=seed) if isinstance(m, type) else m for name, m in methods.items()}
     else:
-        network = model.network if isinstance(model, LoadedModel) else model
-        kinds = [find_method(name, METHODS + BASELINES) for name in methods]
+        kinds = [m if isinstance(m, type) else _kind(m) for m in methods]
         found = {kind.name: kind(network, seed=seed) for kind in kinds}
     if not found:
         raise InputError("methods must name at least one method, but is empty.")
     return found
 
 
-def _metrics(metrics: Sequence[str | Metric], seed: int) -> list[Metric]:
-    found = [m if isinstance(m, Metric) else find_metric(m)(seed=seed) for m in metrics]
+def _kind(name: Any) -> type[Method]:
+    if not isinstance(name, str):
+        raise InputError(
+            f"methods must be names or classes, but hold {type(name).__name__}; give method objects by name: {{'name': object}}."
+        )
+    return find_method(name, METHODS + BASELINES)
+
+
+def _metrics(metrics: Sequence[str | Metric | type[Metric]], seed: int) -> list[Metric]:
+    if isinstance(metrics, str):
+        raise InputError(f"metrics must be a list of names or metrics, but is the text {metrics!r}.")
+    kinds = [find_metric(m) if isinstance(m, str) else m for m in metrics]
+    found = [m(seed=seed) if isinstance(m, type) else m for m in kinds]
     names = [m.name for m in found]
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice is not None:
         raise InputError(f"metrics must be different, but {twice!r} is there twice. Compare twice for two protocols.")
     return found
+
+
+def _check_method(name: str, method: Any, network: nn.Module) -> None:
+    if not isinstance(method, Method):
+        raise InputError(f"methods[{name!r}] must be a method, but is {type(method).__name__}.")
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"methods must have names of letters, digits, '_', '-' and '.', at most 60: they become file "
+            f"names. One is {name!r}."
+        )
+    if method.model is not network:
+        raise InputError(f"methods[{name!r}] must explain the model that is compared, but was made for another one.")
+
+
+def _digest(*tensors: Tensor | None) -> str:
+    """The sha256 of tensors: their values, shapes and types."""
+    found = hashlib.sha256()
+    for t in tensors:
+        found.update(repr(None if t is None else (tuple(t.shape), str(t.dtype))).encode())
+        if t is not None:
+            found.update(image_bytes(t))
+    return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -132,9 +181,17 @@ class _Run:
     progress: Progress
 
     def check(self) -> None:
-        """Refuse what could only fail later."""
+        """Refuse what could only fail later, before anything is computed or written."""
+        check_images(self.examples.inputs, self.network)
         if not isinstance(self.classes, int) or self.classes < 1:
             raise InputError(f"classes must be a positive number of classes an image, but is {self.classes!r}.")
+        if not isinstance(self.shown, int) or self.shown < 0:
+            raise InputError(f"shown must be a number of images from 0 on, but is {self.shown!r}.")
+        for name, method in self.methods.items():
+            _check_method(name, method, self.network)
+        check_model(self.network, (self.examples.inputs,))
+        for metric in self.metrics:
+            metric.check(self.network, self.examples, self.methods)
         k = self.logits.shape[1]
         low, high = int(self.examples.target.min()), int(self.examples.target.max())
         if low < 0 or high >= k:
@@ -145,13 +202,11 @@ class _Run:
             raise InputError(
                 f"labels must have one column a class of the model ({k}), but have {self.examples.labels.shape[1]}."
             )
-        for metric in self.metrics:
-            metric.check(self.examples, self.methods)
 
     def run(self, force: bool) -> Comparison:
         start = time.perf_counter()
         journal = None if self.out is None else open_folder(self.out, self.plan(), force=force)
-        done = _Done(journal)
+        done = Done(journal)
         self._warm_up()
         pieces = len(self.blocks) * (len(self.methods) + len(self.metrics))
         for i, part in enumerate(self.blocks):
@@ -163,14 +218,17 @@ class _Run:
                 at = i * (len(self.methods) + len(self.metrics)) + len(self.methods) + j
                 self.progress(at, pieces, f"{metric.name}, {self._images(part)}")
                 self.score(metric, part, {name: e.first for name, e in explained.items()}, done)
+            kept = max(self.shown, _STRIPS) - part.start
             for name, one in explained.items():
-                done.heat.setdefault(name, []).append(one.heat)
+                if kept > 0:
+                    done.heat.setdefault(name, []).append(one.heat[:, :kept].clone())
         self.progress(pieces, pieces, "done")
         return self.gathered(done, time.perf_counter() - start)
 
     def _warm_up(self) -> None:
         """The first backward pass of a process takes long, and would be counted as the first method's time."""
-        Gradient(self.network).attribute(self._input(slice(0, 1)), 0)
+        with suppress(BacklitError):  # a network that only some methods can explain
+            Gradient(self.network).attribute(self._input(slice(0, 1)), 0)
 
     @cached_property
     def blocks(self) -> list[slice]:
@@ -181,7 +239,11 @@ class _Run:
     def logits(self) -> Tensor:
         x = self.examples.inputs
         with torch.no_grad():
-            return torch.cat([self.network(x[part].clone()).float() for part in self.blocks])
+            found = [self.network(x[part].clone()) for part in self.blocks]
+        if not all(isinstance(y, Tensor) and y.dim() == 2 for y in found):
+            kind = tuple(found[0].shape) if isinstance(found[0], Tensor) else type(found[0]).__name__
+            raise InputError(f"model must give logits (n, k), but gives {kind}. Wrap it so that it returns them alone.")
+        return torch.cat(found).float()
 
     @cached_property
     def targets(self) -> Tensor:
@@ -192,13 +254,14 @@ class _Run:
 
     def plan(self) -> dict[str, Any]:
         """What makes two comparisons the same."""
-        pixels = hashlib.sha256(self.examples.inputs.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
         return {
             "backlit": __version__,
             "model": self.loaded.name if self.loaded else type(self.network).__name__,
             "fingerprint": fingerprint(self.network),
             "images": list(self.examples.names),
-            "pixels": pixels,
+            "pixels": _digest(self.examples.inputs),
+            "dtype": str(self.examples.inputs.dtype).removeprefix("torch."),
+            "truth": _digest(self.examples.labels, *(self.examples.boxes or ()), self.examples.cells),
             "targets": self.targets.tolist(),
             "target": self.target,
             "methods": {name: {"method": m.name, "options": _options(m)} for name, m in self.methods.items()},
@@ -206,13 +269,11 @@ class _Run:
             "block": BLOCK,
         }
 
-    def explained(self, name: str, part: slice, done: _Done) -> _Explained:
+    def explained(self, name: str, part: slice, done: Done) -> _Explained:
         """The method's maps of a block: from the disk if they are there, else computed and written."""
         targets = self.targets[part]
-        if done.has("maps", name, part):
-            assert self.out is not None
-            found = [self._load(name, part, t) for t in range(targets.shape[1])]
-        else:
+        found = self._loaded(name, part) if done.has("maps", name, part) else None
+        if found is None:
             x = self._input(part)
             forward = _forward_seconds(self.network, x)
             start = time.perf_counter()
@@ -220,11 +281,12 @@ class _Run:
             seconds = time.perf_counter() - start
             for t, attribution in enumerate(found):
                 self._save(name, part, t, attribution)
-            done.add(_map_row(name, part, found, seconds, forward))
+            if not done.has("maps", name, part):
+                done.add(map_row(name, part, found, seconds, forward))
         heat = torch.stack([a.heatmap()[:, 0].float().cpu() for a in found])
         return _Explained(found[0], heat)
 
-    def score(self, metric: Metric, part: slice, maps: Mapping[str, Attribution], done: _Done) -> None:
+    def score(self, metric: Metric, part: slice, maps: Mapping[str, Attribution], done: Done) -> None:
         if done.has("scores", metric.name, part):
             return
         examples = self.examples[part]
@@ -233,12 +295,10 @@ class _Run:
         found = metric(self.network, examples, maps, self.methods)
         if part.start == 0 and found.pictures:
             self._save_pictures(metric, found, done)
-        done.add(_score_row(metric, part, found, time.perf_counter() - start))
+        done.add(score_row(metric, part, found, time.perf_counter() - start))
 
     def _input(self, part: slice) -> Tensor:
-        """Channels last on the CPU, where a forward pass then takes half the time."""
-        x = self.examples.inputs[part]
-        return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+        return fast_layout(self.network, self.examples.inputs[part])
 
     def _images(self, part: slice) -> str:
         return f"images {part.start + 1} to {part.stop} of {len(self.examples)}"
@@ -252,6 +312,14 @@ class _Run:
         if self.out is not None:
             replace(attribution, inputs=None).save(self._file(name, part, t))
 
+    def _loaded(self, name: str, part: slice) -> list[Attribution] | None:
+        """The maps on the disk; None, with a warning, if one was lost: then they are made again."""
+        try:
+            return [self._load(name, part, t) for t in range(self.targets.shape[1])]
+        except FileError as error:
+            warnings.warn(f"maps of {name}, {self._images(part)}, are made again: {error}", stacklevel=2)
+            return None
+
     def _load(self, name: str, part: slice, t: int) -> Attribution:
         found = Attribution.load(self._file(name, part, t))
         device = self.examples.inputs.device
@@ -263,7 +331,7 @@ class _Run:
             parts={k: v.to(device) for k, v in found.parts.items()},
         )
 
-    def _save_pictures(self, metric: Metric, found: Scores, done: _Done) -> None:
+    def _save_pictures(self, metric: Metric, found: Scores, done: Done) -> None:
         for method, maps in found.pictures.items():
             few = maps[:, :_STRIPS].float()
             done.pictures[metric.name, method] = few
@@ -272,7 +340,16 @@ class _Run:
                 kept = Attribution(few.flatten(0, 1)[:, None], zeros, zeros.float())
                 kept.save(self.out / MAPS / f"{metric.name}.{method}.pictures.safetensors")
 
-    def gathered(self, done: _Done, seconds: float) -> Comparison:
+    def _load_pictures(self, metric: Metric, method: str, stages: int) -> Tensor | None:
+        assert self.out is not None
+        try:
+            flat = Attribution.load(self.out / MAPS / f"{metric.name}.{method}.pictures.safetensors").values[:, 0]
+        except FileError as error:
+            warnings.warn(f"the report goes without the pictures of {metric.name} for {method}: {error}", stacklevel=2)
+            return None
+        return flat.view(stages, -1, *flat.shape[1:])
+
+    def gathered(self, done: Done, seconds: float) -> Comparison:
         scores = [self._joined(metric, done) for metric in self.metrics]
         facts = tuple(self._method_facts(name, done) for name in self.methods)
         heat = {name: torch.cat(blocks, 1) for name, blocks in done.heat.items()}
@@ -303,16 +380,23 @@ class _Run:
             provenance=self._provenance(seconds),
         )
         if self.out is not None:
-            for table in ("scores", "curves", "ranking", "differences"):
-                getattr(found, table).write_parquet(self.out / f"{table}.parquet")
+            record = {"protocols": list(found.protocols), "notes": found.notes, "provenance": dict(found.provenance)}
+            write_whole(self.out / PROTOCOLS, (json.dumps(record, indent=1) + "\n").encode())
+            for table in TABLES:
+                buffer = io.BytesIO()
+                getattr(found, table).write_parquet(buffer)
+                write_whole(self.out / f"{table}.parquet", buffer.getvalue())
         return found
 
-    def _joined(self, metric: Metric, done: _Done) -> Scores:
+    def _joined(self, metric: Metric, done: Done) -> Scores:
         return Scores.cat(
-            [_scores(metric, done.row("scores", metric.name, part), self.examples.names[part]) for part in self.blocks]
+            [
+                scores_of(metric, done.row("scores", metric.name, part), self.examples.names[part])
+                for part in self.blocks
+            ]
         )
 
-    def _method_facts(self, name: str, done: _Done) -> MethodFacts:
+    def _method_facts(self, name: str, done: Done) -> MethodFacts:
         rows = [done.row("maps", name, part) for part in self.blocks]
         method = self.methods[name]
         explained = sum(r["images"] * r["classes"] for r in rows)
@@ -351,14 +435,14 @@ class _Run:
         low, high = x.min(), x.max()
         return (x - low) / (high - low).clamp(min=1e-12)
 
-    def _strips(self, metric: Metric, scores: Scores, heat: Mapping[str, Tensor], done: _Done) -> Iterator[Strip]:
+    def _strips(self, metric: Metric, scores: Scores, heat: Mapping[str, Tensor], done: Done) -> Iterator[Strip]:
         row = done.row("scores", metric.name, self.blocks[0])
         for method in self.methods if row["labels"] else ():
             after = done.pictures.get((metric.name, method))
             if after is None:
-                assert self.out is not None
-                flat = Attribution.load(self.out / MAPS / f"{metric.name}.{method}.pictures.safetensors").values[:, 0]
-                after = flat.view(len(row["labels"]), -1, *flat.shape[1:])
+                after = self._load_pictures(metric, method, len(row["labels"]))
+            if after is None:
+                continue
             for i in range(min(after.shape[1], _STRIPS)):
                 curve = scores.curves[method][i] if scores.curves else np.array([1.0, scores.values[method][i]])
                 yield Strip(
@@ -381,86 +465,6 @@ class _Run:
             "date": time.strftime("%Y-%m-%d"),
             "seconds": round(seconds, 1),
         }
-
-
-class _Done:
-    """What is finished: in the journal if there is one, else in memory."""
-
-    def __init__(self, journal: Journal | None) -> None:
-        self._journal = journal
-        self._rows = {_key(row): row for row in (journal.rows if journal else ())}
-        self.heat: dict[str, list[Tensor]] = {}
-        self.pictures: dict[tuple[str, str], Tensor] = {}
-
-    def has(self, kind: str, name: str, part: slice) -> bool:
-        return (kind, name, part.start) in self._rows
-
-    def row(self, kind: str, name: str, part: slice) -> dict[str, Any]:
-        return self._rows[kind, name, part.start]
-
-    def add(self, row: dict[str, Any]) -> None:
-        if self._journal is not None:
-            self._journal.append(row)
-        self._rows[_key(row)] = row
-
-
-def _key(row: dict[str, Any]) -> tuple[str, str, int]:
-    return row["kind"], row["name"], row["start"]
-
-
-def _map_row(name: str, part: slice, found: list[Attribution], seconds: float, forward: float) -> dict[str, Any]:
-    first = found[0]
-    known = {"method", "options", "model", "fingerprint", "seed", "versions", "device", "dtype", "seconds"}
-    return {
-        "kind": "maps",
-        "name": name,
-        "start": part.start,
-        "images": len(first),
-        "classes": len(found),
-        "seconds": seconds,
-        "forward": forward,
-        "coverage": first.coverage.count(),
-        "completeness": {k: v.double().tolist() for k, v in first.completeness.items()},
-        "notes": {k: v for k, v in first.provenance.items() if k not in known},
-    }
-
-
-def _score_row(metric: Metric, part: slice, found: Scores, seconds: float) -> dict[str, Any]:
-    def plain(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        return {name: v.tolist() for name, v in values.items()}
-
-    return {
-        "kind": "scores",
-        "name": metric.name,
-        "start": part.start,
-        "seconds": seconds,
-        "values": plain(found.values),
-        "curves": plain(found.curves),
-        "positions": None if found.positions is None else found.positions.tolist(),
-        "groups": None if found.groups is None else found.groups.tolist(),
-        "extra": {k: plain(v) for k, v in found.extra.items()},
-        "labels": list(found.labels),
-        "counts": dict(found.counts),
-        "notes": list(found.notes),
-    }
-
-
-def _scores(metric: Metric, row: dict[str, Any], names: Sequence[str]) -> Scores:
-    def arrays(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        return {name: np.array(v, dtype=np.float64) for name, v in values.items()}
-
-    return Scores(
-        metric=metric,
-        names=names,
-        values=arrays(row["values"]),
-        curves=arrays(row["curves"]),
-        positions=None if row["positions"] is None else np.array(row["positions"]),
-        groups=None if row["groups"] is None else np.array(row["groups"]),
-        extra={k: arrays(v) for k, v in row["extra"].items()},
-        labels=row["labels"],
-        counts=row["counts"],
-        notes=row["notes"],
-    )
 
 
 def _forward_seconds(network: nn.Module, x: Tensor) -> float:

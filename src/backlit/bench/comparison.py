@@ -85,7 +85,7 @@ class Comparison:
         protocols: For each metric what exactly was measured, as plain JSON values (see ``metrics.Protocol``).
         strips: Reset checks to look at.
         notes: For each metric what a reader must know.
-        provenance: Versions, device, seed, command, seconds: plain JSON values.
+        provenance: Number of images, fingerprint of the network, device, versions, date, seconds: plain JSON values.
     """
 
     model: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,9 @@ from backlit._errors import FileError
 from backlit._files import make_folder, write_whole
 from backlit.bench.journal import Journal
 
-PLAN, RESULTS, MAPS = "plan.json", "results.jsonl", "maps"
-_OURS = (
-    PLAN,
-    RESULTS,
-    f"{RESULTS}.bad",
-    MAPS,
-    "report.html",
-    *(f"{t}.parquet" for t in ("scores", "curves", "ranking", "differences")),
-)
+PLAN, RESULTS, MAPS, PROTOCOLS, REPORT = "plan.json", "results.jsonl", "maps", "protocols.json", "report.html"
+TABLES = ("scores", "curves", "ranking", "differences")
+_OURS = (RESULTS, f"{RESULTS}.bad", PROTOCOLS, REPORT, *(f"{table}.parquet" for table in TABLES), PLAN)
 
 
 def open_folder(out: Path, plan: dict[str, Any], *, force: bool) -> Journal:
@@ -28,13 +21,18 @@ def open_folder(out: Path, plan: dict[str, Any], *, force: bool) -> Journal:
     Raises:
         FileError: If the folder holds something else, and ``force`` does not say to begin anew.
     """
+    if out.exists() and not out.is_dir():
+        raise FileError(f"out: {str(out)!r} must be a folder, but is a file. Choose another name.")
     found = _plan_of(out)
     if force:
-        _clear(out)
-    elif found is None and out.is_dir() and any(out.iterdir()):
+        if found is not None:
+            _clear(out)
+    elif found is None and out.is_dir() and any(p.name != MAPS or any(p.iterdir()) for p in out.iterdir()):
+        damaged = (out / PLAN).exists()
+        what = f"a damaged {PLAN}" if damaged else "something else than this comparison"
         raise FileError(
-            f"out: {str(out)!r} exists and holds something else than this comparison; nothing was written. Choose another "
-            "folder, or use --force (force=True) to write into it."
+            f"out: {str(out)!r} exists and holds {what}; nothing was written. Choose another folder, or use --force "
+            "(force=True) to write into it."
         )
     elif found is not None and found != plan:
         keys = [k for k in {**found, **plan} if found.get(k) != plan.get(k)]
@@ -53,20 +51,16 @@ def _plan_of(out: Path) -> dict[str, Any] | None:
         found = json.loads((out / PLAN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and "backlit" in found else None
 
 
 def _clear(out: Path) -> None:
-    """Remove what a comparison writes, and nothing else."""
-    for name in _OURS:
-        path = out / name
-        try:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        except OSError as error:
-            raise FileError(f"out: cannot remove {str(path)!r} ({error.strerror or error}).") from error
+    """Remove the files that a comparison writes, and nothing else; the plan last, so that an interruption can be repeated."""
+    try:
+        for path in (*(out / MAPS).glob("*.safetensors"), *(out / name for name in _OURS)):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise FileError(f"out: cannot remove {error.filename!r} ({error.strerror or error}).") from error
 
 
 def _short(value: Any) -> str:

@@ -133,7 +133,7 @@ def compare(
     compute = settings.Compute(device, dtype, seed)
     chosen, measured = settings.methods_and_metrics(methods, metrics, option or [], seed)
     loaded = settings.load(model, weights, compute, settings.preprocessing(size, mean, std))
-    source = Source(images or [], data, target, class_index, boxes, limit, mosaic)
+    source = Source(images or [], data, target, class_index, boxes, limit, mosaic, seed)
     if run(source, loaded, chosen, measured, out, compute, classes=classes, force=force):
         raise typer.Exit(1)
 

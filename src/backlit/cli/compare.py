@@ -39,6 +39,7 @@ class Source:
         boxes: A folder of annotations, for ImageNet.
         limit: How many images to take of a data set, evenly spread.
         mosaic: Cells a side of mosaics made of the data set; 0 for none.
+        seed: Of the mosaics.
     """
 
     paths: Sequence[Path]
@@ -48,6 +49,7 @@ class Source:
     boxes: Path | None
     limit: int | None
     mosaic: int
+    seed: int = 0
 
 
 READERS: dict[str, Callable[[Source], Dataset]] = {
@@ -81,7 +83,7 @@ def run(
     for failure in failures:
         console.print(f"[red]left out[/red] {failure.image}: {failure.error}", highlight=False)
     parameter = next(loaded.network.parameters())
-    with _progress(console) as (progress, step):
+    with _said_when_stopped(console), _progress(console) as (progress, step):
         found = compare(
             loaded,
             examples.to(parameter.device, parameter.dtype),
@@ -114,6 +116,12 @@ def read(source: Source, loaded: LoadedModel) -> tuple[Examples, str, list[Failu
         raise InputError(
             f"IMAGES must be the one folder of the data set for --data {source.data}, but are {len(source.paths)} paths."
         )
+    for option, given, kinds in (
+        ("boxes", source.boxes, ("imagenet",)),
+        ("class-index", source.index, ("imagenet", "folder")),
+    ):
+        if given is not None and source.data not in kinds:
+            raise InputError(f"{option} is for --data {' or '.join(kinds)}, but data is {source.data}.")
     data = READERS[source.data](source)
     if len(data.class_names) != len(loaded.class_names):
         raise InputError(
@@ -123,7 +131,7 @@ def read(source: Source, loaded: LoadedModel) -> tuple[Examples, str, list[Failu
         )
     if source.mosaic:
         count = 100 if source.limit is None else source.limit
-        made = mosaics(loaded.network, data, loaded.preprocess, grid=source.mosaic, count=count, seed=0)
+        made = mosaics(loaded.network, data, loaded.preprocess, grid=source.mosaic, count=count, seed=source.seed)
         return made.examples, "ground truth", []
     samples = data if source.limit is None else take(data, min(source.limit, len(data)))
     boxed = source.data == "voc" or source.boxes is not None
@@ -144,7 +152,8 @@ def _scenes(loaded: LoadedModel, limit: int | None) -> Examples:
 def _images(source: Source, loaded: LoadedModel) -> tuple[Examples, str, list[Failure]]:
     files, failures = found_images(list(source.paths))
     batch, names, named = [], [], stems(files)
-    for file in files[: source.limit]:
+    wanted = len(files) if source.limit is None else min(source.limit, len(files))
+    for file in (files[i * len(files) // wanted] for i in range(wanted)):
         try:
             batch.append(load_batch([file], loaded.preprocess))
             names.append(named[file])
@@ -186,6 +195,15 @@ def _certainty(found: Comparison, metric: str, rows: list[dict]) -> str:
 
 def _number(value: float | None) -> str:
     return "not scored" if value is None else f"{value:.3f}"
+
+
+@contextmanager
+def _said_when_stopped(console: Console) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("stopped; what is done is kept, and the same command goes on from there")
+        raise
 
 
 def _stepped(chosen: Chosen, step: Callable[[Any], None]) -> dict[str, Any]:

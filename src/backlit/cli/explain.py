@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -149,12 +150,13 @@ def found_images(paths: list[Path]) -> tuple[list[Path], list[Failure]]:
 
 def stems(images: list[Path]) -> dict[Path, str]:
     """A file name for each image, made unique where two folders hold the same one."""
-    taken: dict[str, int] = {}
-    names = {}
+    names: dict[Path, str] = {}
+    taken = set()
     for image in images:
-        number = taken.get(image.stem, 0)
-        taken[image.stem] = number + 1
-        names[image] = image.stem if number == 0 else f"{image.stem}-{number + 1}"
+        stem = image.stem.encode("utf-8", "replace").decode()  # a name may hold bytes that are no text
+        name = next(n for i in count(1) if (n := stem if i == 1 else f"{stem}-{i}") not in taken)
+        taken.add(name)
+        names[image] = name
     return names
 
 

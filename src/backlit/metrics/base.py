@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from backlit._errors import InputError, nearest
 from backlit.attribution import Attribution, Reduce
+from backlit.capture.refuse import check_model
 from backlit.methods.base import Method, check
 from backlit.metrics.examples import Examples
 from backlit.metrics.statistics import Estimate, difference, estimate, mean
@@ -106,7 +107,11 @@ class Scores:
     @property
     def remarks(self) -> tuple[str, ...]:
         """The notes and the counts, as a reader sees them."""
-        return (*self.notes, *(f"{count} {what}" for what, count in self.counts.items() if count))
+        return (
+            *self.notes,
+            *self.metric.remarks(self),
+            *(f"{count} {what}" for what, count in self.counts.items() if count),
+        )
 
     def estimate(self, method: str) -> Estimate:
         """The method's score over all images, with its bootstrap interval."""
@@ -118,7 +123,7 @@ class Scores:
             self.values[method],
             self.values[other],
             self.groups,
-            self.metric.statistic,
+            self.metric.compared,
             seed=self.metric.options.seed,
         )
 
@@ -148,7 +153,11 @@ class Scores:
         """The methods, best first."""
         found = [(name, self.estimate(name)) for name in self.values]
         sign = -1 if self.metric.higher_is_better else 1
-        return sorted(found, key=lambda row: (np.isnan(row[1].value), sign * row[1].value))
+        ranked_by = {
+            name: estimate(v, self.groups, self.metric.compared, intervals=False).value
+            for name, v in self.values.items()
+        }
+        return sorted(found, key=lambda row: (np.isnan(row[1].value), sign * ranked_by[row[0]]))
 
 
 class Metric(ABC):
@@ -194,8 +203,8 @@ class Metric(ABC):
         if not maps:
             raise InputError("maps must hold the maps of at least one method, but is empty.")
         examples = examples.to(examples.inputs.device)
-        self.check(examples, methods)
-        self._check_source(maps)
+        self.check(network, examples, methods)
+        self._check_maps(maps, methods)
         heat = {name: self.heatmap(name, m, examples) for name, m in maps.items()}
         with torch.no_grad():
             return self.measure(network, examples, heat, maps, methods or {})
@@ -237,6 +246,14 @@ class Metric(ABC):
             options={f.name: _plain(getattr(self.options, f.name)) for f in fields(self.options)},
         )
 
+    def compared(self, values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+        """What methods are ranked and paired by: the statistic itself, unless its best value is in the middle of the range."""
+        return self.statistic(values, groups)
+
+    def remarks(self, scores: Scores) -> tuple[str, ...]:
+        """What a reader of these scores must know, and they do not say."""
+        return ()
+
     def statistic(self, values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
         """The score of d samples of n images, (d, n) -> (d,): the mean, unless the paper says otherwise."""
         return mean(values, groups)
@@ -266,12 +283,14 @@ class Metric(ABC):
         values = values.to(examples.inputs.device)
         return Attribution(values, examples.target, examples.target.to(values.dtype)).heatmap(self.options.reduce)
 
-    def check(self, examples: Examples, methods: Mapping[str, Method] | None) -> None:
-        """See before anything is computed that the data has what the metric needs.
+    def check(self, network: nn.Module, examples: Examples, methods: Mapping[str, Method] | None) -> None:
+        """See before anything is computed that the data has what the metric needs, and that the network is in eval mode.
 
         Raises:
-            InputError: If not; says what is missing, and which data has it.
+            InputError: If the data lacks it; says what is missing, and which data has it.
+            ModelStateError: If the network would draw at random, or change its statistics.
         """
+        check_model(network, (examples.inputs,))
         have: dict[Need, bool] = {
             "labels": examples.labels is not None,
             "boxes": examples.boxes is not None,
@@ -283,8 +302,12 @@ class Metric(ABC):
             if not have[need]:
                 raise InputError(f"{self.title} needs {WHO_HAS_IT[need]}, and these examples come without.")
 
-    def _check_source(self, maps: Mapping[str, Any]) -> None:
+    def _check_maps(self, maps: Mapping[str, Any], methods: Mapping[str, Method] | None) -> None:
         for name, found in maps.items():
+            if "methods" in self.needs and name not in (methods or {}):
+                raise InputError(
+                    f"methods must hold the method of maps[{name!r}], by the same name, but has {list(methods or {})}."
+                )
             if "source" in self.needs and not (isinstance(found, Attribution) and "source" in found.parts):
                 raise InputError(f"{self.title} needs {WHO_HAS_IT['source']}; maps[{name!r}] has none.")
 

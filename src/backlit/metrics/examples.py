@@ -47,6 +47,8 @@ class Examples:
             )
         if not self.names:
             object.__setattr__(self, "names", tuple(f"image {i}" for i in range(n)))
+        if not all(isinstance(name, str) for name in self.names):
+            raise InputError(f"names must be texts, but hold {type(next(iter(self.names))).__name__}. Use str(name).")
         if len(self.names) != n or len(set(self.names)) != n:
             raise InputError(f"names must be {n} different names, one an image, but are {len(set(self.names))}.")
         if self.labels is not None:

@@ -59,21 +59,29 @@ class _OnBoxes(Metric):
         device = examples.inputs.device
         boxes = list(examples.boxes)
         area = torch.stack([inside(b, height, width) for b in boxes])
-        counts = torch.tensor([len(b) for b in boxes], device=device)
-        fits = (counts > 0) & (area.flatten(1).double().mean(1) < self.options.largest)
-        if self.options.one_box:
-            fits &= counts == 1
-        fits &= area.flatten(1).any(1)  # a box between two pixel centres holds none
-        values, counts = {}, {f"images not scored: {self._rule()}": int((~fits).sum())}
+        fits, counts = self._fitting(torch.tensor([len(b) for b in boxes], device=device), area)
+        values = {}
         for name, found in heat.items():
             score, flat = self.score(found[:, 0].double(), area, boxes)
             values[name] = to_numbers(torch.where(fits, score, torch.nan))
             counts[_FLAT.format(name)] = flat
         return Scores(self, examples.names, values, counts=counts)
 
-    def _rule(self) -> str:
-        rule = "they have no box" if not self.options.one_box else "they do not have one box"
-        return rule + (f", or it covers {self.options.largest:.0%} or more" if self.options.largest < 1 else "")
+    def _fitting(self, boxes: Tensor, area: Tensor) -> tuple[Tensor, dict[str, int]]:
+        """The images that the protocol scores (n,), and how many it leaves out for which reason."""
+        options, covered = self.options, area.flatten(1).double().mean(1)
+        reasons = {
+            "they have no box": boxes == 0,
+            "they have several boxes": (boxes > 1) & options.one_box,
+            f"the box covers {options.largest:.0%} of the image or more": (covered >= options.largest)
+            & (options.largest < 1),
+            "the box holds no pixel": covered == 0,
+        }
+        fits, counts = torch.ones_like(boxes, dtype=torch.bool), {}
+        for reason, out in reasons.items():
+            counts[f"images not scored: {reason}"] = int((fits & out).sum())
+            fits &= ~out
+        return fits, counts
 
     def score(self, heat: Tensor, area: Tensor, boxes: list[Tensor]) -> tuple[Tensor, int]:
         """The score (n,) of heatmaps (n, h, w), and how many of them had nothing to score."""
@@ -182,13 +190,13 @@ class BoundaryDependence(Metric):
     range = (0.0, 1.0)
     Options = BorderOptions
 
-    def check(self, examples: Examples, methods: Mapping[str, Any] | None) -> None:
-        super().check(examples, methods)
+    def check(self, network: nn.Module, examples: Examples, methods: Mapping[str, Any] | None) -> None:
+        super().check(network, examples, methods)
         border, side = self.options.border, min(examples.inputs.shape[-2:])
         if 2 * border >= side:
             raise InputError(
                 f"border must be under half of the image's side ({side} pixels), but is {border}: nothing would be left "
-                "inside."
+                f"inside. Give {self.name} a smaller one, such as border={max(1, side // 14)}."
             )
 
     def measure(
@@ -245,16 +253,26 @@ class BoundaryAUC(BoundaryDependence):
         return to_numbers(torch.cat(predicted) == examples.target)
 
     def statistic(self, values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
-        """The AUC of each sample (d, n) -> (d,): NaN, undefined, where the larger half is all right or all wrong."""
+        """The AUC of each sample (d, n) -> (d,): NaN, undefined, where the larger half is all right or all wrong.
+
+        Images whose IBD equals that at the cut are all kept.
+        """
         assert groups is not None
         share, right = torch.from_numpy(values), torch.from_numpy(groups) > 0.5
-        kept = (share.shape[1] + 1) // 2
-        top = share.argsort(dim=1, descending=True, stable=True)[:, :kept]
-        share, wrong = share.gather(1, top), ~right.gather(1, top)
-        bad, good = wrong.sum(1).double(), (~wrong).sum(1).double()
-        ranks = average_ranks(share) + 1
-        area = ((ranks * wrong).sum(1) - bad * (bad + 1) / 2) / (bad * good)  # Mann and Whitney's U
+        half = (share.shape[1] + 1) // 2
+        kept = share >= share.sort(1, descending=True).values[:, half - 1 : half]
+        ranks = average_ranks(share.masked_fill(~kept, -torch.inf)) + 1 - (~kept).sum(1, keepdim=True)  # among the kept
+        bad, good = (kept & ~right).sum(1).double(), (kept & right).sum(1).double()
+        area = ((ranks * (kept & ~right)).sum(1) - bad * (bad + 1) / 2) / (bad * good)  # Mann and Whitney's U
         return area.numpy()
+
+    def remarks(self, scores: Scores) -> tuple[str, ...]:
+        assert scores.groups is not None
+        if 0 < scores.groups.mean() < 1:
+            return ()
+        which = "right" if scores.groups.all() else "wrong"
+        said = f"undefined: all {len(scores.groups)} predictions are {which}"
+        return (f"{said}; it needs images with their ground truth as target, some of them predicted wrong",)
 
 
 class GridPointingGame(Metric):

@@ -8,15 +8,17 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backlit._errors import InputError
+from backlit.attribution import Attribution
 from backlit.methods.base import check
 from backlit.methods.chunks import run_in_chunks
 from backlit.metrics.base import Metric, MetricOptions, Scores, to_numbers
 from backlit.metrics.examples import Examples
+from backlit.metrics.layout import fast_layout
 from backlit.metrics.ranking import drawn_orders, pixel_ranks
 
 Replacement = Literal["blur", "zero", "mean"]
@@ -28,6 +30,12 @@ _SHOWN: dict[Score, str] = {
     "logit": "logit",
     "logit_ratio": "logit over its own",
     "change": "change of the logit over its own",
+}
+_RANGES: dict[Score, tuple[float, float]] = {
+    "probability": (0.0, 1.0),
+    "logit": (-np.inf, np.inf),
+    "logit_ratio": (-np.inf, np.inf),
+    "change": (0.0, np.inf),
 }
 _TIES = "equal pixels in an order drawn for each image, the same for all its maps"
 
@@ -46,7 +54,7 @@ class PerturbationOptions(MetricOptions):
         score: What the curve shows: the target's "probability" or "logit"; "logit_ratio", the logit over the image's
             own; "change", the logit's absolute change over the image's own logit.
         activation: What makes probabilities of logits: "softmax", or "sigmoid" for networks with one decision a class.
-        absolute: Names of the methods whose maps are ranked by magnitude.
+        absolute: Names of the methods whose summed maps are ranked by magnitude (``DMBP.name``, not yours for it).
     """
 
     steps: int = 50
@@ -68,6 +76,9 @@ class PerturbationOptions(MetricOptions):
         check(self.blur_sigma > 0, "blur_sigma", self.blur_sigma, "positive")
         scores = ("probability", "logit", "logit_ratio", "change")
         check(self.score in scores, "score", self.score, f"one of {', '.join(scores)}")
+        object.__setattr__(self, "absolute", self.absolute if isinstance(self.absolute, str) else tuple(self.absolute))
+        names = isinstance(self.absolute, tuple) and all(isinstance(name, str) for name in self.absolute)
+        check(names, "absolute", self.absolute, "a tuple of names of methods")
         check(self.activation in ("softmax", "sigmoid"), "activation", self.activation, "'softmax' or 'sigmoid'")
 
 
@@ -80,6 +91,17 @@ class Perturbation(Metric):
     """The smallest values of the map come first."""
     reveals: ClassVar[bool]
     """From the replacement to the image; else from the image to its replacement."""
+    of_others: ClassVar[bool] = False
+    """The curve is of the image's other true classes, not of the target."""
+
+    @property
+    def higher_is_better(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  options decide
+        """High curves are good where relevant pixels are shown first, or irrelevant ones removed; a change is the opposite."""
+        return (self.reveals != self.ascending) ^ self.of_others ^ (self.options.score == "change")
+
+    @property
+    def range(self) -> tuple[float, float]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return _RANGES[self.options.score]
 
     @property
     def forward_passes(self) -> str:
@@ -90,8 +112,8 @@ class Perturbation(Metric):
     def axes(self) -> tuple[str, str]:
         return "share of pixels changed", _SHOWN[self.options.score]
 
-    def check(self, examples: Examples, methods: Mapping[str, Any] | None) -> None:
-        super().check(examples, methods)
+    def check(self, network: nn.Module, examples: Examples, methods: Mapping[str, Any] | None) -> None:
+        super().check(network, examples, methods)
         if self.options.replacement == "blur":
             check_blur(self.options.blur_size, examples.inputs)
 
@@ -103,10 +125,11 @@ class Perturbation(Metric):
         maps: Mapping[str, Any],
         methods: Mapping[str, Any],
     ) -> Scores:
+        ranked = {k: v.abs() if _method_of(k, maps[k]) in self.options.absolute else v for k, v in heat.items()}
         blocks = []
         for start in range(0, len(examples), _BLOCK):
             part = slice(start, start + _BLOCK)
-            blocks.append(self._curves(network, examples[part], {k: v[part] for k, v in heat.items()}))
+            blocks.append(self._curves(network, examples[part], {k: v[part] for k, v in ranked.items()}))
         raw = torch.cat(blocks, 1).double()  # (m, n, points)
         curves, counts = self.scored(raw, self._own(network, examples, raw))
         numbers = to_numbers(curves)
@@ -128,7 +151,7 @@ class Perturbation(Metric):
             return raw[0, :, 0]
         if self.options.fraction == 1:
             return raw[0, :, -1]
-        x, every = _fast_layout(examples.inputs), torch.arange(len(examples))
+        x, every = fast_layout(network, examples.inputs), torch.arange(len(examples))
         return self._run(network, len(examples), examples, lambda part: (x[part], every[part])).double()
 
     def scored(self, raw: Tensor, own: Tensor | None) -> tuple[Tensor, dict[str, int]]:
@@ -145,12 +168,12 @@ class Perturbation(Metric):
 
     def _curves(self, network: nn.Module, examples: Examples, heat: Mapping[str, Tensor]) -> Tensor:
         """Raw scores (m, n, points) of n images under m maps; what all maps of an image share runs once."""
-        x, options = _fast_layout(examples.inputs), self.options
+        x, options = fast_layout(network, examples.inputs), self.options
         (n, _, h, w), m, steps = x.shape, len(heat), options.steps
         replaced = self.replaced(x)
         first, last = (replaced, x) if self.reveals else (x, replaced)
         drawn = drawn_orders(x, options.seed)
-        ranked = [self._ranked(name, v.flatten(1), drawn) for name, v in heat.items()]
+        ranked = [pixel_ranks(v.flatten(1), drawn, ascending=self.ascending) for v in heat.values()]
         ranks = torch.stack(ranked).view(m, n, 1, h, w).int()
         counts = torch.linspace(0, options.fraction * h * w, steps + 1).round().int().to(x.device)
         whole = options.fraction == 1
@@ -171,10 +194,6 @@ class Perturbation(Metric):
             found = self._run(network, n * m * len(inner), examples, changed)
             curves[..., inner] = found.view(n, m, -1).transpose(0, 1)
         return curves
-
-    def _ranked(self, name: str, heat: Tensor, drawn: Tensor) -> Int[Tensor, "n p"]:
-        heat = heat.abs() if name in self.options.absolute else heat
-        return pixel_ranks(heat, drawn, ascending=self.ascending)
 
     def _run(
         self,
@@ -226,8 +245,6 @@ class Insertion(Perturbation):
     title = "Insertion"
     summary = "probability of the target while pixels come in, most relevant first, over the blurred image"
     source = "Petsiuk et al. 2018; DMBP, Sec. 4.1"
-    higher_is_better = True
-    range = (0.0, 1.0)
 
 
 class ComplementaryInsertion(Perturbation):
@@ -238,10 +255,9 @@ class ComplementaryInsertion(Perturbation):
     title = "Complementary insertion"
     summary = "mean probability of the other true classes while pixels come in, least relevant first"
     source = "DMBP, Sec. 4.1"
-    higher_is_better = True
-    range = (0.0, 1.0)
     needs = ("labels",)
     ascending = True
+    of_others = True
 
     def read(self, logits: Tensor, examples: Examples, which: Tensor) -> Tensor:
         assert examples.labels is not None
@@ -250,10 +266,14 @@ class ComplementaryInsertion(Perturbation):
                 f"labels must have one column a class of the model ({logits.shape[1]}), but have {examples.labels.shape[1]}."
             )
         others = examples.labels.scatter(1, examples.target[:, None], False)[which]
-        return (self.probabilities(logits) * others).sum(1) / others.sum(1)  # NaN where there is no other class
+        values = self.probabilities(logits) if self.options.score == "probability" else logits
+        return (values * others).sum(1) / others.sum(1)  # NaN where there is no other class
 
     def scored(self, raw: Tensor, own: Tensor | None) -> tuple[Tensor, dict[str, int]]:
-        return raw, {"images not scored: they have no other true class": int(raw[0, :, 0].isnan().sum())}
+        curves, counts = super().scored(raw, own)
+        alone = raw[0, :, 0].isnan()
+        counts = {what: n - int(alone.sum()) for what, n in counts.items()}
+        return curves, {"images not scored: they have no other true class": int(alone.sum()), **counts}
 
 
 class Deletion(Perturbation):
@@ -264,8 +284,6 @@ class Deletion(Perturbation):
     title = "Deletion"
     summary = "probability of the target while pixels are set to zero, most relevant first"
     source = "Petsiuk et al. 2018"
-    higher_is_better = False
-    range = (0.0, 1.0)
 
     @dataclass(frozen=True)
     class Options(PerturbationOptions):
@@ -308,8 +326,6 @@ class MoRF5(Perturbation):
     title = "MoRF, 5 %"
     summary = "logit over its first value while the most relevant 5 % of the pixels are zeroed"
     source = "LPR, Sec. 4.1; Samek et al. 2016"
-    higher_is_better = False
-    range = (-np.inf, np.inf)
     Options = _Five
 
 
@@ -321,8 +337,6 @@ class LeRF5(Perturbation):
     title = "LeRF, 5 %"
     summary = "logit over its first value while the least relevant 5 % of the pixels are zeroed"
     source = "LPR, Sec. 4.1"
-    higher_is_better = True
-    range = (-np.inf, np.inf)
     ascending = True
     Options = _Five
 
@@ -335,8 +349,6 @@ class MoRF100(Perturbation):
     title = "MoRF, 100 %"
     summary = "absolute change of the logit, over its first value, while all pixels are zeroed, most relevant first"
     source = "TR-GBP, Sec. 5.3.2, Appendix D"
-    higher_is_better = True
-    range = (0.0, np.inf)
     Options = _Hundred
 
 
@@ -348,15 +360,13 @@ class LeRF100(Perturbation):
     title = "LeRF, 100 %"
     summary = "absolute change of the logit, over its first value, while all pixels are zeroed, least relevant first"
     source = "TR-GBP, Sec. 5.3.2, Appendix D"
-    higher_is_better = False
-    range = (0.0, np.inf)
     ascending = True
     Options = _HundredLeast
 
 
-def _fast_layout(x: Tensor) -> Tensor:
-    """Channels last on the CPU, where convolutions take less than half the time of the other layout."""
-    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+def _method_of(key: str, found: Any) -> str:
+    """The method's own name, whatever the user calls its maps; a bare tensor has only that."""
+    return str(found.provenance.get("method", key)) if isinstance(found, Attribution) else key
 
 
 def check_blur(size: int, x: Tensor) -> None:

@@ -37,6 +37,8 @@ class ResetOptions(MetricOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        given = (self.layers,) if isinstance(self.layers, str) else self.layers
+        object.__setattr__(self, "layers", None if given is None else tuple(given))
         check(self.draw in ("normal", "own"), "draw", self.draw, "'normal' or 'own'")
 
 
@@ -48,6 +50,14 @@ class _Reset(Metric):
     needs = ("methods",)
     ties = "equal pixels share their mean rank; a constant map has no correlation and is not scored"
     Options = ResetOptions
+
+    def compared(self, values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+        """The mean's distance from 0: a map that only turns its sign around has kept as much as one that stays."""
+        return np.abs(self.statistic(values, groups))
+
+    def check(self, network: nn.Module, examples: Examples, methods: Mapping[str, Method] | None) -> None:
+        super().check(network, examples, methods)
+        check_layers(network, self.options.layers or ())
 
     def stages(self, layers: Sequence[str]) -> list[tuple[str, ...]]:
         """What is reset at each stage, from the layers, last first."""
@@ -83,7 +93,7 @@ class _Reset(Metric):
             examples.names,
             {name: numbers["spearman"].mean(1) for name, numbers in found.items()},
             curves={name: _from_one(numbers["spearman"]) for name, numbers in found.items()} if len(stages) > 1 else {},
-            positions=np.linspace(0, 1, len(stages) + 1) if len(stages) > 1 else None,
+            positions=np.array([0, *(len(s) / len(layers) for s in stages)]) if len(stages) > 1 else None,
             extra={m: {name: numbers[m].mean(1) for name, numbers in found.items()} for m in measures[1:]},
             pictures={name: torch.stack(after) for name, after in pictures.items()},
             labels=[stage[-1] or "<model>" for stage in stages],
@@ -134,7 +144,7 @@ class CascadingReset(_Reset):
 
     @property
     def axes(self) -> tuple[str, str]:
-        return "layers reset, from the top", "rank correlation"
+        return "share of the layers reset, from the top", "rank correlation"
 
     @property
     def forward_passes(self) -> str:
@@ -172,23 +182,18 @@ def reset(
     Raises:
         InputError: If a layer is not there, or has no parameter of its own.
     """
+    check_layers(network, layers)
     blank = copy.deepcopy(network)
-    known = dict(blank.named_modules())
     for layer in layers:
-        if layer not in known:
-            raise InputError(
-                f"layers must be module paths of the network, but {layer!r} is none.{nearest(layer, known)}"
-            )
-        module = known[layer]
+        module = blank.get_submodule(layer)
         parameters = dict(module.named_parameters(recurse=False))
-        if not parameters:
-            raise InputError(
-                f"layers must have parameters of their own, but {layer!r} ({type(module).__name__}) has none."
-            )
         own = getattr(module, "reset_parameters", None)
         if draw == "own" and callable(own):
+            buffers = {name: value.clone() for name, value in module.named_buffers()}
             with seeded(stable_seed("reset", seed, layer), next(iter(parameters.values())).device):
                 own()
+            for name, value in module.named_buffers():
+                value.copy_(buffers[name])
             continue
         for name, parameter in parameters.items():
             generator = torch.Generator().manual_seed(stable_seed("reset", seed, layer, name))
@@ -197,6 +202,23 @@ def reset(
             with torch.no_grad():
                 parameter.copy_((drawn * spread.cpu() + mean.cpu()).to(parameter))
     return blank
+
+
+def check_layers(network: nn.Module, layers: Sequence[str]) -> None:
+    """Refuse what cannot be reset.
+
+    Raises:
+        InputError: If a layer is not there, or has no parameter of its own.
+    """
+    known = dict(network.named_modules())
+    for layer in layers:
+        if layer not in known:
+            raise InputError(
+                f"layers must be module paths of the network, but {layer!r} is none.{nearest(layer, known)}"
+            )
+        if not any(True for _ in known[layer].parameters(recurse=False)):
+            kind = type(known[layer]).__name__
+            raise InputError(f"layers must have parameters of their own, but {layer!r} ({kind}) has none.")
 
 
 def _alike(before: Tensor, after: Tensor, measures: Sequence[str]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from backlit._errors import InputError
-from backlit._random import seeded
+from backlit._random import image_bytes, stable_seed
 from backlit.attribution import Attribution
 from backlit.methods.base import Method, check
 from backlit.metrics.base import Metric, MetricOptions, Scores, to_numbers
@@ -63,7 +63,7 @@ class ClassSensitivity(Metric):
         maps: Mapping[str, Any],
         methods: Mapping[str, Method],
     ) -> Scores:
-        classes = self._classes(int(network(examples.inputs[:1]).shape[1]))
+        classes = self._classes(network, examples)
         targets = torch.tensor(classes).expand(len(examples), 2)
         values = {}
         for name in heat:
@@ -76,7 +76,13 @@ class ClassSensitivity(Metric):
     def _unit(self, heat: Tensor) -> Tensor:
         return scaled(heat) if self.options.scale == "max" else heat
 
-    def _classes(self, k: int) -> tuple[int, int]:
+    def check(self, network: nn.Module, examples: Examples, methods: Mapping[str, Method] | None) -> None:
+        super().check(network, examples, methods)
+        self._classes(network, examples)
+
+    def _classes(self, network: nn.Module, examples: Examples) -> tuple[int, int]:
+        with torch.no_grad():
+            k = int(network(examples.inputs[:1].clone()).shape[1])
         if k < 2:
             raise InputError(f"{self.title} needs a network with at least two classes, but this one has {k}.")
         if self.options.classes is None:
@@ -87,6 +93,19 @@ class ClassSensitivity(Metric):
         if wrong:
             raise InputError(f"classes must be indices from 0 to {k - 1}, but hold {wrong[0]}.")
         return self.options.classes
+
+
+class _ByCaptum(Metric):
+    """A metric that Captum computes."""
+
+    def check(self, network: nn.Module, examples: Examples, methods: Mapping[str, Method] | None) -> None:
+        super().check(network, examples, methods)
+        _captum()
+
+
+def _generator(purpose: str, seed: int, image: Tensor) -> torch.Generator:
+    """A stream of the image's own: every map of it meets the same noise, and no other image does."""
+    return torch.Generator().manual_seed(stable_seed(purpose, seed, image_bytes(image)))
 
 
 def _captum() -> Any:
@@ -115,7 +134,7 @@ class StabilityOptions(MetricOptions):
         check(isinstance(self.samples, int) and self.samples > 0, "samples", self.samples, "a positive integer")
 
 
-class MaxSensitivity(Metric):
+class MaxSensitivity(_ByCaptum):
     """Max-sensitivity (Yeh et al. 2019, Definition 3.1): the largest relative change of the map near the image, by Captum."""
 
     name = "max_sensitivity"
@@ -145,19 +164,24 @@ class MaxSensitivity(Metric):
         return Scores(self, examples.names, values)
 
     def _one(self, method: Method, examples: Examples, i: int) -> float:
-        """One image alone: Captum draws from the global stream, which would tie an image to its neighbours."""
+        """One image alone, with noise of its own."""
 
         def explain(x: tuple[Tensor, ...] | Tensor) -> tuple[Tensor]:  # Captum would go through a bare tensor's rows
             with torch.enable_grad():
                 return (method.attribute(x[0] if isinstance(x, tuple) else x, int(examples.target[i])),)
 
-        with seeded(self.options.seed, examples.inputs.device):
-            found = _captum().sensitivity_max(
-                explain,
-                examples.inputs[i : i + 1],
-                perturb_radius=self.options.radius,
-                n_perturb_samples=self.options.samples,
-            )
+        generator = _generator("max-sensitivity", self.options.seed, examples.inputs[i])
+
+        def noisy(x: Tensor, radius: float = 0.0) -> Tensor:
+            noise = torch.rand(x.shape, generator=generator, dtype=torch.float64) * 2 - 1
+            return x + (noise * self.options.radius).to(x)
+
+        found = _captum().sensitivity_max(
+            explain,
+            examples.inputs[i : i + 1],
+            perturb_func=noisy,
+            n_perturb_samples=self.options.samples,
+        )
         return float(found[0])
 
 
@@ -181,7 +205,7 @@ class InfidelityOptions(MetricOptions):
         check(isinstance(self.samples, int) and self.samples > 0, "samples", self.samples, "a positive integer")
 
 
-class Infidelity(Metric):
+class Infidelity(_ByCaptum):
     """Infidelity (Yeh et al. 2019, Definition 2.1): squared error of the map as a linear model of noise, by Captum.
 
     It scores the values themselves, each channel; a map of one channel is spread evenly over the image's.
@@ -217,8 +241,8 @@ class Infidelity(Metric):
         return Scores(self, examples.names, values)
 
     def _one(self, network: nn.Module, examples: Examples, full: Tensor, i: int) -> float:
-        """One image alone, for Captum draws from the global stream; every map of an image meets the same noise."""
-        generator = torch.Generator().manual_seed(self.options.seed)
+        """One image alone, with noise of its own, the same for all its maps."""
+        generator = _generator("infidelity", self.options.seed, examples.inputs[i])
 
         def perturb(x: Tensor) -> tuple[Tensor, Tensor]:
             noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) * self.options.noise

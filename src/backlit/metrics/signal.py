@@ -47,22 +47,25 @@ class PercentageChange(Metric):
         methods: Mapping[str, Any],
     ) -> Scores:
         own = self._logits(network, examples.inputs, examples.target)
-        values = {}
+        values, undefined = {}, "images not scored: their target's logit is 0"
         for name, found in maps.items():
             signal = self._logits(network, found.parts["source"].to(examples.inputs), examples.target)
             share = self.change(own, signal) / own.abs()
             values[name] = to_numbers(torch.where(own == 0, torch.nan, share))
-        return Scores(self, examples.names, values, groups=to_numbers(examples.target))
+        return Scores(
+            self, examples.names, values, groups=to_numbers(examples.target), counts={undefined: int((own == 0).sum())}
+        )
 
     def statistic(self, values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
         """The mean over classes of the mean over their images, for each sample (d, n) -> (d,)."""
         assert groups is not None
-        classes = np.unique(groups)
-        of_class = np.stack([np.where(groups == c, values, np.nan) for c in classes])
-        counts = (~np.isnan(of_class)).sum(2)
-        sums = np.nansum(of_class, 2)
-        means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
-        return np.nanmean(means, 0)
+        draws, classes = len(values), np.unique(groups)
+        cell = np.arange(draws)[:, None] * len(classes) + np.searchsorted(classes, groups)
+        size = draws * len(classes)
+        counts = np.bincount(cell.ravel(), minlength=size)
+        sums = np.bincount(cell.ravel(), weights=values.ravel(), minlength=size)
+        means = np.divide(sums, counts, out=np.full(size, np.nan), where=counts > 0)
+        return np.nanmean(means.reshape(draws, -1), 1)
 
     def _logits(self, network: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         size = x[0].numel() * x.element_size() * _FOOTPRINT

@@ -38,7 +38,12 @@ def mean(values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
 
 
 def estimate(
-    values: np.ndarray, groups: np.ndarray | None = None, statistic: Statistic = mean, *, seed: int = 0
+    values: np.ndarray,
+    groups: np.ndarray | None = None,
+    statistic: Statistic = mean,
+    *,
+    seed: int = 0,
+    intervals: bool = True,
 ) -> Estimate:
     """The statistic of n images and its percentile bootstrap (Efron 1979), 10,000 draws of the images.
 
@@ -51,6 +56,8 @@ def estimate(
     if n == 0:
         return Estimate(np.nan, np.nan, np.nan, 0)
     value = float(statistic(values[None], None if groups is None else groups[None])[0])
+    if not intervals:
+        return Estimate(value, np.nan, np.nan, n)
     if n < FEWEST:
         warnings.warn(
             f"{n} scored image{'s' * (n != 1)}: an interval needs at least {FEWEST}; the mean is given without one.",
