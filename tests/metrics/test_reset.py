@@ -154,5 +154,6 @@ def test_a_map_turned_around_has_kept_as_much_as_one_that_stays() -> None:
     values = {"turned": np.full(6, -0.99), "lost": np.full(6, 0.02), "kept": np.full(6, 0.95)}
     scores = Scores(LastLayerReset(), list("abcdef"), values)
     assert [name for name, _ in scores.ranking()] == ["lost", "kept", "turned"]
+    assert scores.protocol.direction == "nearest 0 is best"
     assert scores.difference("turned", "lost").value == pytest.approx(0.97)
     assert scores.estimate("turned").value == pytest.approx(-0.99)

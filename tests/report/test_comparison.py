@@ -53,6 +53,7 @@ def protocol(metric: str, title: str, *, higher: bool) -> dict[str, Any]:
         "title": title,
         "source": "A paper, Sec. 1",
         "higher_is_better": higher,
+        "direction": "higher is better" if higher else "lower is better",
         "range": [0, None],
         "axes": ["share of pixels changed", "probability"],
         "options": options,

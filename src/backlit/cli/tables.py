@@ -35,7 +35,7 @@ def print_metrics() -> None:
     )
     for metric in METRICS:
         options = ", ".join(f"{f.name}={getattr(metric().options, f.name)!r}" for f in fields(metric.Options))
-        better = "higher" if metric().higher_is_better else "lower"
+        better = metric().direction.removesuffix(" is better").removesuffix(" is best")
         needs = ", ".join(metric.needs) or "maps"
         table.add_row(metric.name, metric.summary, better, metric().forward_passes, needs, options, metric.source)
     Console().print(table)

@@ -56,6 +56,7 @@ class Protocol:
     title: str
     source: str
     higher_is_better: bool
+    direction: str
     range: tuple[float, float]
     channels: str
     ties: str
@@ -226,6 +227,11 @@ class Metric(ABC):
         return "0"
 
     @property
+    def direction(self) -> str:
+        """Which way is better, in words."""
+        return "higher is better" if self.higher_is_better else "lower is better"
+
+    @property
     def axes(self) -> tuple[str, str]:
         """What its curves show: their positions and their values; empty where there are none."""
         return "", ""
@@ -238,6 +244,7 @@ class Metric(ABC):
             title=self.title,
             source=self.source,
             higher_is_better=self.higher_is_better,
+            direction=self.direction,
             range=self.range,
             channels=f"{self.options.reduce} over channels",
             ties=self.ties,

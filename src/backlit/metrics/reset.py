@@ -51,6 +51,10 @@ class _Reset(Metric):
     ties = "equal pixels share their mean rank; a constant map has no correlation and is not scored"
     Options = ResetOptions
 
+    @property
+    def direction(self) -> str:
+        return "nearest 0 is best"
+
     def compared(self, values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
         """The mean's distance from 0: a map that only turns its sign around has kept as much as one that stays."""
         return np.abs(self.statistic(values, groups))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 Facts = tuple[tuple[str, str], ...]
-_OTHER_THAN_FACTS = ("metric", "title", "source", "higher_is_better")  # of a protocol: said in the heading
+_OTHER_THAN_FACTS = ("metric", "title", "source", "higher_is_better", "direction")  # of a protocol: said in the heading
 # Bytes of the page beside its pictures, generously: of all, a point of a curve, a score, a pair of methods, a map's markup.
 _TEXT, _POINT, _SCORE, _PAIR, _MARKUP = 150_000, 60, 60, 250, 400
 
@@ -215,7 +215,7 @@ def _metric(
     return Metric(
         name=name,
         title=title,
-        direction="" if higher is None else "higher is better" if higher else "lower is better",
+        direction=protocol.get("direction", ""),
         source=str(protocol.get("source", "")),
         ranking=ranked(ranking, differences, order, higher),
         pairs=pairs(list(order), differences, higher),
