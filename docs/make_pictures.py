@@ -1,18 +1,48 @@
-"""Draw the README's picture: a scene of two digits, explained for each of its classes by every method."""
+"""Draw the README's pictures: a scene of two digits, explained for each of its classes by every method; a comparison's report.
+
+The second one needs playwright and a Chromium (BACKLIT_CHROMIUM names it; else playwright's own).
+"""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from playwright.sync_api import sync_playwright
 
 import backlit
 from backlit.models.digits import demo_scenes
+from backlit.report.comparison import write_report
 from backlit.report.figure import render_image, render_overlay
 
 
-def main() -> None:
+def report() -> None:
+    """The first part of the report that `backlit compare` writes by default."""
+    model = backlit.load_model("digits")
+    images, labels = demo_scenes()
+    both = torch.zeros(len(images), 10, dtype=torch.bool).scatter_(1, labels, True)
+    names = [f"scene of {a} and {b}" for a, b in labels.tolist()]
+    examples = backlit.Examples(model.preprocess.batch(images), labels[:, 0], both, names=names)
+    methods = ["random", "gradient_x_input", "guided_backprop", "grad_cam", "dmbp"]
+    found = backlit.compare(
+        model, examples, methods, ["insertion", "complementary_insertion", "morf_5", "last_layer_reset"], classes=2
+    )
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as browsers:
+        page = Path(folder) / "report.html"
+        write_report(page, found)
+        path = os.environ.get("BACKLIT_CHROMIUM")
+        browser = browsers.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        tab = browser.new_page(viewport={"width": 1180, "height": 1400})
+        tab.goto(page.as_uri())
+        tab.screenshot(path=Path(__file__).with_name("report.png"))
+        browser.close()
+
+
+def scene() -> None:
+    """A row a class, a column a method."""
     model = backlit.load_model("digits")
     scene, labels = (part[0] for part in demo_scenes())
     x = torch.stack([model.preprocess(scene)] * 2)
@@ -36,4 +66,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    scene()
+    report()
