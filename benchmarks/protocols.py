@@ -1,6 +1,7 @@
 """The papers' tables on real networks and images: every method under every protocol that such images allow.
 
     uv run python benchmarks/protocols.py table --images 128        insertion, deletion, MoRF, LeRF, IBD (DMBP's Table 2, and more)
+    uv run python benchmarks/protocols.py magnitudes --fast         insertion by the magnitudes of the channels instead of their sum
     uv run python benchmarks/protocols.py reset --images 40         last-layer reset (DMBP's Table 3)
     uv run python benchmarks/protocols.py classes --images 40       class sensitivity (MIP-IN's Fig. 9)
     uv run python benchmarks/protocols.py cascade --images 16       cascading reset
@@ -22,10 +23,11 @@ from _common import RESULTS, SHARED, shared_model, write
 from backlit.bench.compare import compare
 from backlit.data.images import load_batch
 from backlit.methods import DMBP, METHODS, Random
-from backlit.metrics import ClassSensitivity, Examples
+from backlit.metrics import ClassSensitivity, Examples, Insertion
 
 METRICS = {
     "table": ["insertion", "deletion", "morf_5", "lerf_5", "morf_100", "lerf_100", "ibd", "ibd_auc"],
+    "magnitudes": [Insertion(reduce="abs")],
     "reset": ["last_layer_reset"],
     "classes": [ClassSensitivity(classes=(981, 589))],
     "cascade": ["cascading_reset"],
