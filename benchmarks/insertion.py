@@ -84,7 +84,7 @@ def whole_comparison(images: int) -> dict[str, object]:
     loaded = shared_model("squeezenet1_0")
     examples = real_examples("squeezenet1_0", images)
     methods = ["gradient", "saliency", "gradient_x_input", "deconvnet", "guided_backprop", "grad_cam"]
-    metrics = ["insertion", "deletion", "morf_5"]
+    metrics = ["insertion", "morf_5", "lerf_5"]
     start = time.perf_counter()
     compare(loaded, examples, methods, metrics, target="ground truth")
     seconds = time.perf_counter() - start

@@ -184,7 +184,9 @@ class Perturbation(Metric):
             image, rest = job // (m * len(inner)), job % (m * len(inner))
             of_map, step = rest // len(inner), inner[rest % len(inner)]
             taken = ranks[of_map, image] < counts[step].view(-1, 1, 1, 1)
-            return torch.where(taken, last[image], first[image]), image
+            start, stop = part.start // (m * len(inner)), (part.stop - 1) // (m * len(inner))
+            some = slice(start, start + 1) if start == stop else image  # most chunks are of one image: nothing is copied
+            return torch.where(taken, last[some], first[some]), image
 
         curves = x.new_empty(m, n, steps + 1)
         curves[..., 0] = self._run(network, n, examples, lambda part: (first[part], torch.arange(n)[part]))
