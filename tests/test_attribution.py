@@ -202,7 +202,7 @@ def test_only_results_of_one_kind_are_joined(changed: dict[str, object], message
         ("trajectory", {"loss": torch.zeros(3, 7)}, r"trajectory\['loss'\] must have shape \(3, 3\)"),
         ("trajectory", {"loss": torch.zeros(())}, r"trajectory\['loss'\] must have shape \(3,\)"),
         ("completeness", {"gap": torch.zeros(())}, r"completeness\['gap'\] must have shape \(3,\)"),
-        ("inputs", torch.zeros(3, 1, 4, 5), r"inputs must have shape \(3, 3, 4, 5\)"),
+        ("inputs", torch.zeros(3, 3, 4, 6), r"inputs must have shape \(3, 3, 4, 5\)"),
         ("target", torch.zeros(3), r"target must hold class indices as torch\.int64, but holds torch\.float32"),
     ],
 )
@@ -318,3 +318,13 @@ def test_showing_draws_into_a_window_of_pyplot(monkeypatch: pytest.MonkeyPatch) 
 def test_importing_it_does_not_import_matplotlib() -> None:
     code = "import sys, backlit.attribution; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_map_of_one_channel_goes_with_images_of_three() -> None:
+    n = torch.zeros(2, dtype=torch.int64)
+    one = Attribution(torch.rand(2, 1, 4, 5), n, n.float(), inputs=torch.rand(2, 3, 4, 5))
+    assert one[1].inputs is not None
+    assert one[1].inputs.shape == (1, 3, 4, 5)
+    assert one.heatmap().shape == (2, 1, 4, 5)
+    assert len(Attribution.cat([one, one])) == 4
+    assert len(one.figure().axes) > 2

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
-from backlit.data import load_batch
+from backlit.data import CIFAR10, load_batch, load_examples
 from backlit.models import LoadedModel, load_model
 
 SHARED = Path(os.environ.get("BACKLIT_SHARED", Path(__file__).parents[2] / ".." / "shared"))
@@ -45,14 +43,12 @@ def test_imagenet(name: str, options: dict, folder: str) -> None:
 
 
 def test_cifar() -> None:
-    parquet = pytest.importorskip("pyarrow.parquet", reason="CIFAR-10 is stored as parquet: pip install pyarrow")
-    table = parquet.read_table(SHARED / "data/cifar10/test.parquet").slice(0, 200)
+    data = CIFAR10(SHARED / "data" / "cifar10")
     model = load_model("cifar_resnet20", weights=SHARED / "models/resnet20-cifar10.safetensors")
-    pictures = [Image.open(io.BytesIO(entry["bytes"])) for entry in table.column("image").to_pylist()]
+    examples = load_examples(data[:200], model.preprocess)
     with torch.no_grad():
-        found = model.network(model.preprocess.batch(pictures)).argmax(1)
-    accuracy = (found == torch.tensor(table.column("label").to_pylist())).float().mean().item()
-    assert accuracy >= 0.85  # 91.7 % is expected
+        found = model.network(examples.inputs).argmax(1)
+    assert (found == examples.target).float().mean() >= 0.85  # 91.7 % is expected
 
 
 def test_cifar_state_fits() -> None:
