@@ -185,9 +185,8 @@ class Perturbation(Metric):
             of_map, step = rest // len(inner), inner[rest % len(inner)]
             taken = ranks[of_map, image] < counts[step].view(-1, 1, 1, 1)
             start, stop = part.start // (m * len(inner)), (part.stop - 1) // (m * len(inner))
-            some = (
-                slice(start, start + 1) if start == stop else image
-            )  # most chunks are of one image: nothing is copied
+            # Most chunks are of one image: then it is broadcast, not copied.
+            some = slice(start, start + 1) if start == stop else image
             return torch.where(taken, last[some], first[some]), image
 
         curves = x.new_empty(m, n, steps + 1)
