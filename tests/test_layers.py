@@ -11,7 +11,18 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "backlit"
 ORDER = [
-    *("_errors", "_types", "_version", "_files", "_fingerprint", "_random", "capture", "rules", "attribution"),
+    *(
+        "_errors",
+        "_types",
+        "_version",
+        "_files",
+        "_fingerprint",
+        "_layout",
+        "_random",
+        "capture",
+        "rules",
+        "attribution",
+    ),
     *("methods", "metrics", "models", "data", "bench", "report", "cli"),
 ]
 LOWER_MAY_REACH = {"attribution": {"report"}}  # inside a function: drawing a figure

@@ -25,6 +25,7 @@ from backlit.bench.compare import compare
 from backlit.bench.comparison import Comparison
 from backlit.methods import (
     DMBP,
+    LPR,
     METHODS,
     Deconvnet,
     GradCAM,
@@ -41,6 +42,7 @@ from backlit.rules import RuleTable, check_rule
 
 __all__ = [
     "DMBP",
+    "LPR",
     "METHODS",
     "METRICS",
     "Attribution",

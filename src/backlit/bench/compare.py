@@ -34,7 +34,7 @@ from backlit.methods import BASELINES, METHODS, Gradient, Method
 from backlit.methods.inputs import check_images
 from backlit.methods.lookup import find_method
 from backlit.metrics import Examples, Metric, Scores
-from backlit.metrics.layout import fast_layout
+from backlit._layout import fast_layout
 from backlit.metrics.lookup import find_metric
 from backlit.models import LoadedModel
 from backlit.models.loaded import numbered_classes

@@ -18,7 +18,10 @@ from backlit.capture.sites import Coverage, CoverageRow, Site, Trace
 from backlit.capture.watch import Watch, _floats
 
 Rule = Callable[[Tensor, tuple[Tensor, ...], Tensor, Call], Sequence[Tensor | None]]
-"""``rule(grad_output, inputs, output, call) -> gradients of the inputs``; ``None`` in a table is autograd's own."""
+"""``rule(grad_output, inputs, output, call) -> gradients of the inputs``; ``None`` in a table is autograd's own.
+
+A rule that never reads ``output`` may say so with an attribute ``reads_output = False``; second order then costs less.
+"""
 
 
 class Rules(Protocol):
@@ -175,7 +178,8 @@ class _Ruled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         inputs = ctx.saved_tensors
-        if torch.is_grad_enabled() or any(o._version != version for o, version in ctx.outputs):
+        written = any(o._version != version for o, version in ctx.outputs)
+        if written or (torch.is_grad_enabled() and getattr(ctx.rule, "reads_output", True)):
             output = ctx.call.run(*inputs)
         else:
             outputs = tuple(o for o, _ in ctx.outputs)

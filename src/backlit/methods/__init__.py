@@ -4,6 +4,7 @@ from backlit.methods.base import Method, Options
 from backlit.methods.cam import GradCAM, GuidedGradCAM
 from backlit.methods.dmbp import DMBP
 from backlit.methods.gradient import Deconvnet, Gradient, GradientXInput, GuidedBackprop, Saliency
+from backlit.methods.lpr import LPR
 from backlit.methods.random import Random
 
 METHODS: tuple[type[Method], ...] = (
@@ -15,6 +16,7 @@ METHODS: tuple[type[Method], ...] = (
     GradCAM,
     GuidedGradCAM,
     DMBP,
+    LPR,
 )
 BASELINES: tuple[type[Method], ...] = (Random,)
 """What a comparison may add, though nobody would explain with it."""
@@ -22,6 +24,7 @@ BASELINES: tuple[type[Method], ...] = (Random,)
 __all__ = [
     "BASELINES",
     "DMBP",
+    "LPR",
     "METHODS",
     "Deconvnet",
     "GradCAM",

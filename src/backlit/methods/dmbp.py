@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from backlit._errors import InputError
-from backlit.capture import RECTIFIERS, Coverage, CoverageRow, FrozenNetwork, Site, freeze
+from backlit.capture import Coverage, CoverageRow, FrozenNetwork, Site, freeze
 from backlit.capture.forms import Scaled
 from backlit.methods.base import Maps, Method, Options, activation_bytes, check
 from backlit.methods.inputs import pick
 from backlit.methods.masks import Masks, RMSprop
+from backlit.methods.sites import Sites, is_wanted
 
 Variant = Literal["all", "+,-", "+", "nd"]
 OPTIMIZERS: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] = {
@@ -74,7 +75,7 @@ class DMBPOptions(Options):
     lr: float = 0.01
     optimizer: str | Callable[[list[Tensor], float], torch.optim.Optimizer] = "rmsprop"
     init: float | Literal["normal"] = 0.0
-    sites: str | Callable[[Site], bool] | Collection[str] = "rectifiers"
+    sites: Sites = "rectifiers"
     tolerance: float | None = None
     dtype: torch.dtype | None = None
     compile: bool = False
@@ -148,7 +149,7 @@ class DMBP(Method):
             InputError: If there is none.
         """
         wanted = self.options.sites
-        found = [(site, form) for site, form in frozen.activations if _is_wanted(site, wanted)]
+        found = [(site, form) for site, form in frozen.activations if is_wanted(site, wanted)]
         if found:
             return found
         there = ", ".join(site.name for site, _ in frozen.activations) or "none that is elementwise"
@@ -166,15 +167,6 @@ def descent(model: nn.Module, x: Tensor, target: Tensor, **options: Any) -> Desc
 
 
 _TERMS = ("positive", "negative", "nuisance", "gap")
-
-
-def _is_wanted(site: Site, wanted: Any) -> bool:
-    if callable(wanted):
-        return bool(wanted(site))
-    if wanted in ("rectifiers", "activations"):
-        return wanted == "activations" or site.primitive in RECTIFIERS
-    names = (wanted,) if isinstance(wanted, str) else wanted
-    return site.name in names or site.module in names
 
 
 def _coverage(frozen: FrozenNetwork, masked: Collection[str]) -> Coverage:

@@ -18,7 +18,7 @@ from backlit.methods.base import check
 from backlit.methods.chunks import run_in_chunks
 from backlit.metrics.base import Metric, MetricOptions, Scores, to_numbers
 from backlit.metrics.examples import Examples
-from backlit.metrics.layout import fast_layout
+from backlit._layout import fast_layout
 from backlit.metrics.ranking import drawn_orders, pixel_ranks
 
 Replacement = Literal["blur", "zero", "mean"]

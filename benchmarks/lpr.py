@@ -1,0 +1,140 @@
+"""LPR's four readings beside other methods by the paper's MoRF and LeRF, and what a step costs.
+
+    uv run python benchmarks/lpr.py readings --model squeezenet1_0 --images 50
+    uv run python benchmarks/lpr.py readings --model mobilenet_v2 --images 50
+    uv run python benchmarks/lpr.py speed
+
+Needs BACKLIT_SHARED. As in the paper (Sec. 4.2), the class that the network predicts is the one that is explained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from _common import RESULTS, shared_model, write
+from backlit.bench.compare import compare
+from backlit.capture import propagate
+from backlit.methods import DMBP, LPR, GradCAM, GradientXInput, GuidedBackprop, Method, Random
+from backlit.methods.lpr import Learning, Plugins
+from backlit.metrics import Examples
+from protocols import real_examples
+
+
+class GuidedXInput(GuidedBackprop):
+    """Guided back-propagation times input, one of the methods that the issue of LPR names."""
+
+    name = "guided_x_input"
+
+    def value(self, gradient: Tensor, x: Tensor) -> Tensor:
+        return gradient * x
+
+
+def compared(network: nn.Module, chunk: int) -> dict[str, Method]:
+    """The readings of G, and the methods beside them."""
+    learned = {
+        "lpr_gradient": {"reading": "gradient"},
+        "lpr_gated": {"reading": "gated"},
+        "lpr_multiplier": {"reading": "multiplier"},
+        "lpr_gated_channel": {"reading": "gated", "plugin": "channel"},
+        "lpr_gradient_lr_0.2": {"reading": "gradient", "lr": 0.2},
+        "lpr_features": {"reading": "features"},
+    }
+    return {
+        "random": Random(network),
+        "gradient_x_input": GradientXInput(network),
+        "guided_x_input": GuidedXInput(network),
+        "grad_cam": GradCAM(network),
+        "dmbp_fast": DMBP.fast(network),
+        **{name: LPR(network, **{"lr": 0.05, "chunk": chunk, **options}) for name, options in learned.items()},
+    }
+
+
+def readings(arguments: argparse.Namespace) -> None:
+    loaded = shared_model(arguments.model)
+    images = real_examples(arguments.model, arguments.images)
+    with torch.no_grad():
+        target = torch.cat([loaded.network(x[None]).argmax(1) for x in images.inputs])
+    name = f"lpr_readings_{arguments.model}"
+    found = compare(
+        loaded,
+        Examples(images.inputs, target, names=images.names),
+        compared(loaded.network, arguments.chunk),
+        ["morf_5", "lerf_5", "insertion"],
+        out=arguments.out or Path("backlit-lpr") / name,
+        target="predicted",
+        progress=lambda done, of, what: print(f"{done}/{of} {what}", flush=True),
+    )
+    rows = [{"kind": "ranking", **row} for row in found.ranking.to_dicts()]
+    rows += [{"kind": "difference", **row} for row in found.differences.to_dicts()]
+    write(name, torch.device("cpu"), rows)
+    for row in found.ranking.to_dicts():
+        print("{metric:20} {rank:2} {method:18} {value:8.4f} [{low:.4f}, {high:.4f}] {images}".format_map(row))
+    print("written to", RESULTS / f"{name}.json")
+
+
+def speed(arguments: argparse.Namespace) -> None:
+    rows = []
+    for model in ("squeezenet1_0", "mobilenet_v2"):
+        loaded = shared_model(model)
+        for n in (1, 8):
+            x = real_examples(model, n).inputs
+            rows.append(_speed(model, loaded.network, x))
+            print(rows[-1], flush=True)
+    write("lpr_speed", torch.device("cpu"), rows)
+
+
+def _speed(name: str, network: nn.Module, x: Tensor) -> dict[str, Any]:
+    fast = x.contiguous(memory_format=torch.channels_last)
+    method = LPR(network)
+    plugins = Plugins(method.options, {})
+    run = propagate(network, fast, plugins)
+    learning = Learning(method.options, network, run, plugins, run.output.argmax(1))
+    with torch.no_grad():
+        times = _side_by_side(lambda: network(x), lambda: network(fast), learning.step)
+    start = time.perf_counter()
+    method(x)
+    whole = time.perf_counter() - start
+    return {
+        "network": name,
+        "images": len(x),
+        "forward_ms": times[0] * 1e3,
+        "forward_channels_last_ms": times[1] * 1e3,
+        "step_ms": times[2] * 1e3,
+        "step_over_forward": times[2] / times[0],
+        "step_over_forward_channels_last": times[2] / times[1],
+        "whole_s_per_image": whole / len(x),
+    }
+
+
+def _side_by_side(*calls: Callable[[], Any], rounds: int = 12) -> list[float]:
+    """The shortest time of each, all of them in turn, so that what else the machine does falls on all."""
+    shortest = [float("inf")] * len(calls)
+    for _ in range(rounds):
+        for i, call in enumerate(calls):
+            start = time.perf_counter()
+            with torch.set_grad_enabled(i == len(calls) - 1):
+                call()
+            shortest[i] = min(shortest[i], time.perf_counter() - start)
+    return shortest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("readings", "speed"))
+    parser.add_argument("--model", default="squeezenet1_0")
+    parser.add_argument("--images", type=int, default=50)
+    parser.add_argument("--chunk", type=int, default=4)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    {"readings": readings, "speed": speed}[arguments.what](arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,352 @@
+"""LPR: Learned Propagation Rules (Yang et al., ECCV 2020).
+
+The backward pass of every activation is a plugin module G with parameters (``rules/plugin.py``); everything else keeps
+its true derivative. Per image, Adam on the parameters minimises Eq. 10:
+
+    g    gradient of the target's logit to the image x, with G at every activation            Sec. 3.2
+    A    sum over channels of g * x                                                           Eq. 3
+    Â    (A - min A) / (max A - min A)                                                        Fig. 4
+    M^p  1 - sigmoid(gamma (Â - alpha)): hides what speaks for the target                     Eq. 4
+    M^n  sigmoid(gamma (Â - beta)): hides what speaks against it                              Eq. 5
+    L    F(x M^p) - F(x) + F(x) - F(x M^n) + lam (|1 - M^p| + |1 - M^n|)                      Eq. 7 to 10
+
+The forward pass of x is run once; a step is one backward pass by G, one forward and backward pass of both masked images
+of all images in one batch, and one pass back through the first.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from backlit._errors import InputError, UnsupportedOp
+from backlit._layout import fast_layout
+from backlit._types import Heatmap
+from backlit.capture import CONVOLUTIONS, Propagation, Rule, Site, propagate
+from backlit.capture.record import record
+from backlit.methods.base import Maps, Method, Options, activation_bytes, check
+from backlit.methods.inputs import pick
+from backlit.methods.sites import Sites, is_wanted
+from backlit.rules import presets
+from backlit.rules.adjoint import adjoint
+from backlit.rules.plugin import READINGS, Plugin
+from backlit.rules.table import rule_name
+
+_TRUE = presets.gradient.but(dict.fromkeys(CONVOLUTIONS, adjoint))
+_LAYERS = (*CONVOLUTIONS, "linear", "addmm", "matmul")
+
+
+@dataclass(frozen=True)
+class LPRStep:
+    """What a callback sees after each step: its number from 1, the terms of Eq. 7 to 10 per image (n,), before the step.
+
+    ``map`` is the map that they were computed from, (n, 1, h, w).
+    """
+
+    index: int
+    steps: int
+    loss: Tensor
+    positive: Tensor
+    negative: Tensor
+    mask: Tensor
+    map: Tensor
+
+
+@dataclass(frozen=True)
+class LPROptions(Options):
+    """Options of LPR; the defaults are the paper's (Sec. 4.2) where it says one.
+
+    Attributes:
+        reading: What G computes, of the four readings in ``rules/plugin.py``: "gradient", "gated", "multiplier", "features".
+        plugin: "element": a parameter for each element of a feature map (the paper's second architecture); "channel": C a
+            layer (the first); or a function of the site that makes a rule with an attribute ``theta``, which is None until
+            the rule first runs, and its parameters from then on, one row an image.
+        reference: Subtract the features of an all-zero image (DeepLIFT's reference), in the readings that look at features.
+        sign_aware: Both terms of the loss; without it M^p's alone (the ablation of Fig. 9).
+        mask: "sigmoid" (Eq. 4 and 5) or "gaussian" (Eq. 6).
+        alpha: Centre of M^p, on the scale of Â.
+        beta: Centre of M^n.
+        gamma: Steepness of both.
+        sigma: Standard deviation of the Gaussian in pixels; the paper gives none.
+        lam: Weight of the mask loss (lambda), which is a mean over pixels here.
+        score: F: the target's "logit", over its magnitude for x, or its "probability".
+        steps: Steps of Adam.
+        lr: Step size.
+        init: Start of theta; the paper gives none.
+        sites: Which activations get a plugin: "activations" (every elementwise one), "rectifiers", a function of the site,
+            or names of sites and modules.
+        callback: Called with an :class:`LPRStep` after each step.
+    """
+
+    reading: str = "gradient"
+    plugin: Literal["element", "channel"] | Callable[[Site], Any] = "element"
+    reference: bool = True
+    sign_aware: bool = True
+    mask: Literal["sigmoid", "gaussian"] = "sigmoid"
+    alpha: float = 0.75
+    beta: float = 0.25
+    gamma: float = 10.0
+    sigma: float = 2.0
+    lam: float = 0.1
+    score: Literal["logit", "probability"] = "logit"
+    steps: int = 40
+    lr: float = 0.2
+    init: float = 1.0
+    sites: Sites = "activations"
+    callback: Callable[[LPRStep], None] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.reading in READINGS, "reading", self.reading, f"one of {', '.join(READINGS)}")
+        known = callable(self.plugin) or self.plugin in ("element", "channel")
+        check(known, "plugin", self.plugin, "'element', 'channel', or a function that makes a rule for a site")
+        check(self.mask in ("sigmoid", "gaussian"), "mask", self.mask, "'sigmoid' or 'gaussian'")
+        for name in ("alpha", "beta"):
+            value = getattr(self, name)
+            check(_is_number(value) and 0 <= value <= 1, name, value, "from 0 to 1, the scale of Â")
+        for name in ("gamma", "sigma", "lr"):
+            value = getattr(self, name)
+            check(_is_number(value) and value > 0, name, value, "a positive number")
+        check(_is_number(self.lam) and self.lam >= 0, "lam", self.lam, "a number from 0")
+        check(_is_number(self.init) and self.init != 0, "init", self.init, "a number other than 0, where nothing moves")
+        check(self.score in ("logit", "probability"), "score", self.score, "'logit' or 'probability'")
+        check(isinstance(self.steps, int) and self.steps >= 1, "steps", self.steps, "a positive integer")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+class LPR(Method):
+    """Learned Propagation Rules (Yang et al., ECCV 2020). The map has one channel: a number for each pixel."""
+
+    name = "lpr"
+    title = "LPR"
+    summary = "propagation rules at the activations, learned per image by hiding what they find"
+    source = "Yang et al., ECCV 2020"
+    Options = LPROptions
+    memory_factor = 12.0
+
+    def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
+        fast = tuple(fast_layout(self.model, x) for x in inputs) if len(inputs) == 1 else inputs
+        plugins = Plugins(self.options, self._reference(fast))
+        run = propagate(self.model, fast, plugins)
+        if not plugins.rules:
+            raise InputError(
+                f"sites must leave LPR an activation to learn a rule for, but {self.options.sites!r} matches none of "
+                f"{', '.join(s.name for s in run.trace.of_kind('activation')) or 'none: the network has no activation'}. "
+                "Use GradientXInput for a network without activations."
+            )
+        targets = pick(run.output, targets)
+        found = [Learning(self.options, self.model, run, plugins, target).run() for target in targets.T]
+        parts = ("mask_positive", "mask_negative") if self.options.sign_aware else ("mask_positive",)
+        return Maps(
+            values=tuple(torch.stack([f.maps[i] for f in found]) for i in range(len(inputs))),
+            targets=targets,
+            output=run.output.detach().gather(1, targets).T,
+            coverage=run.coverage,
+            activation_bytes=activation_bytes(run.trace, inputs[0]),
+            parts={p: tuple(torch.stack([f.masks[i][p] for f in found]) for i in range(len(inputs))) for p in parts},
+            trajectory={k: torch.stack([f.trajectory[k] for f in found]) for k in found[0].trajectory},
+        )
+
+    def _reference(self, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """What every activation reads when the images are zero, by its site; empty where the reading does not ask."""
+        if not self.options.reference or READINGS[self.options.reading].held is None or callable(self.options.plugin):
+            return {}
+        found: dict[str, Tensor] = {}
+
+        def note(call: Any, signals: tuple[Tensor, ...], result: Any) -> Any:
+            if call.site.kind == "activation":
+                found[call.site.name] = signals[0]
+            return call.without_signals().run
+
+        record(self.model, tuple(torch.zeros_like(x) for x in inputs), note)
+        return found
+
+
+class Plugins:
+    """The rule table of LPR: G at every chosen activation, the true derivative at every other site."""
+
+    def __init__(self, options: LPROptions, reference: dict[str, Tensor]) -> None:
+        self.rules: dict[str, Any] = {}
+        self._options, self._reference = options, reference
+        self._channel = 1
+
+    def rule_for(self, site: Site) -> tuple[str, Rule | None]:
+        """A new plugin for a chosen activation of one signal, the true derivative's rule for every other site."""
+        if site.primitive in _LAYERS:  # the channels of what follows stand where the layer puts them
+            self._channel = 1 if site.primitive in CONVOLUTIONS else -1
+        if site.kind != "activation" or len(site.input_shapes) != 1 or not is_wanted(site, self._options.sites):
+            return _TRUE.rule_for(site)
+        rule = self._made(site)
+        self.rules[site.name] = rule
+        return rule_name(rule), rule
+
+    def _made(self, site: Site) -> Any:
+        options = self._options
+        if callable(options.plugin):
+            return options.plugin(site)
+        z0 = self._reference.get(site.name)
+        if self._reference and (z0 is None or tuple(z0.shape) != site.input_shapes[0]):
+            raise UnsupportedOp(
+                f"{site} has no counterpart when the image is zero: the network takes another way then. Use "
+                "reference=False."
+            )
+        channel = self._channel if options.plugin == "channel" else None
+        return Plugin(options.reading, channel=channel, init=options.init, reference=z0)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Maps, masks by name, each (n, 1, h, w) for each input, and curves (steps, n)."""
+
+    maps: tuple[Tensor, ...]
+    masks: tuple[dict[str, Tensor], ...]
+    trajectory: dict[str, Tensor]
+
+
+class Learning:
+    """Adam on the plugins of n images, each with its own parameters and target (n,); :meth:`step` is one step."""
+
+    def __init__(
+        self, options: LPROptions, model: nn.Module, run: Propagation, plugins: Plugins, target: Tensor
+    ) -> None:
+        self._options, self._model, self._run, self._plugins = options, model, run, plugins
+        self._inputs = tuple(x.detach() for x in run.inputs)
+        self._target = target
+        self._weights = nn.functional.one_hot(target, run.output.shape[1]).to(run.output.dtype)
+        self._whole = self._score(run.output.detach(), 1)[0]
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._finite = torch.ones(len(target), dtype=torch.bool, device=target.device)
+        self._failed = torch.zeros(len(target), dtype=torch.long, device=target.device)  # the step, from 1
+        for rule in plugins.rules.values():
+            rule.theta = None
+
+    def run(self) -> _Found:
+        """All steps, the map that they end in, and its masks."""
+        curves: dict[str, list[Tensor]] = {}
+        last: tuple[Tensor, ...] = ()
+        for index in range(1, self._options.steps + 1):
+            maps, terms = self.step()
+            last = self._finite_of(maps, last, index, terms["loss"])
+            for name, value in terms.items():
+                curves.setdefault(name, []).append(value)
+            if self._options.callback is not None:
+                self._options.callback(LPRStep(index, self._options.steps, **terms, map=maps[0]))
+        last = self._finite_of(self.maps(learn=False), last, self._options.steps + 1)
+        self._warn(last)
+        masks = tuple(self._masks(a) for a in last)
+        return _Found(last, masks, {name: torch.stack(values) for name, values in curves.items()})
+
+    def maps(self, *, learn: bool) -> tuple[Heatmap, ...]:
+        """A of each input (Eq. 3), from the parameters as they are; with the graph behind it if it is to be learned from."""
+        grads = self._run.gradient(self._weights, create_graph=learn, retain_graph=True)
+        return tuple((g * x).sum(1, keepdim=True) for g, x in zip(grads, self._inputs, strict=True))
+
+    def step(self) -> tuple[tuple[Heatmap, ...], dict[str, Tensor]]:
+        """One step of Adam; the maps and the terms of Eq. 10 before it, (n,) each."""
+        maps = self.maps(learn=True)
+        loss, terms = self.loss(maps)
+        thetas = [r.theta for r in self._plugins.rules.values() if r.theta is not None]
+        grads = torch.autograd.grad(loss.sum(), thetas, allow_unused=True)
+        if self._optimizer is None:
+            fused = self._target.device.type in ("cpu", "cuda")
+            self._optimizer = torch.optim.Adam(thetas, lr=self._options.lr, fused=fused)
+        for theta, grad in zip(thetas, grads, strict=True):
+            theta.grad = grad
+        self._optimizer.step()
+        return tuple(a.detach() for a in maps), terms
+
+    def loss(self, maps: tuple[Heatmap, ...]) -> tuple[Float[Tensor, " n"], dict[str, Tensor]]:
+        """Eq. 10 of these maps for each image, and its terms."""
+        masks = [self._masks(a) for a in maps]
+        names = list(masks[0])
+        masked = tuple(torch.cat([x * m[k] for k in names]) for x, m in zip(self._inputs, masks, strict=True))
+        scores = self._score(self._model(*masked), len(names))
+        hidden = torch.stack([torch.stack([(1 - m[k]).mean((1, 2, 3)) for k in names]).sum(0) for m in masks]).sum(0)
+        positive = scores[0] - self._whole
+        negative = self._whole - scores[1] if len(names) > 1 else torch.zeros_like(positive)
+        loss = positive + negative + self._options.lam * hidden
+        terms = {"loss": loss, "positive": positive, "negative": negative, "mask": hidden}
+        return loss, {name: value.detach() for name, value in terms.items()}
+
+    def _score(self, output: Tensor, times: int) -> Tensor:
+        """F of the n images, each ``times`` times in the batch, (times, n).
+
+        A logit is divided by its magnitude for x, so that the mask loss weighs alike for every image; where that is less
+        than a hundredth of the largest logit's, by this, for a logit may be zero.
+        """
+        index = self._target.repeat(times)[:, None]
+        if self._options.score == "probability":
+            return output.softmax(1).gather(1, index).view(times, -1)
+        logits = self._run.output.detach()
+        scale = torch.maximum(logits.gather(1, self._target[:, None])[:, 0].abs(), logits.abs().amax(1) / 100)
+        return output.gather(1, index).view(times, -1) / scale.clamp(min=torch.finfo(scale.dtype).tiny)
+
+    def _masks(self, a: Heatmap) -> dict[str, Heatmap]:
+        """Eq. 4 and 5, or Eq. 6, of the map A."""
+        options = self._options
+        low, high = a.amin((1, 2, 3), keepdim=True), a.amax((1, 2, 3), keepdim=True)
+        spread = high - low
+        scaled = (a - low) / torch.where(spread > 0, spread, 1)  # a constant map has no scale: its masks do not move
+        if options.mask == "sigmoid":
+            positive = 1 - torch.sigmoid(options.gamma * (scaled - options.alpha))
+            negative = torch.sigmoid(options.gamma * (scaled - options.beta))
+        else:
+            # As printed, Eq. 6 would keep what M^p must hide; it is read as the smoothed map in Eq. 4's place.
+            negative = smoothed(scaled, options.sigma)
+            positive = 1 - negative
+        return (
+            {"mask_positive": positive, "mask_negative": negative}
+            if options.sign_aware
+            else {"mask_positive": positive}
+        )
+
+    def _finite_of(
+        self, maps: tuple[Tensor, ...], last: tuple[Tensor, ...], index: int, loss: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """These maps where map and loss of an image have been finite so far, the last such one elsewhere."""
+        finite = torch.stack([a.flatten(1).isfinite().all(1) for a in maps]).all(0)
+        keep = self._finite & finite
+        if last:
+            maps = tuple(torch.where(keep[:, None, None, None], a, b) for a, b in zip(maps, last, strict=True))
+        now = keep if loss is None else keep & loss.isfinite()
+        self._failed = torch.where(self._finite & ~now, index, self._failed)
+        self._finite = now
+        return maps
+
+    def _warn(self, maps: tuple[Tensor, ...]) -> None:
+        for i in (~self._finite).nonzero().flatten().tolist():
+            warnings.warn(
+                f"LPR: loss or map of image {i} is not finite at step {int(self._failed[i])} of {self._options.steps}; its "
+                "last finite map is returned. Use a smaller lr.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        constant = torch.stack([a.amax((1, 2, 3)) == a.amin((1, 2, 3)) for a in maps]).all(0)
+        if bool(constant.any()):
+            which = ", ".join(map(str, constant.nonzero().flatten().tolist()))
+            warnings.warn(
+                f"LPR: the map of image {which} is constant, so its scaled map (Eq. 4) is undefined and nothing was learned "
+                "from it. Is the image zero, or does the target not depend on it?",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def smoothed(a: Heatmap, sigma: float) -> Heatmap:
+    """Eq. 6: the Gaussian mean of each pixel's neighbours, by their distance in pixels, over all of them."""
+
+    def weights(size: int) -> Tensor:
+        at = torch.arange(size, device=a.device, dtype=a.dtype)
+        near = torch.exp(-((at[:, None] - at) ** 2) / (2 * sigma**2))
+        return near / near.sum(1, keepdim=True)
+
+    return weights(a.shape[2]) @ a @ weights(a.shape[3]).T
