@@ -93,7 +93,7 @@ def speed(arguments: argparse.Namespace) -> None:
 def _speed(name: str, network: nn.Module, x: Tensor) -> dict[str, Any]:
     fast = x.contiguous(memory_format=torch.channels_last)
     method = LPR(network)
-    plugins = Plugins(method.options, {})
+    plugins = Plugins(method.options, None)
     run = propagate(network, fast, plugins)
     learning = Learning(method.options, network, run, plugins, run.output.argmax(1))
     with torch.no_grad():

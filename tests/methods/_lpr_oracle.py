@@ -12,6 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+DEFAULTS: dict[str, Any] = {
+    **{"reading": "gradient", "plugin": "element", "reference": True, "sign_aware": True, "mask": "sigmoid"},
+    **{"alpha": 0.75, "beta": 0.25, "gamma": 10.0, "sigma": 2.0, "lam": 0.1, "score": "logit"},
+    **{"steps": 3, "lr": 0.2, "init": 1.0},
+}
+
 
 class Small(nn.Module):
     """conv, ReLU, max-pool, conv, SiLU, residual add, mean, linear: what an oracle by hand can still follow."""
@@ -31,11 +37,7 @@ class Oracle:
     """The learning of one image's parameters, for one target."""
 
     def __init__(self, net: Small, x: Tensor, target: int, **options: Any) -> None:
-        defaults = dict(
-            reading="gradient", plugin="element", reference=True, sign_aware=True, mask="sigmoid", alpha=0.75
-        )
-        defaults |= dict(beta=0.25, gamma=10.0, sigma=2.0, lam=0.1, score="logit", steps=3, lr=0.2, init=1.0)
-        self.o = {**defaults, **options}
+        self.o = {**DEFAULTS, **options}
         self.net, self.x, self.target = net, x, target
         with torch.no_grad():
             self.z = self._features(x)
@@ -55,12 +57,12 @@ class Oracle:
             terms = self.terms(self.attribution())
             terms[0].backward()
             optimizer.step()
-            self.curve.append([float(t) for t in terms])
+            self.curve.append([float(t.detach()) for t in terms])
         return self.attribution().detach()
 
     def attribution(self) -> Tensor:
         """Eq. 3, the backward pass by hand."""
-        net, (za, zb) = self.net, self.z
+        net, za = self.net, self.z[0]
         g = net.fc.weight[self.target].view(1, -1, 1, 1)
         side = za.shape[2] // 2
         g = (g / side**2).expand(1, 4, side, side)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import pytest
 import torch
+from _lpr_oracle import Oracle, Small
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import backlit
-from _lpr_oracle import Oracle, Small
-from backlit.capture import propagate
-from backlit.methods.lpr import LPROptions, Learning, Plugins, smoothed
+from _networks import ARCHITECTURES, SPELLINGS, build, images
+from backlit import InputError, UnsupportedOp
+from backlit.capture import Call, Site, propagate
+from backlit.methods.lpr import Learning, LPROptions, LPRStep, Plugins
+from backlit.rules.plugin import Plugin
 
 TARGETS = [1, 4, 2]
 
@@ -55,3 +62,274 @@ def test_it_is_the_papers_algorithm(net: Small, x: Tensor, options: dict) -> Non
         assert tuple(found.parts) == names
         for name, mask in zip(names, masks, strict=False):
             torch.testing.assert_close(found.parts[name][i : i + 1], mask, rtol=1e-6, atol=1e-7)
+
+
+def learning(model: nn.Module, x: tuple[Tensor, ...], target: Tensor, **options: Any) -> Learning:
+    plugins = Plugins(LPROptions(**options), None)
+    return Learning(LPROptions(**options), model, propagate(model, x, plugins), plugins, target)
+
+
+ACTIVATIONS = [nn.LeakyReLU(0.2), nn.GELU(), nn.SiLU(inplace=True), nn.Hardswish(), nn.ReLU6(), nn.Tanh(), nn.PReLU(4)]
+
+
+class Other(nn.Module):
+    """What else a gradient passes: grouped, dilated and transposed convolutions, norms, attention, a gated product."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 4, 3, padding=2, dilation=2), nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.up, self.same = nn.ConvTranspose2d(4, 4, 2, stride=2), nn.Conv2d(4, 4, 3, padding="same")
+        self.round = nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")
+        self.act, self.norm, self.layer = activation, nn.GroupNorm(2, 4), nn.LayerNorm(4)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm(self.a(x)))
+        x = self.act(self.up(self.b(x)))
+        x = x * torch.sigmoid(x.mean((2, 3), keepdim=True))
+        x = F.avg_pool2d(self.act(self.round(self.same(x))), 4).flatten(2).transpose(1, 2)
+        x = x + F.scaled_dot_product_attention(x, x, x)
+        return self.fc(self.layer(x).mean(1))
+
+
+def assert_second_order_is_right(step: Learning) -> None:
+    """The parameters' gradient against central differences of the loss, through the whole step."""
+    loss, _ = step.loss(step.maps(learn=True))
+    thetas = [r.theta for r in step._plugins.rules.values() if r.theta is not None]
+    grads = torch.autograd.grad(loss.sum(), thetas)
+    generator = torch.Generator().manual_seed(5)
+    directions = [torch.randn(t.shape, dtype=t.dtype, generator=generator) for t in thetas]
+    analytic = float(sum((g * d).sum() for g, d in zip(grads, directions, strict=True)))
+
+    def moved(size: float) -> float:
+        with torch.no_grad():
+            for theta, d in zip(thetas, directions, strict=True):
+                theta.add_(size * d)
+        return float(step.loss(step.maps(learn=False))[0].detach().sum())
+
+    numeric = (moved(1e-6) - moved(-2e-6)) / 2e-6
+    assert analytic == pytest.approx(numeric, rel=1e-4, abs=1e-7)
+    assert abs(analytic) > 1e-6
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_second_order_goes_through_every_architecture(architecture: str) -> None:
+    x = tuple(image + 0.3 for image in images(architecture))
+    assert_second_order_is_right(learning(build(architecture, "module"), x, torch.tensor([0, 2])))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: type(a).__name__)
+def test_second_order_goes_through_every_other_operation(activation: nn.Module) -> None:
+    torch.manual_seed(3)
+    x = torch.randn(2, 2, 8, 8, dtype=torch.float64)
+    for reading in ("gradient", "multiplier"):
+        assert_second_order_is_right(
+            learning(Other(activation).double().eval(), (x,), torch.tensor([0, 2]), reading=reading)
+        )
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_spelling_makes_no_difference(architecture: str) -> None:
+    x = images(architecture)
+    x = x if len(x) > 1 else x[0]
+    expected = backlit.LPR(build(architecture, "module"), steps=2).attribute(x, 1)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    for spelling in SPELLINGS:
+        found = backlit.LPR(build(architecture, spelling), steps=2).attribute(x, 1)
+        for one, other in zip(found if isinstance(found, tuple) else (found,), expected, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"plugin": "channel"}, {"reading": "multiplier"}, {"mask": "gaussian"}], ids=str
+)
+def test_a_batch_equals_singles(net: Small, x: Tensor, options: dict) -> None:
+    whole = backlit.LPR(net, steps=6, **options)(x, TARGETS)
+    for i, target in enumerate(TARGETS):
+        alone = backlit.LPR(net, steps=6, **options)(x[i : i + 1], target)
+        torch.testing.assert_close(alone.values, whole.values[i : i + 1])
+        torch.testing.assert_close(alone.trajectory["loss"][:, 0], whole.trajectory["loss"][:, i])
+
+
+def test_learning_lowers_the_loss_of_every_image() -> None:
+    digits = backlit.load_model("digits")
+    found = backlit.LPR(digits.network)(digits.preprocess.batch(backlit.models.digits.digits_images().images[:4]))
+    loss = found.trajectory["loss"]
+    assert loss.shape == (40, 4)
+    assert bool((loss[-5:].amin(0) < loss[0] - 0.2).all())
+
+
+def test_the_image_is_run_once_and_both_masks_of_all_images_in_one_batch(net: Small, x: Tensor) -> None:
+    sizes: list[int] = []
+    hook = net.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    try:
+        backlit.LPR(net, steps=3)(x, TARGETS)
+        sizes.clear()  # the first call also tries the memory layout, once a network
+        backlit.LPR(net, steps=3)(x, TARGETS)
+    finally:
+        hook.remove()
+    assert sizes == [3, 6, 6, 6]
+
+
+def test_every_activation_is_covered_and_sites_choose(net: Small, x: Tensor) -> None:
+    assert backlit.LPR(net, steps=1)(x).coverage.count()["learned"] == 2
+    only = backlit.LPR(net, steps=1, sites="rectifiers")(x).coverage
+    assert [row.rule for row in only.rows if row.primitive in ("relu", "silu")] == ["learned", "learned"]
+    one = backlit.LPR(net, steps=1, sites=["silu[0]"])(x).coverage
+    assert [row.rule for row in one.rows if row.primitive in ("relu", "silu")] == ["true", "learned"]
+
+
+def test_channels_stand_where_the_layer_puts_them() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.mix, self.fc = nn.Conv2d(2, 6, 4, stride=4), nn.Linear(6, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.conv(x)).flatten(2).transpose(1, 2)  # (n, 4 tokens, 6)
+            return self.fc(F.gelu(self.mix(x)).mean(1))
+
+    step = learning(Tokens().eval(), (torch.randn(2, 2, 8, 8),), torch.tensor([0, 1]), plugin="channel")
+    step.step()
+    shapes = [tuple(rule.theta.shape) for rule in step._plugins.rules.values()]
+    assert shapes == [(2, 6, 1, 1), (2, 1, 5)]
+
+
+def test_the_callback_sees_each_step(net: Small, x: Tensor) -> None:
+    seen: list[LPRStep] = []
+    found = backlit.LPR(net, steps=3, callback=seen.append)(x, TARGETS)
+    assert [(s.index, s.steps) for s in seen] == [(1, 3), (2, 3), (3, 3)]
+    assert torch.equal(torch.stack([s.loss for s in seen]), found.trajectory["loss"])
+    torch.testing.assert_close(seen[2].map, backlit.LPR(net, steps=2)(x, TARGETS).values)
+
+
+class Scaled:
+    """A rule of a user's own: the true ReLU gate, times one learned number an image; infinite for one image in time."""
+
+    def __init__(self, fails_at: int = 0) -> None:
+        self.theta: Tensor | None = None
+        self.calls, self.fails_at = 0, fails_at
+
+    def __call__(self, g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> tuple[Tensor]:
+        if self.theta is None:
+            self.theta = g.new_ones((len(g), *[1] * (g.dim() - 1))).requires_grad_()
+        self.calls += 1
+        factor = torch.ones_like(self.theta)
+        if self.calls == self.fails_at:
+            factor[1] = float("inf")
+        return (g * (inputs[0] > 0) * self.theta * factor,)
+
+
+def test_a_rule_of_ones_own_is_learned(net: Small, x: Tensor) -> None:
+    made: list[tuple[Site, Scaled]] = []
+
+    def make(site: Site) -> Scaled:
+        made.append((site, Scaled()))
+        return made[-1][1]
+
+    found = backlit.LPR(net, steps=3, plugin=make)(x, TARGETS)
+    assert [site.name for site, _ in made] == ["relu[0]", "silu[0]"]
+    assert found.coverage.count()["Scaled"] == 2
+    assert all(rule.theta is not None and bool((rule.theta != 1).all()) for _, rule in made)
+
+
+@pytest.mark.parametrize(("call", "step"), [(2, 2), (4, 4)], ids=["while learning", "in the last map"])
+def test_the_last_finite_map_is_returned_with_the_step(net: Small, x: Tensor, call: int, step: int) -> None:
+    def make(site: Site) -> Any:
+        return Scaled(fails_at=call if site.name == "relu[0]" else 0)
+
+    with pytest.warns(RuntimeWarning, match=rf"image 1 is not finite at step {step} of 3"):
+        found = backlit.LPR(net, steps=3, plugin=make)(x, TARGETS)
+    sound = backlit.LPR(net, steps=3, plugin=lambda site: Scaled())
+    short = backlit.LPR(net, steps=step - 2, plugin=lambda site: Scaled()) if step > 2 else None
+    torch.testing.assert_close(found.values[[0, 2]], sound(x, TARGETS).values[[0, 2]])
+    if short is not None:
+        torch.testing.assert_close(found.values[1], short(x, TARGETS).values[1])
+    assert bool(found.values.isfinite().all())
+
+
+def test_a_constant_map_is_reported_and_leaves_the_others_alone(net: Small, x: Tensor) -> None:
+    black = x.clone()
+    black[1] = 0
+    with pytest.warns(RuntimeWarning, match="map of image 1 is constant"):
+        found = backlit.LPR(net, steps=3)(black, TARGETS)
+    assert not bool(found.values[1].any())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(found.values[[0, 2]], backlit.LPR(net, steps=3)(x, TARGETS).values[[0, 2]])
+
+
+def test_a_logit_of_zero_is_no_scale() -> None:
+    class Zero(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            score = F.relu(self.conv(x)).mean((2, 3))
+            return torch.stack([score[:, 0] - score[:, 0].detach(), score[:, 0], score[:, 1]], 1)
+
+    x = torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    found = backlit.LPR(Zero().eval(), steps=3)(x, 0)
+    assert bool(found.trajectory["loss"].isfinite().all())
+    assert bool((found.output == 0).all())
+
+
+def test_a_network_that_takes_another_way_for_zero_needs_no_reference() -> None:
+    class Fork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            if bool((x.detach() - self.conv.bias.view(1, -1, 1, 1)).abs().sum() > 0):
+                x = F.relu(x)
+            return x.mean((2, 3))
+
+    x = torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(UnsupportedOp, match=r"relu\[0\].*reference=False"):
+        backlit.LPR(Fork().eval(), reading="multiplier")(x, 0)
+    backlit.LPR(Fork().eval(), reading="multiplier", reference=False, steps=1)(x, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reading": "tanh"}, "reading must be one of gradient, gated"),
+        ({"plugin": "pixel"}, "plugin must be 'element', 'channel'"),
+        ({"mask": "hard"}, "mask must be"),
+        ({"alpha": 1.2}, "alpha must be from 0 to 1"),
+        ({"beta": -0.1}, "beta must be from 0 to 1"),
+        ({"gamma": 0}, "gamma must be a positive"),
+        ({"sigma": -1.0}, "sigma must be a positive"),
+        ({"lam": -0.1}, "lam must be a number from 0"),
+        ({"lr": float("inf")}, "lr must be a positive"),
+        ({"init": 0}, "init must be a number other than 0"),
+        ({"score": "loss"}, "score must be"),
+        ({"steps": 0}, "steps must be a positive integer"),
+        ({"lambda": 1}, "no option of LPR"),
+    ],
+    ids=str,
+)
+def test_options_are_checked(net: Small, options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        backlit.LPR(net, **options)
+
+
+def test_a_network_without_activations_is_refused(x: Tensor) -> None:
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(768, 3)).double().eval()
+    with pytest.raises(InputError, match=r"has no activation.*GradientXInput"):
+        backlit.LPR(linear)(x)
+
+
+def test_sites_that_match_nothing_are_refused_with_what_there_is(net: Small, x: Tensor) -> None:
+    with pytest.raises(InputError, match=r"'relu\[9\]' matches none of relu\[0\], silu\[0\]"):
+        backlit.LPR(net, sites="relu[9]")(x)
+
+
+def test_theta_is_made_from_the_options_start() -> None:
+    rule = Plugin(init=0.3)
+    (h,) = rule(torch.tensor([[2.0]]), (torch.tensor([[1.0]]),), torch.tensor([[1.0]]), None)  # type: ignore[arg-type]
+    torch.testing.assert_close(h, torch.tanh(torch.tensor([[0.6]])))

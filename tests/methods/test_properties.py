@@ -13,7 +13,7 @@ from backlit.methods import METHODS, Method
 @pytest.fixture(scope="module", params=METHODS, ids=lambda m: m.name)
 def method(request: pytest.FixtureRequest) -> Method:
     network = backlit.load_model("digits", dtype="float64").network
-    short = {"steps": 3, "lr": 0.1} if request.param is backlit.DMBP else {}
+    short = {"steps": 3, "lr": 0.1} if request.param in (backlit.DMBP, backlit.LPR) else {}
     return request.param(network, **short)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from backlit._errors import BacklitError, FileError, InputError
 from backlit._files import write_whole
 from backlit._fingerprint import fingerprint
+from backlit._layout import fast_layout
 from backlit._random import image_bytes
 from backlit._version import __version__
 from backlit.attribution import Attribution
@@ -34,7 +35,6 @@ from backlit.methods import BASELINES, METHODS, Gradient, Method
 from backlit.methods.inputs import check_images
 from backlit.methods.lookup import find_method
 from backlit.metrics import Examples, Metric, Scores
-from backlit._layout import fast_layout
 from backlit.metrics.lookup import find_metric
 from backlit.models import LoadedModel
 from backlit.models.loaded import numbered_classes

@@ -156,10 +156,10 @@ class LPR(Method):
             trajectory={k: torch.stack([f.trajectory[k] for f in found]) for k in found[0].trajectory},
         )
 
-    def _reference(self, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        """What every activation reads when the images are zero, by its site; empty where the reading does not ask."""
+    def _reference(self, inputs: tuple[Tensor, ...]) -> dict[str, Tensor] | None:
+        """What every activation reads when the images are zero, by its site; None where the reading does not ask."""
         if not self.options.reference or READINGS[self.options.reading].held is None or callable(self.options.plugin):
-            return {}
+            return None
         found: dict[str, Tensor] = {}
 
         def note(call: Any, signals: tuple[Tensor, ...], result: Any) -> Any:
@@ -174,7 +174,7 @@ class LPR(Method):
 class Plugins:
     """The rule table of LPR: G at every chosen activation, the true derivative at every other site."""
 
-    def __init__(self, options: LPROptions, reference: dict[str, Tensor]) -> None:
+    def __init__(self, options: LPROptions, reference: dict[str, Tensor] | None) -> None:
         self.rules: dict[str, Any] = {}
         self._options, self._reference = options, reference
         self._channel = 1
@@ -193,8 +193,8 @@ class Plugins:
         options = self._options
         if callable(options.plugin):
             return options.plugin(site)
-        z0 = self._reference.get(site.name)
-        if self._reference and (z0 is None or tuple(z0.shape) != site.input_shapes[0]):
+        z0 = None if self._reference is None else self._reference.get(site.name)
+        if self._reference is not None and (z0 is None or tuple(z0.shape) != site.input_shapes[0]):
             raise UnsupportedOp(
                 f"{site} has no counterpart when the image is zero: the network takes another way then. Use "
                 "reference=False."

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backlit._errors import InputError
+from backlit._layout import fast_layout
 from backlit.attribution import Attribution
 from backlit.methods.base import check
 from backlit.methods.chunks import run_in_chunks
 from backlit.metrics.base import Metric, MetricOptions, Scores, to_numbers
 from backlit.metrics.examples import Examples
-from backlit._layout import fast_layout
 from backlit.metrics.ranking import drawn_orders, pixel_ranks
 
 Replacement = Literal["blur", "zero", "mean"]

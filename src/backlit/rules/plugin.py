@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ Held = Callable[[Tensor, Tensor, Call], Tensor]
 class Reading:
     """One reading of G: ``formula(t, g, held)``, and what it holds of the forward pass, ``held(z, z0, call)``."""
 
-    formula: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    formula: Callable[[Tensor, Tensor, Any], Tensor]
     held: Held | None = None
 
 
