@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from _common import RESULTS, shared_model, write
 from backlit.bench.compare import compare
-from backlit.capture import propagate
+from backlit.capture import Rule, Site, propagate
 from backlit.methods import DMBP, LPR, GradCAM, GradientXInput, GuidedBackprop, Method, Random
 from backlit.methods.lpr import Learning, Plugins
 from backlit.metrics import Examples
+from backlit.rules.adjoint import adjoint
 from protocols import real_examples
 
 
@@ -90,14 +91,22 @@ def speed(arguments: argparse.Namespace) -> None:
     write("lpr_speed", torch.device("cpu"), rows)
 
 
+class ByAutograd(Plugins):
+    """Every derivative but G's left to autograd, the second one too: the rival."""
+
+    def rule_for(self, site: Site) -> tuple[str, Rule | None]:
+        name, rule = super().rule_for(site)
+        return name, None if rule is adjoint else rule
+
+
 def _speed(name: str, network: nn.Module, x: Tensor) -> dict[str, Any]:
     fast = x.contiguous(memory_format=torch.channels_last)
     method = LPR(network)
-    plugins = Plugins(method.options, None)
-    run = propagate(network, fast, plugins)
-    learning = Learning(method.options, network, run, plugins, run.output.argmax(1))
-    with torch.no_grad():
-        times = _side_by_side(lambda: network(x), lambda: network(fast), learning.step)
+    steps = []
+    for plugins in (Plugins(method.options, None), ByAutograd(method.options, None)):
+        run = propagate(network, fast, plugins)
+        steps.append(Learning(method.options, network, run, plugins, run.output.argmax(1)).step)
+    times = _side_by_side(lambda: _forward(network, x), lambda: _forward(network, fast), *steps)
     start = time.perf_counter()
     method(x)
     whole = time.perf_counter() - start
@@ -107,10 +116,16 @@ def _speed(name: str, network: nn.Module, x: Tensor) -> dict[str, Any]:
         "forward_ms": times[0] * 1e3,
         "forward_channels_last_ms": times[1] * 1e3,
         "step_ms": times[2] * 1e3,
+        "step_by_autograd_ms": times[3] * 1e3,
         "step_over_forward": times[2] / times[0],
         "step_over_forward_channels_last": times[2] / times[1],
         "whole_s_per_image": whole / len(x),
     }
+
+
+@torch.no_grad()
+def _forward(network: nn.Module, x: Tensor) -> None:
+    network(x)
 
 
 def _side_by_side(*calls: Callable[[], Any], rounds: int = 12) -> list[float]:
@@ -119,8 +134,7 @@ def _side_by_side(*calls: Callable[[], Any], rounds: int = 12) -> list[float]:
     for _ in range(rounds):
         for i, call in enumerate(calls):
             start = time.perf_counter()
-            with torch.set_grad_enabled(i == len(calls) - 1):
-                call()
+            call()
             shortest[i] = min(shortest[i], time.perf_counter() - start)
     return shortest
 

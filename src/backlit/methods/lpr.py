@@ -103,7 +103,12 @@ class LPROptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.reading in READINGS, "reading", self.reading, f"one of {', '.join(READINGS)}")
+        check(
+            isinstance(self.reading, str) and self.reading in READINGS,
+            "reading",
+            self.reading,
+            f"one of {', '.join(READINGS)}",
+        )
         known = callable(self.plugin) or self.plugin in ("element", "channel")
         check(known, "plugin", self.plugin, "'element', 'channel', or a function that makes a rule for a site")
         check(self.mask in ("sigmoid", "gaussian"), "mask", self.mask, "'sigmoid' or 'gaussian'")
