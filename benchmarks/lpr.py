@@ -1,7 +1,7 @@
-"""LPR's four readings beside other methods by the paper's MoRF and LeRF, and what a step costs.
+"""LPR beside other methods by the paper's MoRF and LeRF, its readings beside each other, and what a step costs.
 
-    uv run python benchmarks/lpr.py readings --model squeezenet1_0 --images 50
-    uv run python benchmarks/lpr.py readings --model mobilenet_v2 --images 50
+    uv run python benchmarks/lpr.py table --model squeezenet1_0 --images 50
+    uv run python benchmarks/lpr.py readings --model mobilenet_v2 --images 16
     uv run python benchmarks/lpr.py speed
 
 Needs BACKLIT_SHARED. As in the paper (Sec. 4.2), the class that the network predicts is the one that is explained.
@@ -37,36 +37,40 @@ class GuidedXInput(GuidedBackprop):
         return gradient * x
 
 
-def compared(network: nn.Module, chunk: int) -> dict[str, Method]:
-    """The readings of G, and the methods beside them."""
-    learned = {
+LEARNED: dict[str, dict[str, dict[str, Any]]] = {
+    "table": {"lpr": {}, "lpr_60_steps": {"steps": 60}, "lpr_lr_0.2": {"lr": 0.2}},
+    "readings": {
         "lpr_gradient": {"reading": "gradient"},
         "lpr_gated": {"reading": "gated"},
         "lpr_multiplier": {"reading": "multiplier"},
-        "lpr_gated_channel": {"reading": "gated", "plugin": "channel"},
-        "lpr_gradient_lr_0.2": {"reading": "gradient", "lr": 0.2},
         "lpr_features": {"reading": "features"},
-    }
+        "lpr_channel": {"plugin": "channel"},
+    },
+}
+
+
+def compared(network: nn.Module, which: str, chunk: int) -> dict[str, Method]:
+    """LPR with several options, and the methods beside it."""
     return {
         "random": Random(network),
         "gradient_x_input": GradientXInput(network),
         "guided_x_input": GuidedXInput(network),
         "grad_cam": GradCAM(network),
         "dmbp_fast": DMBP.fast(network),
-        **{name: LPR(network, **{"lr": 0.05, "chunk": chunk, **options}) for name, options in learned.items()},
+        **{name: LPR(network, chunk=chunk, **options) for name, options in LEARNED[which].items()},
     }
 
 
-def readings(arguments: argparse.Namespace) -> None:
+def table(arguments: argparse.Namespace) -> None:
     loaded = shared_model(arguments.model)
     images = real_examples(arguments.model, arguments.images)
     with torch.no_grad():
         target = torch.cat([loaded.network(x[None]).argmax(1) for x in images.inputs])
-    name = f"lpr_readings_{arguments.model}"
+    name = f"lpr_{arguments.what}_{arguments.model}"
     found = compare(
         loaded,
         Examples(images.inputs, target, names=images.names),
-        compared(loaded.network, arguments.chunk),
+        compared(loaded.network, arguments.what, arguments.chunk),
         ["morf_5", "lerf_5", "insertion"],
         out=arguments.out or Path("backlit-lpr") / name,
         target="predicted",
@@ -141,13 +145,13 @@ def _side_by_side(*calls: Callable[[], Any], rounds: int = 12) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("readings", "speed"))
+    parser.add_argument("what", choices=("table", "readings", "speed"))
     parser.add_argument("--model", default="squeezenet1_0")
     parser.add_argument("--images", type=int, default=50)
     parser.add_argument("--chunk", type=int, default=4)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    {"readings": readings, "speed": speed}[arguments.what](arguments)
+    (speed if arguments.what == "speed" else table)(arguments)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ class LPROptions(Options):
         lam: Weight of the mask loss (lambda), which is a mean over pixels here.
         score: F: the target's "logit", over its magnitude for x, or its "probability".
         steps: Steps of Adam.
-        lr: Step size.
+        lr: Step size. The paper's 0.2 goes with a start of theta that it does not say; from 1, smaller ones explain better.
         init: Start of theta; the paper gives none.
         sites: Which activations get a plugin: "activations" (every elementwise one), "rectifiers", a function of the site,
             or names of sites and modules.
@@ -96,7 +96,7 @@ class LPROptions(Options):
     lam: float = 0.1
     score: Literal["logit", "probability"] = "logit"
     steps: int = 40
-    lr: float = 0.2
+    lr: float = 0.03
     init: float = 1.0
     sites: Sites = "activations"
     callback: Callable[[LPRStep], None] | None = None
