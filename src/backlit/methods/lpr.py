@@ -136,7 +136,7 @@ class LPR(Method):
     summary = "propagation rules at the activations, learned per image by hiding what they find"
     source = "Yang et al., ECCV 2020"
     Options = LPROptions
-    memory_factor = 12.0
+    memory_factor = 7.0
 
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
         fast = tuple(fast_layout(self.model, x) for x in inputs) if len(inputs) == 1 else inputs
