@@ -1,6 +1,7 @@
 """The papers' tables on real networks and images: every method under every protocol that such images allow.
 
     uv run python benchmarks/protocols.py table --images 128        insertion, deletion, MoRF, LeRF, IBD (DMBP's Table 2, and more)
+    uv run python benchmarks/protocols.py short --images 50         insertion and the 5 % protocols alone
     uv run python benchmarks/protocols.py magnitudes --fast         insertion by the magnitudes of the channels instead of their sum
     uv run python benchmarks/protocols.py reset --images 40         last-layer reset (DMBP's Table 3)
     uv run python benchmarks/protocols.py classes --images 40       class sensitivity (MIP-IN's Fig. 9)
@@ -27,6 +28,7 @@ from backlit.metrics import ClassSensitivity, Examples, Insertion
 
 METRICS = {
     "table": ["insertion", "deletion", "morf_5", "lerf_5", "morf_100", "lerf_100", "ibd", "ibd_auc"],
+    "short": ["insertion", "morf_5", "lerf_5"],
     "magnitudes": [Insertion(reduce="abs")],
     "reset": ["last_layer_reset"],
     "classes": [ClassSensitivity(classes=(981, 589))],
@@ -91,9 +93,10 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="all of them, if not given")
     parser.add_argument("--fast", action="store_true", help="DMBP by its short schedule alone")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--name", help="of the result file; WHAT_MODEL, if not given")
     parser.add_argument("--markdown", action="store_true", help="only print the tables of the last run's results")
     arguments = parser.parse_args()
-    name = f"{arguments.what}_{arguments.model}"
+    name = arguments.name or f"{arguments.what}_{arguments.model}"
     if arguments.markdown:
         print_markdown(json.loads((RESULTS / f"{name}.json").read_text())["rows"])
         return

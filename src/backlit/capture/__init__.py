@@ -3,7 +3,7 @@
 from backlit.capture.canonical import Call
 from backlit.capture.freeze import FrozenNetwork, freeze
 from backlit.capture.primitives import CONVOLUTIONS, PRIMITIVES, RECTIFIERS, Primitive, extend
-from backlit.capture.propagate import Propagation, Rule, propagate
+from backlit.capture.propagate import Propagation, Rule, Tap, Tapped, propagate
 from backlit.capture.sites import Coverage, CoverageRow, Site, Trace
 
 __all__ = [
@@ -18,6 +18,8 @@ __all__ = [
     "Propagation",
     "Rule",
     "Site",
+    "Tap",
+    "Tapped",
     "Trace",
     "extend",
     "freeze",

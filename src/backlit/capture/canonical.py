@@ -63,10 +63,13 @@ class Call:
             return target
         return function(*positional, **arguments)
 
+    def with_signals(self, signals: tuple[Any, ...]) -> Call:
+        """The same call on other signals; it can no longer be repeated as the network wrote it."""
+        return replace(self, arguments=_put(self.arguments, self.places, signals), spelled=_released)
+
     def without_signals(self) -> Call:
         """The same call with its signals removed, so that keeping it keeps no activation alive."""
-        empty = _put(self.arguments, self.places, (None,) * len(self.places))
-        return replace(self, arguments=empty, spelled=_released)
+        return self.with_signals((None,) * len(self.places))
 
 
 def _released() -> Any:

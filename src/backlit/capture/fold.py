@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backlit.capture.canonical import Call
-from backlit.capture.primitives import CONVOLUTIONS
+from backlit.capture.primitives import CONVOLUTIONS, Primitive
 from backlit.capture.record import Recording, record
+from backlit.capture.sites import Trace
 
 
 def folded(recording: Recording) -> Recording:
@@ -30,24 +31,32 @@ def folded(recording: Recording) -> Recording:
     return replace(recording, nodes=tuple(node for node in nodes if node.outputs))
 
 
-def fold_plan(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Callable[[Call], Call]]:
-    """For each site of a pair that folds, what its call becomes: the layer does both, the norm nothing."""
+def fold_plan(
+    model: nn.Module, inputs: tuple[Tensor, ...]
+) -> tuple[dict[tuple[str, str], Callable[[Call], Call]], Trace]:
+    """For each site (name, module) of a pair that folds, what its call becomes: the layer does both, the norm nothing.
+
+    Also the recorded trace: the plan holds for runs that make the same calls.
+    """
     recording, _ = record(model, inputs, lambda call, signals, result: call.without_signals().run)
-    plan: dict[str, Callable[[Call], Call]] = {}
+    plan: dict[tuple[str, str], Callable[[Call], Call]] = {}
     for layer, norm in _pairs(recording):
         node, batch_norm = recording.nodes[layer], recording.nodes[norm]
         call = _fold(node.call, batch_norm.call)
         if call is not None:
             changes = {"weight": call["weight"], "bias": call["bias"]}
-            plan[node.call.site.name] = lambda c, changes=changes: replace(c, arguments={**c.arguments, **changes})
-            plan[batch_norm.call.site.name] = _as_identity
-    return plan
+            plan[node.call.site.name, node.call.site.module] = lambda c, changes=changes: replace(
+                c, arguments={**c.arguments, **changes}
+            )
+            plan[batch_norm.call.site.name, batch_norm.call.site.module] = _as_identity
+    return plan, recording.trace
+
+
+_IDENTITY = Primitive("identity", "affine", lambda input: input, "input")  # noqa: A006  torch's own name for it
 
 
 def _as_identity(call: Call) -> Call:
-    zero = torch.zeros_like(call["running_mean"])
-    unit = {"running_mean": zero, "running_var": zero + 1, "weight": None, "bias": None, "eps": 0.0}
-    return replace(call, arguments={**call.arguments, **unit})
+    return replace(call, primitive=_IDENTITY, arguments={"input": call["input"]})
 
 
 def _pairs(recording: Recording) -> list[tuple[int, int]]:

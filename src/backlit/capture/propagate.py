@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -41,11 +41,31 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class Tap:
+    """What is read off the gradient of a site's output on its way down: the gradients of further inputs of the network.
+
+    A bias is such an input: ``read`` turns the output's gradient into the gradient of each of ``inputs``.
+    """
+
+    inputs: tuple[Tensor, ...]
+    read: Callable[[Tensor], tuple[Tensor, ...]] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Tapped:
+    """A tapped site: its output as it left the operation, and the tap's inputs, as leaves to differentiate to."""
+
+    site: Site
+    output: Tensor
+    inputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
 class Propagation:
     """One forward pass whose backward pass follows the rules.
 
     ``inputs`` are the leaves to differentiate to, ``output`` the network's (n, k) logits with the rules' graph behind
-    it, ``kept`` the outputs of the sites that were asked for.
+    it, ``kept`` the outputs of the sites that were asked for, ``taps`` the sites that were tapped, in order.
     """
 
     inputs: tuple[Tensor, ...]
@@ -53,6 +73,7 @@ class Propagation:
     trace: Trace
     coverage: Coverage
     kept: dict[str, Kept]
+    taps: dict[str, Tapped] = field(default_factory=dict)
 
     def gradient(
         self,
@@ -62,7 +83,7 @@ class Propagation:
         create_graph: bool = False,
         retain_graph: bool | None = None,
     ) -> tuple[Tensor, ...]:
-        """Gradient of ``(weights * output).sum()`` to each input, by the rules; or to these outputs of kept sites.
+        """Gradient of ``(weights * output).sum()`` to each input, by the rules; or to outputs of kept sites and inputs of taps.
 
         With a leading axis t, t weightings are propagated at once through the same graph: each result is then
         (t, n, ...).
@@ -89,6 +110,7 @@ def propagate(
     *,
     keep: Callable[[Site], bool] = lambda site: False,
     fold: bool = False,
+    tap: Callable[[Call, Tensor], Tap | None] | None = None,
 ) -> Propagation:
     """Run ``model`` on ``inputs``; differentiating the result follows ``rules``.
 
@@ -100,7 +122,9 @@ def propagate(
         inputs: One tensor or several, images first: (n, ...).
         rules: A rule table.
         keep: Which sites to return in ``kept``.
-        fold: Fold batch norm by dataflow; costs one more forward pass.
+        fold: Fold batch norm by dataflow; costs one more forward pass, of the first image.
+        tap: Asked after each call, with the call (its signals as they were before) and its output; what it returns is
+            returned in ``taps``. The output itself does not change.
 
     Raises:
         UnsupportedOp: If an operation on the signal cannot be seen or has no rule in the table.
@@ -110,12 +134,20 @@ def propagate(
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     check_model(model, inputs)
     leaves = tuple(x.detach().requires_grad_() for x in inputs)
-    plan = fold_plan(model, leaves) if fold else {}
-    with torch.enable_grad():
-        signals = tuple(leaf.clone() for leaf in leaves)  # the network may write to its input
-    run = _Propagate(model, signals, rules, keep, plan)
-    output = run.follow(model, signals)
-    return Propagation(leaves, output, run.trace, Coverage(tuple(run.rows)), run.kept)
+    plan, planned = fold_plan(model, tuple(x[:1] for x in leaves)) if fold else ({}, None)
+    while True:
+        with torch.enable_grad():
+            signals = tuple(leaf.clone() for leaf in leaves)  # the network may write to its input
+        run = _Propagate(model, signals, rules, keep, plan, tap)
+        output = run.follow(model, signals)
+        if planned is None or _same_calls(run.trace, planned):
+            break
+        (plan, _), planned = fold_plan(model, leaves), None  # it goes another way with all images than with one
+    return Propagation(leaves, output, run.trace, Coverage(tuple(run.rows)), run.kept, run.taps)
+
+
+def _same_calls(one: Trace, other: Trace) -> bool:
+    return [(s.name, s.module) for s in one] == [(s.name, s.module) for s in other]
 
 
 class _Propagate(Watch):
@@ -125,36 +157,68 @@ class _Propagate(Watch):
         inputs: tuple[Tensor, ...],
         rules: Rules,
         keep: Callable[[Site], bool],
-        plan: dict[str, Any],
+        plan: dict[tuple[str, str], Any],
+        tap: Callable[[Call, Tensor], Tap | None] | None,
     ) -> None:
         super().__init__(model, inputs)
-        self._rules, self._keep, self._plan = rules, keep, plan
+        self._rules, self._keep, self._plan, self._tap = rules, keep, plan, tap
         self.rows: list[CoverageRow] = []
         self.kept: dict[str, Kept] = {}
+        self.taps: dict[str, Tapped] = {}
 
     def visit(self, call: Call) -> Any:
         site = call.site
-        folded = self._plan.get(site.name)
+        folded = self._plan.get((site.name, site.module))
         name, rule = self._rules.rule_for(site)
         self.rows.append(CoverageRow(site.name, site.primitive, site.kind, site.module, site.spelling, name))
         if folded is not None:
             call = folded(call)
         spelled = call.spelled if folded is None and not call.inplace else None
         copied: list[Tensor] = []
-        if rule is None:
-            result = call.spelled() if folded is None else call.run(*call.signals)
-        elif not call.inplace:
-            result = _Ruled.apply(call.without_signals(), rule, spelled, copied, *call.signals)
-            if copied:
-                self.split((*call.signals, *_floats(result)))
-        else:
+        if call.inplace and (rule is not None or self._tap is not None):
             # The value before the write is the rule's input; the write itself goes through autograd, which knows views.
             before = tuple(s.clone() for s in call.signals)
-            result = call.target.copy_(_Ruled.apply(call.without_signals(), rule, spelled, copied, *before))
+            ruled = (call.without_signals(), rule, spelled, copied)
+            written = call.run(*before) if rule is None else _Ruled.apply(*ruled, *before)
+            result = call.target.copy_(self._tapped(call, before, written))
+        elif rule is None:
+            signals = call.signals
+            result = self._tapped(call, signals, call.spelled() if folded is None else call.run(*signals))
+        else:
+            result = _Ruled.apply(call.without_signals(), rule, spelled, copied, *call.signals)
+            result = self._tapped(call, call.signals, result)
+            if copied:
+                self.split((*call.signals, *_floats(result)))
         if self._keep(site):
             output = result if isinstance(result, Tensor) else result[0]
             self.kept[site.name] = Kept(output, call.without_signals())
         return result
+
+    def _tapped(self, call: Call, signals: tuple[Tensor, ...], output: Any) -> Any:
+        """The output, with what its site's tap reads behind it."""
+        if self._tap is None or not isinstance(output, Tensor) or not output.is_floating_point():
+            return output
+        with torch.no_grad():
+            found = self._tap(call.with_signals(tuple(s.detach() for s in signals)), output.detach())
+        if found is None:
+            return output
+        leaves = tuple(x.detach().requires_grad_() for x in found.inputs)
+        site = replace(call.site, output_shape=tuple(output.shape))
+        self.taps[site.name] = Tapped(site, output, leaves)
+        return _Tap.apply(output, found.read, *leaves)
+
+
+class _Tap(torch.autograd.Function):
+    """The identity, whose backward pass also reads the gradient for the tap's inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, read: Any, *inputs: Tensor) -> Tensor:
+        ctx.read = read
+        return output.detach()  # the same memory and version, but no view: what is written to it later is seen
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        return (grad, None, *ctx.read(grad))
 
 
 class _Ruled(torch.autograd.Function):

@@ -1,11 +1,14 @@
 """The methods, in the one tuple that drives the command line, the docs and the property tests."""
 
 from backlit.methods.base import Method, Options
+from backlit.methods.bbp import BBp
 from backlit.methods.cam import GradCAM, GuidedGradCAM
 from backlit.methods.dmbp import DMBP
+from backlit.methods.fullgrad import FullGrad
 from backlit.methods.gradient import Deconvnet, Gradient, GradientXInput, GuidedBackprop, Saliency
 from backlit.methods.lpr import LPR
 from backlit.methods.random import Random
+from backlit.methods.tr_gbp import TRGBP
 
 METHODS: tuple[type[Method], ...] = (
     Saliency,
@@ -17,6 +20,9 @@ METHODS: tuple[type[Method], ...] = (
     GuidedGradCAM,
     DMBP,
     LPR,
+    TRGBP,
+    FullGrad,
+    BBp,
 )
 BASELINES: tuple[type[Method], ...] = (Random,)
 """What a comparison may add, though nobody would explain with it."""
@@ -26,7 +32,10 @@ __all__ = [
     "DMBP",
     "LPR",
     "METHODS",
+    "TRGBP",
+    "BBp",
     "Deconvnet",
+    "FullGrad",
     "GradCAM",
     "Gradient",
     "GradientXInput",

@@ -157,7 +157,7 @@ class Method(ABC):
         except RuntimeError as error:
             check_runs(self.model, tensors, error)
             raise
-        maps = _joined(chunks)
+        maps = joined(chunks)
         self._check_finite(maps)
         return tensors, maps
 
@@ -186,7 +186,7 @@ def activation_bytes(trace: Trace, x: Tensor) -> float:
     return sum(prod(site.output_shape) for site in trace) * x.element_size() / x.shape[0]
 
 
-def _joined(chunks: list[Maps]) -> Maps:
+def joined(chunks: list[Maps]) -> Maps:
     """One Maps of all images; only the images' axis grows."""
     first = chunks[0]
     if len(chunks) == 1:

@@ -1,0 +1,245 @@
+"""TR-GBP: guided back-propagation with the biases as inputs, and with what the likeliest classes share taken away."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backlit._errors import InputError
+from backlit.capture import CONVOLUTIONS, Call, Propagation, Tap
+from backlit.methods.base import Maps, Method, Options, activation_bytes, check
+from backlit.methods.biases import bias_of, by_image, enlarged, propagated, site_names, with_biases
+from backlit.methods.inputs import pick
+from backlit.rules import presets
+
+_SPREAD: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+_GATHER: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_BARE = (
+    "All biases of the network are zero, or it has none: TR-GBP is then guided back-propagation less the mean of the "
+    "likeliest classes. Use GuidedBackprop for the map without that contrast."
+)
+
+
+@dataclass(frozen=True)
+class TRGBPOptions(Options):
+    """Options of TR-GBP.
+
+    Attributes:
+        contrast: Over how many of the likeliest classes the mean is taken that is subtracted (Eq. 10): a number from 2
+            to the number of classes, "all", or None (or 1) for no contrast: Eq. 9 alone.
+        normalise_kernel: Divide each bias's filled kernel by its area, so that it adds b to a map of ones rather than
+            area times b.
+        fold: Fold batch norm into the layer that feeds it, whose bias its shift then is. Without it a batch norm is a
+            layer of its own, a 1 x 1 convolution.
+        layers: Return each layer's map as a part, next to the input's; otherwise their sum, as one part.
+    """
+
+    contrast: int | Literal["all"] | None = 5
+    normalise_kernel: bool = True
+    fold: bool = True
+    layers: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole = isinstance(self.contrast, int) and not isinstance(self.contrast, bool) and self.contrast >= 1
+        holds = whole or self.contrast in ("all", None)
+        check(holds, "contrast", self.contrast, "a number of classes, 'all', or None for no contrast")
+
+
+class TRGBP(Method):
+    """TR-GBP (submitted to ICLR 2022, Eq. 8 to 10): guided back-propagation to the image and to every bias.
+
+    The map has one channel. Each layer's bias is an input of ones behind filters filled with it (Eq. 8); the guided
+    gradient of that input, bilinearly enlarged, is added to the image's (Eq. 9). What the likeliest classes have in
+    common is subtracted (Eq. 10). The parts are the summands, each contrasted: their sum is the map.
+    """
+
+    name = "tr_gbp"
+    title = "TR-GBP"
+    summary = "guided backprop to the image and every bias, minus the mean of the likeliest classes"
+    source = "TR-GBP, ICLR 2022 submission"
+    Options = TRGBPOptions
+    memory_factor = 6.0
+
+    @by_image
+    def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
+        options: TRGBPOptions = self.options
+        sizes: list[Tensor] = []
+
+        def reader(call: Call, output: Tensor) -> Tap | None:
+            bias = bias_of(call)
+            if bias is None:
+                return None
+            sizes.append(bias.abs().amax())
+            return ones_input(call, output, bias, self.model, inputs[0].shape[0], options.normalise_kernel)
+
+        run = with_biases(self.model, inputs, presets.guided, reader, fold=options.fold)
+        if not sizes or not bool(torch.stack(sizes).any()):
+            warnings.warn(_BARE, stacklevel=2)
+        targets = pick(run.output, targets)
+        leaves = (*run.inputs, *(t.inputs[0] for t in run.taps.values()))
+        maps = self._contrasted(run, targets, leaves)
+        images = [m.sum(2, keepdim=True) for m in maps[: len(inputs)]]
+        names = site_names([t.site for t in run.taps.values()])
+        parts = {"input": tuple(images)} | {
+            name: tuple(enlarged(m, x) for x in inputs) for name, m in zip(names, maps[len(inputs) :], strict=True)
+        }
+        if not options.layers:
+            parts = _summed(parts)
+        return Maps(
+            values=tuple(sum(p[i] for p in parts.values()) for i in range(len(inputs))),  # type: ignore[misc]
+            targets=targets,
+            output=run.output.detach().gather(1, targets).T,
+            coverage=run.coverage,
+            activation_bytes=activation_bytes(run.trace, inputs[0]),
+            parts=parts,
+            notes={"biases": len(sizes)},
+        )
+
+    def _contrasted(self, run: Propagation, targets: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor]:
+        """Eq. 9's summands for the targets less their mean over the contrasted classes: a (t, n, ...) for each leaf."""
+        output, contrast = run.output.detach(), self.options.contrast
+        k = output.shape[1]
+        if contrast in (None, 1):
+            return propagated(run, targets, leaves)
+        if k == 1 or (contrast != "all" and contrast > k):
+            most = f"at most the number of classes, {k}" if k > 1 else "None for a network of one class"
+            raise InputError(
+                f"contrast must be {most}, but is {contrast!r}. Use contrast={'all' if k > 1 else None!r}"
+                f"{', or None for no contrast' if k > 1 else ''}."
+            )
+        if contrast == "all":
+            total: list[Tensor] = [torch.zeros_like(leaf) for leaf in leaves]
+            for index in range(k):
+                found = propagated(run, torch.full_like(targets[:, :1], index), leaves)
+                total = [a + f[0] for a, f in zip(total, found, strict=True)]
+            return [m - a / k for m, a in zip(propagated(run, targets, leaves), total, strict=True)]
+        classes, places = _classes(output, targets, contrast)
+        found = propagated(run, classes, leaves)
+        return [_picked(m, places) - m[:contrast].mean(0) for m in found]
+
+
+def _classes(output: Tensor, targets: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The likeliest ``count`` classes and the targets that are not among them, (n, m), and where each target stands, (n, t)."""
+    top = output.topk(count).indices
+    hit = targets[:, :, None] == top[:, None]  # (n, t, count)
+    missing = ~hit.any(2)
+    extra = int(missing.sum(1).max())  # an image that needs fewer repeats some
+    order = missing.int().argsort(dim=1, descending=True, stable=True)[:, :extra]
+    classes = torch.cat([top, targets.gather(1, order)], 1)
+    return classes, (targets[:, :, None] == classes[:, None]).int().argmax(2)
+
+
+def _picked(maps: Tensor, places: Tensor) -> Tensor:
+    """Of maps (m, n, ...), those at places (n, t): (t, n, ...)."""
+    return maps[places.T, torch.arange(maps.shape[1], device=maps.device)]
+
+
+def _summed(parts: Mapping[str, tuple[Tensor, ...]]) -> dict[str, tuple[Tensor, ...]]:
+    """The input's map and the sum of the others."""
+    others = [p for name, p in parts.items() if name != "input"]
+    whole = tuple(sum(p[i] for p in others) for i in range(len(parts["input"]))) if others else ()
+    return {"input": parts["input"], **({"biases": whole} if others else {})}  # type: ignore[dict-item]
+
+
+def ones_input(call: Call, output: Tensor, bias: Tensor, model: nn.Module, images: int, normalise: bool) -> Tap:
+    """A site's bias as an input of ones behind filters filled with it (Eq. 8).
+
+    The gradient of that input is the output's gradient, contracted with the bias over channels, behind the adjoint of a
+    one-channel layer of ones with the site's geometry. Where a site's positions are no plane (a linear layer on features,
+    a sequence of tokens, a 3d convolution), its map is one number, the mean over its positions.
+    """
+    name = call.primitive.name
+    geometry = Geometry.of(call, output, model) if name in CONVOLUTIONS else None
+    last = name == "linear" or (name == "layer_norm" and len(call["normalized_shape"]) == 1)
+    axis = output.dim() - 1 if last or output.dim() == 1 else 1
+    positions = geometry.size if geometry else output.shape[1:axis] + output.shape[axis + 1 :]
+    plane = len(positions) == 2 and output.shape[0] == images
+    scale = 1 / prod(geometry.kernel) if geometry and normalise else 1
+    by_channel = axis == 1 and bias.dim() == output.dim() - 1 and bias.numel() == output.shape[1]
+
+    def read(grad: Tensor) -> tuple[Tensor]:
+        if by_channel:  # one pass over memory
+            rows = bias.reshape(1, 1, -1) @ grad.reshape(*grad.shape[:2], -1)
+            found = rows.reshape(-1, 1, *grad.shape[2:])
+        else:
+            found = (grad * bias).sum(axis)[:, None]
+        if geometry:
+            found = geometry.back(found)
+        found = found * scale
+        return (found if plane else found.reshape(images, -1).mean(1)[:, None, None, None],)
+
+    return Tap((output.new_ones(images, 1, *(positions if plane else (1, 1))),), read)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a convolution moves over its input, for the adjoint of its one-channel layer of ones."""
+
+    size: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    left: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    wrapped: tuple[Tensor, ...]
+    """Of a module with another padding than zeros, by dimension: which of its input each padded position repeats."""
+
+    @classmethod
+    def of(cls, call: Call, output: Tensor, model: nn.Module) -> Geometry:
+        """The geometry of a convolution's call."""
+        d = int(call.primitive.name[-2])
+        size, kernel = tuple(call.signals[0].shape[-d:]), tuple(call["weight"].shape[-d:])
+        stride, dilation = _each(call.get("stride", 1), d), _each(call.get("dilation", 1), d)
+        padding = call.get("padding", 0)
+        if padding == "same":
+            left = tuple(a * (k - 1) // 2 for a, k in zip(dilation, kernel, strict=True))
+        else:
+            left = _each(0 if padding == "valid" else padding, d)
+        wrapped = _wrapped(model, call, size)
+        size = tuple(m.shape[1] for m in wrapped) or size
+        return cls(size, kernel, stride, left, dilation, "transpose" in call.primitive.name, wrapped)
+
+    def back(self, grad: Tensor) -> Tensor:
+        """From the output's positions (n, 1, ...) to the input's: each gets the sum over the windows that it is in."""
+        d = len(self.kernel)
+        ones = grad.new_ones(1, 1, *self.kernel)
+        if self.transposed:
+            found = _GATHER[d](grad, ones, None, self.stride, self.left, self.dilation)
+            return found[(..., *(slice(s) for s in self.size))]
+        if max(self.kernel) > 1 or max(self.stride) > 1:
+            grad = _SPREAD[d](grad, ones, None, self.stride, 0, 0, 1, self.dilation)
+        padded = tuple(m.shape[0] for m in self.wrapped) or self.size
+        edges = [(-a, s + a - g) for a, s, g in zip(self.left, padded, grad.shape[-d:], strict=True)]
+        grad = F.pad(grad, [e for edge in reversed(edges) for e in edge])
+        for i, matrix in enumerate(self.wrapped):
+            grad = (grad.movedim(i - d, -1) @ matrix).movedim(-1, i - d)
+        return grad
+
+
+def _wrapped(model: nn.Module, call: Call, padded: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """The padding that a module with ``padding_mode`` made before the call, as one matrix (padded, size) a dimension."""
+    module = model.get_submodule(call.site.module)
+    mode = getattr(module, "padding_mode", "zeros")
+    if mode == "zeros" or not isinstance(module, nn.modules.conv._ConvNd):
+        return ()
+    both = module._reversed_padding_repeated_twice
+    edges = [(both[i], both[i + 1]) for i in range(0, len(both), 2)][::-1]
+    matrices = []
+    for size, (low, high) in zip(padded, edges, strict=True):
+        index = torch.arange(size - low - high, dtype=torch.float64, device=call.signals[0].device)
+        index = F.pad(index[None, None], (low, high), mode=mode)[0, 0].long()
+        matrices.append(F.one_hot(index, size - low - high).to(call.signals[0].dtype))
+    return tuple(matrices)
+
+
+def _each(value: Any, d: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * d if len(values) == 1 else values
