@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from _tr_gbp_oracle import tr_gbp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from _networks import ARCHITECTURES, SIX, SPELLINGS, build, images
-from _tr_gbp_oracle import tr_gbp
 from backlit import TRGBP, GuidedBackprop, InputError
 from backlit.methods import biases
 
@@ -93,7 +93,7 @@ def test_every_part_is_equation_8(
     everything: Everything, x: Tensor, fold: bool, normalise: bool, contrast: int | None
 ) -> None:
     expected = tr_gbp(everything, x, TARGET, contrast, normalise=normalise, fold=fold, pairs={"groups": "norm"})
-    found = TRGBP(everything, fold=fold, normalise_kernel=normalise, contrast=contrast)(x, TARGET)
+    found = TRGBP(everything, fold=fold, normalise_kernel=normalise, contrast=contrast, layers=True)(x, TARGET)
     assert set(found.parts) == set(expected)
     assert len(expected) == 16
     for name, part in expected.items():
@@ -101,7 +101,7 @@ def test_every_part_is_equation_8(
         assert largest > 1e-6, name
         torch.testing.assert_close(found.parts[name] / largest, part.detach() / largest, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(found.values, sum(expected.values()).detach())
-    summed = TRGBP(everything, fold=fold, normalise_kernel=normalise, contrast=contrast, layers=False)(x, TARGET)
+    summed = TRGBP(everything, fold=fold, normalise_kernel=normalise, contrast=contrast)(x, TARGET)
     assert list(summed.parts) == ["input", "biases"]
     torch.testing.assert_close(summed.values, found.values)
 
@@ -136,16 +136,16 @@ def test_targets_outside_the_likeliest_get_their_own_map(everything: Everything,
 def test_every_spelling_gives_the_twins_map(architecture: str) -> None:
     xs = images(architecture)
     for spellings in (SPELLINGS, SIX):
-        whole = TRGBP(build(architecture, "module", spellings), contrast=2)(xs, torch.tensor([2, 0]))
+        whole = TRGBP(build(architecture, "module", spellings), contrast=2, layers=True)(xs, torch.tensor([2, 0]))
         for spelling in spellings:
-            found = TRGBP(build(architecture, spelling, spellings), contrast=2)(xs, torch.tensor([2, 0]))
+            found = TRGBP(build(architecture, spelling, spellings), contrast=2, layers=True)(xs, torch.tensor([2, 0]))
             for ours, theirs in zip(found, whole, strict=True):
                 assert list(ours.parts) == list(theirs.parts)
                 torch.testing.assert_close(ours.values, theirs.values, msg=spelling)
 
 
 def test_parts_are_named_by_module_and_by_site_where_one_is_used_often() -> None:
-    found = TRGBP(build("reused layers", "module"), contrast=2)(images("reused layers")[0])
+    found = TRGBP(build("reused layers", "module"), contrast=2, layers=True)(images("reused layers")[0])
     assert list(found.parts) == ["input", "a", "b conv2d[1]", "b conv2d[2]", "b conv2d[3]", "fc"]
     assert found.provenance["biases"] == 5
 
@@ -162,7 +162,7 @@ def test_a_constant_that_is_added_is_a_bias(x: Tensor) -> None:
 
     net = Shifted().double().eval()
     biased = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double().eval()
-    found = TRGBP(net, contrast=None)(x, 1)
+    found = TRGBP(net, contrast=None, layers=True)(x, 1)
     assert list(found.parts) == ["input", "add[0]"]
     with torch.no_grad():
         features = net.conv(x)
@@ -170,24 +170,24 @@ def test_a_constant_that_is_added_is_a_bias(x: Tensor) -> None:
         expected = gate * net.shift[1] / gate[0].numel()
     part = F.interpolate(expected[:, None], x.shape[2:], mode="bilinear")
     torch.testing.assert_close(found.parts["add[0]"], part)
-    assert list(TRGBP(biased, contrast=None)(x, 1).parts) == ["input", "0"]
+    assert list(TRGBP(biased, contrast=None, layers=True)(x, 1).parts) == ["input", "0"]
 
 
 def test_without_biases_it_says_what_it_is(x: Tensor) -> None:
     bare = nn.Sequential(nn.Conv2d(3, 6, 3, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     bare = bare.double().eval()
     with pytest.warns(UserWarning, match="TR-GBP is then guided back-propagation less the mean"):
-        found = TRGBP(bare, contrast=2)(x, TARGET % 6)
+        found = TRGBP(bare, contrast=2, layers=True)(x, TARGET % 6)
     assert list(found.parts) == ["input"]
     zero = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double().eval()
     nn.init.zeros_(zero[0].bias)  # type: ignore[arg-type]
     with pytest.warns(UserWarning, match="All biases of the network are zero"):
-        assert float(TRGBP(zero, contrast=2)(x).parts["0"].abs().max()) == 0
+        assert float(TRGBP(zero, contrast=2)(x).parts["biases"].abs().max()) == 0
 
 
 def test_bad_contrasts(everything: Everything, x: Tensor) -> None:
     with pytest.raises(
-        InputError, match="contrast must be at most the number of classes, 7, but is 8. Use contrast='all'"
+        InputError, match=r"contrast must be at most the number of classes, 7, but is 8\. Use contrast='all'"
     ):
         TRGBP(everything, contrast=8)(x)
     for wrong in (0, -1, 2.5, "some", True):
@@ -213,7 +213,7 @@ def test_a_network_that_goes_another_way_with_several_images_is_folded_for_what_
 
     net = Fork().double().eval()
     nn.init.normal_(net.norm.running_mean)  # type: ignore[arg-type]
-    found = TRGBP(net, contrast=2)(x)
+    found = TRGBP(net, contrast=2, layers=True)(x)
     assert list(found.parts) == ["input", "other", "last"]
     torch.testing.assert_close(found.output, net(x).amax(1).detach())
 

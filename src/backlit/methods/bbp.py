@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from backlit.capture import PRIMITIVES, Call, Rule, Tap
-from backlit.methods.base import Maps, Method, Options, activation_bytes, check
-from backlit.methods.biases import by_image, offset, propagated, with_biases
+from backlit.methods.base import Maps, Options, activation_bytes, check
+from backlit.methods.biases import BiasMethod, offset, propagated, with_biases
 from backlit.methods.inputs import pick
 from backlit.rules import TRUE, RuleTable, presets
 
@@ -44,7 +44,7 @@ class BBpOptions(Options):
         check(self.alpha in ("ratio", "equal"), "alpha", self.alpha, "'ratio' or 'equal'")
 
 
-class BBp(Method):
+class BBp(BiasMethod):
     """Bias back-propagation (Wang, Zhou and Bilmes 2019): the biases' part of the logit, handed down to the pixels.
 
     From the output down, each unit shares what it holds out among its inputs, by factors alpha that sum to one; on the
@@ -59,8 +59,7 @@ class BBp(Method):
     Options = BBpOptions
     memory_factor = 10.0
 
-    @by_image
-    def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
+    def explain_together(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
         run = with_biases(self.model, inputs, presets.gradient, _terms)
         targets = pick(run.output, targets)
         names = list(run.taps)

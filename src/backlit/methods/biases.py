@@ -11,6 +11,7 @@ exactly, whatever the architecture.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backlit.capture import CONVOLUTIONS, Call, Propagation, Tap, propagate
-from backlit.methods.base import Maps, joined
+from backlit.methods.base import Maps, Method, joined
 from backlit.rules import RuleTable
 from backlit.rules.exact import exact
 
@@ -141,21 +142,28 @@ def _moves_images(call: Call) -> bool:
     return replace(call, places=call.places[:1]).run(probe).stride()[:1] != probe.stride()[:1]
 
 
-def by_image(explain: Callable[[tuple[Tensor, ...], Tensor | None], Maps]) -> Any:
-    """A method's ``explain`` that runs one image at a time where the network moves the images' axis (attention does)."""
+class BiasMethod(Method):
+    """A method with taps: it runs one image at a time where the network moves the images' axis, as attention does."""
 
-    def explained(self: Any, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
+    def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
         try:
-            return explain(self, inputs, targets)  # type: ignore[call-arg]
+            return self.explain_together(inputs, targets)
         except ImagesMoved:
-            rows = range(inputs[0].shape[0])
-            one = [
-                explain(self, tuple(x[i : i + 1] for x in inputs), None if targets is None else targets[i : i + 1])  # type: ignore[call-arg]
-                for i in rows
-            ]
-            return joined(one)
+            rows = [slice(i, i + 1) for i in range(inputs[0].shape[0])]
+            return joined(
+                [
+                    self.explain_together(tuple(x[i] for x in inputs), None if targets is None else targets[i])
+                    for i in rows
+                ]
+            )
 
-    return explained
+    @abstractmethod
+    def explain_together(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
+        """Maps of one chunk from one forward pass.
+
+        Raises:
+            ImagesMoved: If that cannot be.
+        """
 
 
 def site_names(sites: list[Any]) -> list[str]:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backlit.capture import CONVOLUTIONS, Call, Tap
-from backlit.methods.base import Maps, Method, Options, activation_bytes, check
-from backlit.methods.biases import by_image, enlarged, offset, propagated, site_names, with_biases
+from backlit.methods.base import Maps, Options, activation_bytes, check
+from backlit.methods.biases import BiasMethod, enlarged, offset, propagated, site_names, with_biases
 from backlit.methods.inputs import pick
 from backlit.rules import presets
 
@@ -43,7 +43,7 @@ class FullGradOptions(Options):
         check(isinstance(self.layers, bool), "layers", self.layers, "True or False")
 
 
-class FullGrad(Method):
+class FullGrad(BiasMethod):
     """FullGrad (Srinivas and Fleuret 2019): gradient times input, and at every bias gradient times bias.
 
     The map has one channel. ``completeness`` is the decomposition itself, which is exact on any architecture: "input" is
@@ -58,8 +58,7 @@ class FullGrad(Method):
     Options = FullGradOptions
     memory_factor = 6.0
 
-    @by_image
-    def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
+    def explain_together(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
         run = with_biases(self.model, inputs, presets.gradient, self._reader(inputs[0].shape[0]))
         targets = pick(run.output, targets)
         output = run.output.detach().gather(1, targets).T
