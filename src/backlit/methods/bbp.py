@@ -121,8 +121,8 @@ def _handed(
     with torch.enable_grad():
         leaves = tuple(z.detach().requires_grad_() for z in sizes)
         total = _magnitude(call, leaves, ones=ones)
-    whole = total.detach()
-    return torch.autograd.grad(total, leaves, torch.where(whole == 0, 0, b / torch.where(whole == 0, 1, whole))), whole
+    sums = total.detach()
+    return torch.autograd.grad(total, leaves, torch.where(sums == 0, 0, b / torch.where(sums == 0, 1, sums))), sums
 
 
 def _magnitude(call: Call, signals: tuple[Tensor, ...], *, ones: bool = False) -> Tensor:
@@ -140,13 +140,13 @@ def _magnitude(call: Call, signals: tuple[Tensor, ...], *, ones: bool = False) -
     return call.run(*signals, **changes)
 
 
-def _whole(b: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Grads:
+def whole(b: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Grads:
     """An elementwise call with one input hands down all that it holds; to a broadcast input, the sum."""
     return tuple(b.sum_to_size(z.shape) for z in inputs)
 
 
-def _halves(b: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Grads:
-    """Each factor of a product gets half."""
+def halves(b: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Grads:
+    """Each factor of a product gets half, each value that ``torch.where(x > 0, f, g)`` chooses from likewise."""
     return tuple((b / len(inputs)).sum_to_size(z.shape) for z in inputs)
 
 
@@ -155,24 +155,19 @@ def _added(alpha: Alpha) -> Rule:
 
     def added(b: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Grads:
         """A sum of two signals shares like any unit; one with a constant hands all of it to the signal."""
-        return share(b, inputs, output, call) if len(inputs) > 1 else _whole(b, inputs, output, call)
+        return share(b, inputs, output, call) if len(inputs) > 1 else whole(b, inputs, output, call)
 
     return added
-
-
-def _gated(b: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Grads:
-    """``torch.where(x > 0, x, 0)`` and its kin: as an elementwise call, to what each unit was taken from."""
-    return _halves(b, inputs, output, call)
 
 
 def _table(alpha: Alpha) -> RuleTable:
     share = _shared(alpha)
     rules: dict[str, Rule | None] = dict.fromkeys(_WEIGHTED | _AVERAGES, share)
     rules |= dict.fromkeys(("add", "sub"), _added(alpha))
-    rules |= dict.fromkeys(_ELEMENTWISE | {"mul", "div"}, _whole)
-    rules |= {p.name: _whole for p in PRIMITIVES if p.kind == "activation"}
+    rules |= dict.fromkeys(_ELEMENTWISE | {"mul", "div"}, whole)
+    rules |= {p.name: whole for p in PRIMITIVES if p.kind == "activation"}
     rules |= {p.name: TRUE for p in PRIMITIVES if p.kind == "selection"}
-    rules |= {"product": _halves, "gated": _gated, **dict.fromkeys(_MOVES, TRUE)}
+    rules |= {"product": halves, "gated": halves, **dict.fromkeys(_MOVES, TRUE)}
     return RuleTable(f"bias shares, {alpha}", rules)
 
 
