@@ -37,7 +37,7 @@ class Everything(nn.Module):
         self.valid = nn.Conv2d(6, 6, 2, padding="valid")
         self.circular = nn.Conv2d(6, 6, 3, padding=(1, 2), padding_mode="circular")
         self.reflect = nn.Conv2d(6, 6, 3, padding=(2, 1), padding_mode="reflect", stride=2)
-        self.up = nn.ConvTranspose2d(6, 6, 3, stride=2, padding=1, output_padding=1)
+        self.up = nn.ConvTranspose2d(6, 6, 3, stride=2, padding=1, output_padding=1, dilation=2)
         self.alone = nn.BatchNorm2d(6)  # reads a ReLU: it cannot fold
         self.group_norm = nn.GroupNorm(2, 6)
         self.line = nn.Conv1d(6, 6, 3, padding=1)

@@ -35,7 +35,7 @@ class TRGBPOptions(Options):
         contrast: Over how many of the likeliest classes the mean is taken that is subtracted (Eq. 10): a number from 2
             to the number of classes, "all", or None (or 1) for no contrast: Eq. 9 alone.
         normalise_kernel: Divide each bias's filled kernel by its area, so that it adds b to a map of ones rather than
-            area times b.
+            area times b. Not the default: Eq. 8 fills the kernel with b itself, and insertion is higher so.
         fold: Fold batch norm into the layer that feeds it, whose bias its shift then is. Without it a batch norm is a
             layer of its own, a 1 x 1 convolution.
         layers: Return each layer's map as a part, next to the input's; otherwise their sum, as one part. On ResNet-50
@@ -43,7 +43,7 @@ class TRGBPOptions(Options):
     """
 
     contrast: int | Literal["all"] | None = 5
-    normalise_kernel: bool = True
+    normalise_kernel: bool = False
     fold: bool = True
     layers: bool = False
 
