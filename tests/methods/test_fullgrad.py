@@ -198,3 +198,17 @@ def test_bad_options() -> None:
         FullGrad(net, process="abs")
     with pytest.raises(InputError, match="biases must be 'layers' or 'all', but is 'none'"):
         FullGrad(net, biases="none")
+
+
+def test_the_decomposition_is_the_logit_on_a_real_network(shared: Any) -> None:
+    """MobileNetV2 with its real weights and images: ReLU6, whose cut-offs the published method leaves out."""
+    import backlit
+    from backlit.data.images import load_batch
+
+    file = shared / "models" / "mobilenet_v2-imagenet.safetensors"
+    model = backlit.load_model("mobilenet_v2", weights=file, dtype="float64", size=225, mean=0.5, std=0.5)
+    paths = sorted((shared / "data" / "ilsvrc2012-val").glob("*/*.JPEG"))[:200:100]
+    x = load_batch(paths, model.preprocess).double()
+    assert_complete(model.network, x, None)
+    found = FullGrad(model.network)(x)
+    assert float((found.completeness["others"] / found.output).abs().min()) > 1e-3
