@@ -179,6 +179,30 @@ def test_every_activation_is_covered_and_sites_choose(net: Small, x: Tensor) -> 
     assert [row.rule for row in one.rows if row.primitive in ("relu", "silu")] == ["true", "learned"]
 
 
+def test_a_squashing_activation_is_no_rectifier() -> None:
+    x = torch.randn(2, 2, 8, 8, dtype=torch.float64)
+    model = Other(nn.ReLU()).double().eval()
+    for sites, rule in (("activations", "learned"), ("rectifiers", "true")):
+        rows = backlit.LPR(model, steps=1, sites=sites)(x).coverage.rows
+        assert {row.rule for row in rows if row.primitive == "sigmoid"} == {rule}
+        assert {row.rule for row in rows if row.primitive == "relu"} == {"learned"}
+
+
+def test_a_choice_between_two_signals_keeps_its_derivative() -> None:
+    class Choice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.fc = nn.Conv2d(2, 4, 3), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = F.relu(self.a(x))
+            return self.fc(torch.where(z > 0.5, z, z**2).mean((2, 3)))
+
+    found = backlit.LPR(Choice().eval(), steps=1)(torch.randn(2, 2, 8, 8))
+    rules = {row.primitive: row.rule for row in found.coverage.rows}
+    assert (rules["gated"], rules["relu"], rules["pow"]) == ("true", "learned", "learned")
+
+
 def test_channels_stand_where_the_layer_puts_them() -> None:
     class Tokens(nn.Module):
         def __init__(self) -> None:
@@ -246,6 +270,25 @@ def test_the_last_finite_map_is_returned_with_the_step(net: Small, x: Tensor, ca
     if short is not None:
         torch.testing.assert_close(found.values[1], short(x, TARGETS).values[1])
     assert bool(found.values.isfinite().all())
+
+
+def test_a_loss_that_is_not_finite_is_reported_at_its_step(net: Small, x: Tensor) -> None:
+    class Breaks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.passes = net, 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.passes += len(x) == 6  # both masked images of all three
+            factor = torch.ones(len(x), 1, dtype=x.dtype)
+            if self.passes == 2 and len(x) == 6:
+                factor[1] = float("inf")
+            return self.net(x) * factor
+
+    with pytest.warns(RuntimeWarning, match=r"image 1 is not finite at step 2 of 4"):
+        found = backlit.LPR(Breaks().eval(), steps=4)(x, TARGETS)
+    torch.testing.assert_close(found.values[1], backlit.LPR(net, steps=1)(x, TARGETS).values[1])
+    torch.testing.assert_close(found.values[[0, 2]], backlit.LPR(net, steps=4)(x, TARGETS).values[[0, 2]])
 
 
 def test_a_constant_map_is_reported_and_leaves_the_others_alone(net: Small, x: Tensor) -> None:
