@@ -36,7 +36,7 @@ class Attribution:
         target: Class indices (n,), int64.
         output: The targets' logits in the network's own forward pass (n,).
         inputs: The images as the network took them, as many and as large as the maps; or None.
-        parts: Further maps (n, c, h, w) by name, such as "positive" and "negative".
+        parts: Further maps (n, c, h, w) by name, such as "positive" and "negative"; "mask..." are shares from 0 to 1.
         trajectory: Curves over the steps of a learned method (steps, n), by name.
         completeness: Numbers (n,) that say what the map accounts for, by name; "gap" is what it should and does not.
         coverage: The rule of every site.

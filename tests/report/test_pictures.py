@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from backlit import FileError, InputError
+from backlit import Attribution, FileError, InputError
 from backlit.report.figure import (
     colour,
     grey_of,
@@ -110,3 +110,16 @@ def test_small_pictures_are_enlarged_pixel_by_pixel() -> None:
 )
 def test_the_scale_is_said(scale: float, percentile: float, text: str) -> None:
     assert scale_text(scale, percentile) == text
+
+
+def test_masks_are_drawn_black_to_white_and_other_parts_in_the_maps_colours() -> None:
+    maps = torch.linspace(-500, 500, 16).view(1, 1, 4, 4)
+    mask = torch.linspace(0, 1, 16).view(1, 1, 4, 4)
+    one = torch.zeros(1, dtype=torch.int64)
+    drawn = Attribution(maps, one, one.float(), parts={"mask_positive": mask, "positive": maps.clamp(min=0)}).figure()
+    cells = {axis.get_title(): np.asarray(axis.images[0].get_array()) for axis in drawn.axes if axis.get_title()}
+    masked, positive = cells["mask_positive"], cells["positive"]
+    assert masked[0, 0].tolist() == [0, 0, 0]
+    assert masked[-1, -1].tolist() == [255, 255, 255]
+    assert positive[0, 0].min() > 240  # zero is white in the map's colours
+    assert positive[-1, -1][0] > positive[-1, -1][2]

@@ -127,7 +127,9 @@ def draw(
     opacity: float = 0.85,
     into: Figure | None = None,
 ) -> Figure:
-    """A figure with a row per image: the image, the map, the map over the image, and each part in the map's colours.
+    """A figure with a row per image: the image, the map, the map over the image, and each part.
+
+    Parts are drawn in the map's colours; those whose names begin with "mask" hold shares from 0 to 1, drawn black to white.
 
     Args:
         explanation: The maps.
@@ -166,10 +168,14 @@ def draw(
         if shown is not None:
             _picture(next(cells), render_overlay(shown[i], heat[i], scale=scale, opacity=opacity), "over the image")
         for name in names:
-            part = explanation.parts[name][i].sum(0, keepdim=True)
+            part = explanation.parts[name][i]
             axis = next(cells)
-            _picture(axis, render_map(part, scale=scale), name)
-            axis.set_xlabel("in the map's colours", fontsize=7)
+            if name.startswith("mask"):  # a share of each pixel, not in the map's unit
+                _picture(axis, render_image(part), name)
+                axis.set_xlabel("black hides, white keeps", fontsize=7)
+            else:
+                _picture(axis, render_map(part.sum(0, keepdim=True), scale=scale), name)
+                axis.set_xlabel("in the map's colours", fontsize=7)
     return figure
 
 
