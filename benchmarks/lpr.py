@@ -88,7 +88,7 @@ def speed(arguments: argparse.Namespace) -> None:
     rows = []
     for model in ("squeezenet1_0", "mobilenet_v2"):
         loaded = shared_model(model)
-        for n in (1, 8):
+        for n in (1, 4):
             x = real_examples(model, n).inputs
             rows.append(_speed(model, loaded.network, x))
             print(rows[-1], flush=True)
@@ -132,7 +132,7 @@ def _forward(network: nn.Module, x: Tensor) -> None:
     network(x)
 
 
-def _side_by_side(*calls: Callable[[], Any], rounds: int = 12) -> list[float]:
+def _side_by_side(*calls: Callable[[], Any], rounds: int = 8) -> list[float]:
     """The shortest time of each, all of them in turn, so that what else the machine does falls on all."""
     shortest = [float("inf")] * len(calls)
     for _ in range(rounds):
