@@ -12,11 +12,12 @@ from torch.nn.parameter import is_lazy
 from backlit._errors import ModelStateError
 
 
-def fingerprint(network: nn.Module) -> str:
+def fingerprint(network: nn.Module, dtype: torch.dtype | None = None) -> str:
     """Return the sha256 (64 hexadecimal digits) over the names, shapes, types and bytes of every parameter and buffer.
 
     One changed bit, a renamed entry or another dtype changes it; the device, memory layout, mode and ``requires_grad``
-    do not. It says nothing about the code that uses the parameters.
+    do not. It says nothing about the code that uses the parameters. With ``dtype``, floating-point entries are taken as
+    that, so that a network and its copy in a higher precision are the same.
 
     Raises:
         ModelStateError: a parameter has no values yet (lazy, or on the meta device).
@@ -29,6 +30,8 @@ def fingerprint(network: nn.Module) -> str:
             raise ModelStateError(
                 f"model: {name!r} has no values yet (lazy or meta); run or load the model before using it."
             )
+        if dtype is not None and tensor.is_floating_point():
+            tensor = tensor.to(dtype)
         # The header's length is part of it, so that no two lists of entries hash the same stream of bytes.
         header = f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode()
         digest.update(len(header).to_bytes(8, "little"))

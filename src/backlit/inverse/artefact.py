@@ -1,0 +1,161 @@
+"""Fitted parameters as one object and one file: safetensors, with what they were fitted for and how."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from backlit._errors import FileError, InputError
+from backlit._files import write_whole
+from backlit._fingerprint import fingerprint
+
+_FORMAT = "1"
+_KEY = "backlit.fitted"
+Layers = Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What a method learned from data about one network.
+
+    Attributes:
+        kind: Which fit: "mip_in" or "pattern".
+        layers: Tensors by layer and name.
+        classes: The class indices that it covers, in the order of its rows.
+        network: The network's fingerprint, of its weights as float32, so that a copy in another precision is the same.
+        input_shapes: (c, h, w) of each input.
+        facts: Options, layers with their samples, the data; plain JSON values.
+    """
+
+    kind: str
+    layers: Layers
+    classes: tuple[int, ...]
+    network: str
+    input_shapes: tuple[tuple[int, ...], ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {len(self.classes)} classes for network {self.network[:12]}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self}, layers: {', '.join(self.layers)})"
+
+    @property
+    def bytes(self) -> int:
+        """Size of the parameters."""
+        return sum(t.numel() * t.element_size() for layer in self.layers.values() for t in layer.values())
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file; an existing one is replaced only by a whole one.
+
+        Raises:
+            FileError: If it cannot be written.
+        """
+        tensors = {f"{layer}/{name}": t for layer, found in self.layers.items() for name, t in found.items()}
+        content = {
+            "kind": self.kind,
+            "layers": {layer: list(found) for layer, found in self.layers.items()},
+            "classes": list(self.classes),
+            "network": self.network,
+            "input_shapes": [list(shape) for shape in self.input_shapes],
+            "facts": dict(self.facts),
+        }
+        data = save(
+            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+            {_KEY: _FORMAT, "content": json.dumps(content)},
+        )
+        write_whole(path, data)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Fitted:
+        """Read what :meth:`save` wrote, to the CPU.
+
+        Raises:
+            FileError: If the file is missing, cut short, or holds nothing fitted of a known format.
+        """
+        if not Path(path).is_file():
+            raise FileError(f"fitted: there is no file {str(path)!r}. `backlit fit` writes one.")
+        try:
+            with safe_open(str(path), "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        except (SafetensorError, OSError) as error:
+            raise FileError(
+                f"fitted: {str(path)!r} is no whole safetensors file ({error}); it may be truncated. Fit again."
+            ) from error
+        if metadata.get(_KEY) != _FORMAT:
+            found = "nothing fitted by Backlit" if _KEY not in metadata else f"format {metadata[_KEY]}, and this reads {_FORMAT}"
+            raise FileError(f"fitted: {str(path)!r} holds {found}. Write it with `backlit fit`.")
+        try:
+            content = json.loads(metadata["content"])
+            layers = {
+                layer: {name: tensors[f"{layer}/{name}"] for name in names} for layer, names in content["layers"].items()
+            }
+            shapes = tuple(tuple(shape) for shape in content["input_shapes"])
+            return cls(
+                content["kind"], layers, tuple(content["classes"]), content["network"], shapes, content["facts"]
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileError(f"fitted: the content of {str(path)!r} is damaged ({error}). Fit again.") from error
+
+    def check_kind(self, kind: str) -> None:
+        """Refuse another method's parameters.
+
+        Raises:
+            InputError: If they are of another kind.
+        """
+        if self.kind != kind:
+            raise InputError(
+                f"fitted must hold what `backlit fit --method {kind}` wrote, but holds {self.kind!r}. Give the other file."
+            )
+
+    def check_network(self, model: nn.Module) -> None:
+        """Refuse another network.
+
+        Raises:
+            InputError: If the weights are not those that it was fitted for.
+        """
+        found = weights_of(model)
+        if found != self.network:
+            raise InputError(
+                f"fitted belongs to another network: it was fitted for a {self.facts.get('model', 'network')} with the "
+                f"fingerprint {self.network[:12]}, and this {type(model).__name__} has {found[:12]}. Fit this one, or load the "
+                "weights that were used."
+            )
+
+    def check_inputs(self, inputs: tuple[Tensor, ...]) -> None:
+        """Refuse images of another size.
+
+        Raises:
+            InputError: With both sizes.
+        """
+        found = tuple(tuple(x.shape[1:]) for x in inputs)
+        if found != self.input_shapes:
+            raise InputError(
+                f"inputs must have the size that was fitted, {_sizes(self.input_shapes)}, but have {_sizes(found)}. Scale "
+                "them, or fit for this size."
+            )
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Layers:
+        """The parameters on a device and in a dtype."""
+        return {
+            layer: {name: t.to(device, dtype) if t.is_floating_point() else t.to(device) for name, t in found.items()}
+            for layer, found in self.layers.items()
+        }
+
+
+def weights_of(model: nn.Module) -> str:
+    """The fingerprint of a network whatever the precision it was converted to."""
+    return fingerprint(model, dtype=torch.float32)
+
+
+def _sizes(shapes: tuple[tuple[int, ...], ...]) -> str:
+    return " and ".join("x".join(map(str, shape)) for shape in shapes)

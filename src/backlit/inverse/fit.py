@@ -1,0 +1,334 @@
+"""Learn a network's inverse from data: one pass over the data for each layer that has something to learn (Algorithm 1).
+
+Memory: the moments of the layers that one pass learns, for as many classes at a time as fit into ``memory``, and one batch
+of activations and signals; never more than one batch of samples. Classes that do not fit take passes of their own.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from backlit._errors import InputError
+from backlit._version import __version__
+from backlit.inverse.artefact import Fitted, weights_of
+from backlit.inverse.chain import go_back
+from backlit.inverse.data import Batch, Data, Digest, batches, check_data, check_values
+from backlit.inverse.moments import Moments, solve
+from backlit.inverse.part import INPUT, Part, find_part
+from backlit.inverse.parts_folder import PartsFolder
+from backlit.inverse.regressions import Regression
+from backlit.inverse.signals import Who
+
+_AT_ONCE = 2**22  # numbers of one block of regressors: 32 MiB in float64
+
+
+class InverseNetwork(Fitted):
+    """The backward network of MIP-IN; :func:`fit_inverse` makes one."""
+
+
+@dataclass(frozen=True)
+class FitStep:
+    """How far a fit is: pass ``number`` (from 1) over the data learns ``layers``; ``samples`` are done of it."""
+
+    number: int
+    passes: int
+    layers: tuple[str, ...]
+    samples: int
+    total: int | None
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How an inverse is learned.
+
+    Attributes:
+        classes: Indices of the classes to learn, None for all of the network's; those without samples, or with a constant
+            logit, are then left out with a warning, where they are an error if they were asked for.
+        start: Where the inverted part begins: "input", the path of a module or a site (its last output), or None for the
+            last feature map.
+        samples: Whose samples a class learns from: "all", or its "own" (by the data's labels; by the network's prediction
+            where it has none).
+        ridge: Lambda of Eq. 6, added to the diagonal of the covariance, which is divided by the number of samples.
+        memory: Bytes for the moments of the classes that are learned at once.
+        precision: Dtype of the products inside a batch, which are centred first; they are summed and solved in float64.
+    """
+
+    classes: Sequence[int] | None = None
+    start: str | None = INPUT
+    samples: Literal["all", "own"] = "all"
+    ridge: float = 1e-3
+    memory: int = 2**30
+    precision: torch.dtype = torch.float64
+
+    def __post_init__(self) -> None:
+        if self.samples not in ("all", "own"):
+            raise InputError(f"samples must be 'all' or 'own', but is {self.samples!r}.")
+        if not (isinstance(self.ridge, (int, float)) and self.ridge >= 0):
+            raise InputError(f"ridge must be a number from 0 on, but is {self.ridge!r}.")
+        if self.precision not in (torch.float32, torch.float64):
+            raise InputError(f"precision must be torch.float32 or torch.float64, but is {self.precision!r}.")
+        if not (isinstance(self.memory, int) and self.memory > 0):
+            raise InputError(f"memory must be a positive number of bytes, but is {self.memory!r}.")
+        if self.start is not None and not isinstance(self.start, str):
+            raise InputError(f"start must be 'input', a module path, a site, or None, but is {self.start!r}.")
+
+
+def fit_inverse(
+    model: nn.Module,
+    data: Data,
+    options: FitOptions,
+    *,
+    out: str | Path | None = None,
+    description: str = "",
+    progress: Callable[[FitStep], None] = lambda step: None,
+) -> InverseNetwork:
+    """Learn the inverse of the part of ``model`` from ``options.start`` to the logits.
+
+    Args:
+        model: The network, in eval mode. It is not changed.
+        data: An iterable of batches, images (n, c, h, w) or (images, class indices), that can be gone through again.
+        options: What to learn and how.
+        out: A file for the result. While it is being learned, each finished layer is kept in a folder beside it
+            (``OUT.parts``), from which the same call goes on after an interruption.
+        description: Of the data, for the record.
+        progress: Called after each batch.
+
+    Raises:
+        InputError: If an argument or a batch cannot be used; if a class that was asked for is not in the data (own
+            samples) or its logit is constant.
+        UnsupportedOp: If the part holds operations without an inverse; lists all of them.
+        ModelStateError: If an activation is not finite; names the batch.
+        FileError: If ``out`` cannot be written, or its folder of parts belongs to another fit.
+    """
+    check_data(data)
+    first = next(iter(batches(data, model)))
+    part = find_part(model, tuple(x[:2] for x in first.inputs), options.start)
+    classes = _classes(options.classes, part.classes)
+    fit = _Fit(model, data, options, part, progress)
+    facts = {
+        "model": type(model).__name__,
+        "start": part.start,
+        "samples": options.samples,
+        "ridge": options.ridge,
+        "precision": str(options.precision).removeprefix("torch."),
+        "description": description,
+    }
+    shapes = tuple(tuple(x.shape[1:]) for x in first.inputs)
+    asked = {**facts, "network": weights_of(model), "classes": classes, "input_shapes": [list(s) for s in shapes]}
+    with PartsFolder.beside(out, {**asked, "memory": options.memory}) as folder:
+        fit.folder = folder
+        found = [fit.run(number, chunk) for number, chunk in enumerate(fit.chunks(classes))]
+        names, some = list(part.regressions), [layers for chunk, layers in found if chunk]
+        if not some:
+            raise InputError("data must let at least one class be learned, but every logit is constant on it.")
+        layers = {
+            name: {key: torch.cat([layers[name][key] for layers in some]) for key in some[0][name]} for name in names
+        }
+        facts |= {
+            "layers": [fit.said[name] for name in names],
+            "data": asdict(fit.digest or Digest()),
+            "versions": {"backlit": __version__, "torch": str(torch.__version__)},
+        }
+        learned = tuple(c for chunk, _ in found for c in chunk)
+        inverse = InverseNetwork("mip_in", layers, learned, asked["network"], shapes, facts)
+        if out is not None:
+            inverse.save(out)
+    return inverse
+
+
+def _classes(wanted: Sequence[int] | None, count: int) -> list[int]:
+    if wanted is None:
+        return list(range(count))
+    classes = [int(c) for c in wanted]
+    wrong = [c for c in classes if not 0 <= c < count]
+    if not classes or wrong or len(set(classes)) < len(classes):
+        raise InputError(
+            f"classes must be different class indices from 0 to {count - 1}, but are {classes[:10]}. None is all of them."
+        )
+    return classes
+
+
+@dataclass
+class _Fit:
+    model: nn.Module
+    data: Data
+    options: FitOptions
+    part: Part
+    progress: Callable[[FitStep], None]
+    folder: PartsFolder = field(default_factory=lambda: PartsFolder(None))
+    digest: Digest | None = None
+    passes: int = 0
+    said: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def chunks(self, classes: list[int]) -> list[list[int]]:
+        """The classes that are learned at once."""
+        regressions = self.part.regressions.values()
+        one = max(r.sizes.bytes + 8 * r.positions * r.sizes.groups * r.sizes.unknowns for r in regressions)
+        size = max(1, self.options.memory // one)
+        return [classes[i : i + size] for i in range(0, len(classes), size)]
+
+    def run(self, number: int, classes: list[int]) -> tuple[list[int], dict[str, dict[str, Tensor]]]:
+        """Learn all layers of these classes; which of them could be learned, and their parameters."""
+        regressions = self.part.regressions
+        layers: dict[str, dict[str, Tensor]] = {}
+        for name in regressions:
+            found = self.folder.read(f"{number}-{name}")
+            if found is None:
+                continue
+            layers[name], facts = found
+            classes = facts["classes"]
+            self._same_data(Digest(**facts["data"]))
+            self.said[name] = facts["said"]
+        while classes and len(layers) < len(regressions):
+            learned = self._pass(classes, layers)
+            assert learned, "a pass learns at least one layer"
+            alive, kept = self._solved(number, classes, learned)
+            layers.update(alive)
+            classes = kept
+        return classes, layers
+
+    def _pass(self, classes: list[int], layers: dict[str, dict[str, Tensor]]) -> dict[str, Moments]:
+        """Go through the data once; the moments of every layer whose signals are known by now."""
+        self.passes += 1
+        digest, moments = Digest(), {}
+        parameter = next(iter(self.model.parameters()))
+        fitted = {k: {n: t.to(parameter.device, parameter.dtype) for n, t in v.items()} for k, v in layers.items()}
+        chosen = torch.tensor(classes, device=parameter.device)
+        for batch in batches(self.data, self.model):
+            digest.add(batch)
+            self._learn_from(batch, chosen, fitted, moments)
+            step = FitStep(self.passes, len(self.part.regressions), tuple(moments), digest.samples, self._total())
+            self.progress(step)
+        self._same_data(digest)
+        return moments
+
+    def _total(self) -> int | None:
+        return None if self.digest is None else self.digest.samples
+
+    def _learn_from(
+        self, batch: Batch, classes: Tensor, fitted: dict[str, dict[str, Tensor]], moments: dict[str, Moments]
+    ) -> None:
+        own = self.options.samples == "own"
+        if own and batch.labels is not None:
+            batch = batch.rows(torch.isin(batch.labels, classes))
+            if not len(batch.inputs[0]):
+                return
+        values = self.part.values(self.model, batch.inputs)
+        check_values([values.output], "the logits", batch.index)
+        n = values.n
+        if own:
+            labels = values.output.argmax(1) if batch.labels is None else batch.labels
+            same = labels[:, None] == classes
+            known = same.any(1)
+            ids = same.to(torch.int64).argmax(1)[None]
+        else:
+            known = torch.ones(n, dtype=torch.bool, device=classes.device)
+            ids = torch.arange(len(classes), device=classes.device)[:, None].expand(-1, n)
+        who = Who(ids, classes)
+
+        def learn(name: str, regression: Regression, signals: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+            check_values(targets, name, batch.index)
+            if name not in moments:
+                moments[name] = Moments(len(classes), regression.sizes, classes.device, self.options.precision)
+            sizes = regression.sizes
+            row = regression.positions * sizes.groups * max(sizes.unknowns * len(signals[0]), sizes.targets)
+            for one, images in who.for_learning(max(1, _AT_ONCE // row)):
+                images = images[known[images]]
+                if not len(images):
+                    continue
+                rows = regression.rows([s[:, images].to(self.options.precision) for s in signals])
+                x = regression.targets([t[images].to(self.options.precision) for t in targets])
+                moments[name].add(one, rows.transpose(1, 2).flatten(2, 3), x.transpose(0, 1).flatten(1, 2))
+
+        with torch.no_grad():
+            go_back(self.part, values, fitted, who, learn=learn)
+
+    def _solved(
+        self, number: int, classes: list[int], moments: dict[str, Moments]
+    ) -> tuple[dict[str, dict[str, Tensor]], list[int]]:
+        """The parameters of what a pass learned, without the classes that have nothing to learn."""
+        assert self.digest is not None
+        found: dict[str, dict[str, Tensor]] = {}
+        alive = torch.ones(len(classes), dtype=torch.bool)
+        dtype = next(iter(self.model.parameters())).dtype
+        solutions = {}
+        for name, m in moments.items():
+            solution = solve(m, self.options.ridge, name)
+            first = any(step.name == name and step.diagonal for step in self.part.steps)
+            if first:
+                alive &= self._has_signal(classes, m).cpu()
+            solutions[name] = solution
+        kept = [c for c, a in zip(classes, alive.tolist(), strict=True) if a]
+        for name, solution in solutions.items():
+            parameters = self.part.regressions[name].parameters(solution.weight, solution.bias)
+            found[name] = {k: t[alive.to(t.device)].to(dtype) for k, t in parameters.items()}
+            self._say(name, moments[name], solution, alive)
+            self.folder.write(
+                f"{number}-{name}",
+                found[name],
+                {"classes": kept, "said": self.said[name], "data": asdict(self.digest)},
+            )
+        return found, kept
+
+    def _has_signal(self, classes: list[int], m: Moments) -> Tensor:
+        """Whether each class's logit varies over its samples.
+
+        Raises:
+            InputError: If one that was asked for by name does not.
+        """
+        count = m.count
+        variance = m.ss[:, 0].diagonal(dim1=-2, dim2=-1).sum(-1) / count.clamp(min=1)
+        constant = variance <= 1e-12 * m.mean_s[:, 0].square().sum(-1)
+        for bad, why, way_out in (
+            (count == 0, "has no samples", "Give data of it, or samples='all'"),
+            (constant & (count > 0), "is constant on its samples", "Give more samples, or samples='all'"),
+        ):
+            lost = [c for c, b in zip(classes, bad.tolist(), strict=True) if b]
+            if not lost:
+                continue
+            text = f"the logit of class {', '.join(map(str, lost[:10]))}{' and others' * (len(lost) > 10)} {why}"
+            if self.options.classes is not None:
+                raise InputError(f"data: {text}, so there is nothing to learn for it. {way_out}, or leave the class out.")
+            warnings.warn(f"backlit: {text}; {len(lost)} of {len(classes)} classes are left out. {way_out}.", stacklevel=2)
+        return ~constant & (count > 0)
+
+    def _say(self, name: str, m: Moments, solution: Any, alive: Tensor) -> None:
+        """Keep how well a layer was determined; warn if it hardly was."""
+        there = alive.to(m.count.device)
+        q = m.sizes.unknowns
+        self.said[name] = {
+            "name": name,
+            "samples": float(m.count[there].min()) if bool(alive.any()) else 0.0,
+            "unknowns": q,
+            "explained": float(solution.explained[there].mean()) if bool(alive.any()) else 0.0,
+            "condition": solution.condition,
+        }
+        if solution.condition is not None and q > 1 and bool((m.count[there] <= q).any()):
+            few = int(m.count[there].min())
+            warnings.warn(
+                f"backlit: {name} has {few} samples for {q} unknowns and a constant; the condition number is "
+                f"{solution.condition:.1e}, and the ridge decides what the samples do not. Give more samples.",
+                stacklevel=2,
+            )
+
+    def _same_data(self, digest: Digest) -> None:
+        """Every pass must see the same data.
+
+        Raises:
+            InputError: If this one did not.
+        """
+        if self.digest is None:
+            self.digest = digest
+        elif not self.digest.same(digest):
+            raise InputError(
+                f"data must be the same in every pass, but one had {self.digest.samples} images of sum {self.digest.total:.6g} "
+                f"and another {digest.samples} of sum {digest.total:.6g}. Switch augmentation off, or remove the folder of parts "
+                "of the earlier fit."
+            )

@@ -1,0 +1,114 @@
+"""First and second moments of a stream, per class, and the regression that follows from them.
+
+Everything is kept in float64 as means and centred sums, merged batch by batch (Chan, Golub and LeVeque 1983), so that
+the result does not depend on how the samples were cut into batches but for rounding, and no sample is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from backlit._errors import InputError
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of one regression: ``groups`` of their own, ``unknowns`` regressors and ``targets`` in each."""
+
+    groups: int
+    unknowns: int
+    targets: int
+
+    @property
+    def bytes(self) -> int:
+        """Of the moments of one class."""
+        return 8 * self.groups * (self.unknowns + self.targets + self.unknowns * (self.unknowns + self.targets))
+
+
+class Moments:
+    """Moments of regressors s (q of them) and targets x (m), per class and group.
+
+    ``precision`` is the dtype of the products inside one batch, which are centred first; sums are float64 always.
+    """
+
+    def __init__(self, classes: int, sizes: Sizes, device: torch.device, precision: torch.dtype = torch.float64) -> None:
+        g, q, m = sizes.groups, sizes.unknowns, sizes.targets
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(classes, *shape, dtype=torch.float64, device=device)
+
+        self.sizes, self.precision = sizes, precision
+        self.count = zeros()
+        self.mean_s, self.mean_x = zeros(g, q), zeros(g, m)
+        self.ss, self.xs, self.xx = zeros(g, q, q), zeros(g, m, q), zeros(g, m)
+
+    def add(self, classes: Int[Tensor, " k"], s: Float[Tensor, "k g r q"], x: Float[Tensor, "g r m"]) -> None:
+        """Add r rows, the same targets for each of k different classes."""
+        n = s.shape[2]
+        if not n:
+            return
+        mean_s, mean_x = s.mean(2, dtype=torch.float64), x.mean(1, dtype=torch.float64)
+        s = (s.double() - mean_s[:, :, None]).to(self.precision)
+        x = (x.double() - mean_x[:, None]).to(self.precision)
+        ss = (s.mT @ s).double()
+        side_by_side = s.permute(1, 2, 0, 3).flatten(2)  # one product for all classes: they share the targets
+        xs = (x.mT @ side_by_side).double().unflatten(2, (s.shape[0], -1)).permute(2, 0, 1, 3)
+        old = self.count[classes]
+        share = n / (old + n)
+        step_s, step_x = mean_s - self.mean_s[classes], mean_x - self.mean_x[classes]
+        weight = (old * share)[:, None, None, None]
+        self.ss[classes] += ss + weight * step_s[..., :, None] * step_s[..., None, :]
+        self.xs[classes] += xs + weight * step_x[..., :, None] * step_s[..., None, :]
+        self.xx[classes] += (x * x).sum(1).double() + weight[..., 0] * step_x**2
+        self.mean_s[classes] += share[:, None, None] * step_s
+        self.mean_x[classes] += share[:, None, None] * step_x
+        self.count[classes] += n
+
+
+@dataclass(frozen=True)
+class Solution:
+    """``x = weight s + bias`` per class and group, and how well it was determined.
+
+    ``weight`` is (k, g, m, q), ``bias`` (k, g, m). ``explained`` (k,) is the share of the targets' variance that the fit
+    accounts for, ``variance`` (k,) that of the regressors, summed; ``condition`` is the largest condition number of
+    ``cov(s, s) + ridge I`` where there were no more samples than unknowns, else None.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    explained: Tensor
+    variance: Tensor
+    condition: float | None
+
+
+def solve(moments: Moments, ridge: float, name: str) -> Solution:
+    """Ridge regression (MIP-IN, Eq. 6): ``cov(x, s) (cov(s, s) + ridge I)^-1``, covariances divided by the number of samples.
+
+    Raises:
+        InputError: If the system is singular, which a positive ridge prevents.
+    """
+    count = moments.count.clamp(min=1)[:, None, None, None]
+    cov, cross = moments.ss / count, moments.xs / count
+    q = cov.shape[-1]
+    regular = cov + ridge * torch.eye(q, dtype=cov.dtype, device=cov.device)
+    factor, failed = torch.linalg.cholesky_ex(regular)
+    if bool(failed.any()):
+        raise InputError(
+            f"ridge must be large enough for {name}, whose {q} regressors are not independent, but is {ridge:g}. Use 0.001, "
+            "as the paper does, or more samples."
+        )
+    weight = torch.cholesky_solve(cross.mT, factor).mT
+    bias = moments.mean_x - (weight @ moments.mean_s[..., None])[..., 0]
+    gained = 2 * (weight * cross).sum((1, 2, 3)) - ((weight @ cov) * weight).sum((1, 2, 3))
+    total = moments.xx.sum((1, 2)) / count[:, 0, 0, 0]
+    few = moments.count <= q
+    condition = None
+    if bool(few.any()):
+        values = torch.linalg.eigvalsh(regular[few])
+        condition = float((values[..., -1] / values[..., 0].clamp(min=torch.finfo(cov.dtype).tiny)).max())
+    variance = cov.diagonal(dim1=-2, dim2=-1).sum((1, 2))
+    return Solution(weight, bias, torch.where(total > 0, gained / total, 1.0), variance, condition)

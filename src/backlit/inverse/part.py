@@ -1,0 +1,295 @@
+"""The inverted part of a network: the calls between its start and the logits, each with its inverse, from the top down."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backlit._errors import InputError, UnsupportedOp
+from backlit.capture.canonical import Call
+from backlit.capture.fold import folded
+from backlit.capture.record import Node, Recording, record
+from backlit.capture.sites import Coverage, CoverageRow, Trace
+from backlit.inverse import table
+from backlit.inverse.closed import Moves
+from backlit.inverse.regressions import Channels, Dense, Regression, Transposed
+from backlit.inverse.start import feature_site
+
+INPUT = "input"
+
+
+@dataclass(frozen=True)
+class Values:
+    """What one forward pass of the inverted part computed: its values by slot, and its calls by site."""
+
+    slots: dict[int, Tensor]
+    calls: dict[str, Call]
+    output: Tensor
+    n: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call on the way back; ``regression`` is None where the inverse is known without data."""
+
+    name: str
+    call: Call
+    sources: tuple[int, ...]
+    outputs: tuple[int, ...]
+    regression: Regression | None
+    diagonal: bool  # its output's signal is
+    inside: tuple[bool, ...]  # whether each source belongs to the part
+
+
+@dataclass(frozen=True)
+class Join:
+    """A value that several calls read, so that it is reconstructed several times."""
+
+    name: str
+    regression: Channels
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The inverted part, found on a first batch; later batches must make the same calls.
+
+    Attributes:
+        steps: The calls, the last one first.
+        starts: The slots to reconstruct: the network's inputs, or one feature map.
+        start: Their name, as the file keeps it.
+        gated: Whether the reconstruction of the start itself is gated (Sec. 6.1.2: where it is a feature map).
+        joins: The slots that are reconstructed several times.
+        output: The slot of the logits.
+        classes: How many there are.
+        shapes: Of one image's value, by slot.
+        trace: Every site of the network.
+    """
+
+    steps: tuple[Step, ...]
+    starts: tuple[int, ...]
+    start: str
+    gated: bool
+    joins: dict[int, Join]
+    output: int
+    classes: int
+    shapes: dict[int, tuple[int, ...]]
+    trace: Trace
+    made: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(repr=False)
+    moves: dict[tuple[str, int], Moves] = field(default_factory=dict, repr=False)
+
+    @property
+    def regressions(self) -> dict[str, Regression]:
+        """What must be learned, by name, in the order of the way back."""
+        found: dict[str, Regression] = {}
+        for step in self.steps:
+            for slot in step.outputs:
+                if slot in self.joins:
+                    found[self.joins[slot].name] = self.joins[slot].regression
+            if step.regression is not None:
+                found[step.name] = step.regression
+        for slot in self.starts:
+            if slot in self.joins:
+                found[self.joins[slot].name] = self.joins[slot].regression
+        return found
+
+    def values(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> Values:
+        """Run the network and keep what the way back reads.
+
+        Raises:
+            UnsupportedOp: If it made other calls than on the first batch.
+        """
+        read = {*self.starts, *(slot for step in self.steps for slot in (*step.sources, *step.outputs))}
+        wanted = {name for name, (_, outputs) in self.made.items() if read.intersection(outputs)}
+        recording, slots, output = _recorded(model, inputs, wanted)
+        calls = {node.call.site.name: node for node in recording.nodes}
+        made = {name: (node.sources, node.outputs) for name, node in calls.items()}
+        if made != self.made or tuple(slots[s].shape[1:] for s in self.starts) != tuple(self.shapes[s] for s in self.starts):
+            other = [name for name in {**made, **self.made} if made.get(name) != self.made.get(name)]
+            raise UnsupportedOp(
+                f"The network called other operations on these {len(inputs[0])} images than before, or on other sizes (the "
+                f"first difference: {other[0] if other else 'the size of the images'}). The inverted part must be the same "
+                "for every image."
+            )
+        return Values(slots, {name: node.call for name, node in calls.items()}, output, len(inputs[0]))
+
+    def move(self, step: Step, values: Values) -> Moves:
+        """Where the elements of a moving call come from."""
+        key = (step.name, values.n)
+        if key not in self.moves:
+            self.moves[key] = Moves(values.calls[step.name], [values.slots[s] for s in step.sources])
+        return self.moves[key]
+
+    def coverage(self) -> Coverage:
+        """The inverse that every site of the network got."""
+        rules = {step.name: table.name_of(step.call) for step in self.steps}
+        return Coverage(
+            tuple(
+                CoverageRow(s.name, s.primitive, s.kind, s.module, s.spelling, rules.get(s.name, self._outside(s.name)))
+                for s in self.trace
+            )
+        )
+
+    def _outside(self, name: str) -> str:
+        """A batch norm that was folded belongs to the part, though it is no step of its own."""
+        inside = {s for step in self.steps for s in step.outputs}
+        return "folded" if inside.intersection(self.made.get(name, ((), ()))[1]) else "not inverted"
+
+
+def find_part(model: nn.Module, inputs: tuple[Tensor, ...], start: str | None) -> Part:
+    """The part of a network from ``start`` to the logits, by its calls on ``inputs``.
+
+    Raises:
+        UnsupportedOp: If a call in it has no inverse; lists all of them.
+        InputError: If ``start`` names nothing.
+    """
+    recording, slots, output = _recorded(model, inputs, None)
+    lean = folded(recording).pruned()
+    classes = int(output.shape[1])
+    if start == INPUT:
+        starts, name = lean.inputs, INPUT
+    else:
+        site = feature_site(lean.trace, start, classes)
+        made = {node.call.site.name: node.outputs[:1] for node in recording.nodes if node.outputs}
+        starts, name = made.get(site.name, ()), site.name
+        if not starts:
+            raise InputError(f"start must lie on the way to the logits, but nothing of {site} reaches them.")
+    if not {slot for node in lean.nodes for slot in node.sources}.issuperset(starts):
+        lean = recording  # the start itself would be folded away
+    shapes = {slot: tuple(value.shape[1:]) for slot, value in slots.items()}
+    chosen = _between(lean, starts)
+    if not chosen:
+        raise InputError(
+            f"start must be a value that the logits depend on through operations, but is {start!r} ({name}). Name an earlier "
+            "module."
+        )
+    steps, diagonal = _steps(chosen, starts, lean.output, classes, shapes)
+    made = {node.call.site.name: (node.sources, node.outputs) for node in recording.nodes}
+    return Part(
+        steps=steps,
+        starts=starts,
+        start=name,
+        gated=start != INPUT,
+        joins=_joins(steps, shapes, diagonal),
+        output=lean.output,
+        classes=classes,
+        shapes=shapes,
+        trace=lean.trace,
+        made=made,
+    )
+
+
+def _between(recording: Recording, starts: Sequence[int]) -> list[Node]:
+    """The nodes that depend on the start, in the order of their calls; all of them reach the output."""
+    inside, found = set(starts), []
+    for node in recording.nodes:
+        if inside.intersection(node.sources) and not set(node.outputs) & set(starts):
+            inside.update(node.outputs)
+            found.append(node)
+    return found if recording.output in inside else []
+
+
+def _steps(
+    nodes: list[Node], starts: tuple[int, ...], output: int, classes: int, shapes: dict[int, tuple[int, ...]]
+) -> tuple[tuple[Step, ...], set[int]]:
+    inside = {*starts, *(slot for node in nodes for slot in node.outputs)}
+    reads = Counter(slot for node in nodes for slot in node.sources)
+    diagonal, steps, refused = {output}, [], []
+    for node in reversed(nodes):
+        call = node.call
+        is_diagonal = bool(diagonal.intersection(node.outputs))
+        reason = table.why_not(call) or (_not_diagonal(node, classes, shapes, reads) if is_diagonal else None)
+        if reason is not None:
+            refused.append(f"{call.site}: {reason}")
+            continue
+        regression = _regression(node, shapes, 1 if is_diagonal else None)
+        if is_diagonal and regression is None:
+            diagonal.update(node.sources)
+        within = tuple(slot in inside for slot in node.sources)
+        steps.append(Step(call.site.name, call, node.sources, node.outputs, regression, is_diagonal, within))
+    if refused:
+        raise UnsupportedOp(
+            f"The part to be inverted holds {len(refused)} operation{'s' * (len(refused) > 1)} without an inverse: "
+            + "; ".join(reversed(refused))
+            + ". Begin behind them (start='a module path', or None for the last feature map), or explain the network without "
+            "them, such as a softmax at its end."
+        )
+    return tuple(steps), diagonal
+
+
+def _not_diagonal(node: Node, classes: int, shapes: dict[int, tuple[int, ...]], reads: Counter[int]) -> str | None:
+    """Why a call between the last layer and the logits cannot be gone back through class by class; None if it can."""
+    name = node.call.primitive.name
+    if name in table.DENSE:
+        return None if len(shapes[node.outputs[0]]) == 1 else "its output has more than the classes' dimension"
+    if name in table.CONVOLUTIONS:
+        return None if node.call.get("groups", 1) == 1 else "it makes the classes' maps in groups"
+    source = shapes[node.sources[0]]
+    apart = len(node.sources) == 1 and len(node.outputs) == 1 and source[:1] == (classes,) == shapes[node.outputs[0]][:1]
+    if not apart or reads[node.sources[0]] > 1:
+        return "it makes the logits out of several values, or mixes the classes"
+    return None
+
+
+def _regression(node: Node, shapes: dict[int, tuple[int, ...]], channels: int | None) -> Regression | None:
+    call, name = node.call, node.call.primitive.name
+    source, output = shapes[node.sources[0]], shapes[node.outputs[0]]
+    if name in table.DENSE:
+        positions = 1
+        for side in source[:-1]:
+            positions *= side
+        return Dense(source[-1], channels or output[-1], positions)
+    if name in table.CONVOLUTIONS:
+        return Transposed.of(call, channels or output[0])
+    if name in table.SUMS and len(node.sources) > 1:
+        return Channels(output, 1, len(node.sources))
+    return None
+
+
+def _joins(steps: tuple[Step, ...], shapes: dict[int, tuple[int, ...]], diagonal: set[int]) -> dict[int, Join]:
+    reads = Counter(slot for step in steps for slot, inside in zip(step.sources, step.inside, strict=True) if inside)
+    makers = {slot: step.name for step in steps for slot in step.outputs}
+    return {
+        slot: Join(f"join {makers.get(slot, INPUT if slot == 0 else f'slot {slot}')}", Channels(shapes[slot], count, 1))
+        for slot, count in reads.items()
+        if count > 1 and slot not in diagonal
+    }
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The form of a recorded call: its results, and how often their memory had been written by then."""
+
+    call: Call
+    results: tuple[Tensor, ...]
+    versions: tuple[int, ...]
+
+    def __call__(self, *signals: Tensor) -> Any:
+        return self.call.run(*signals)
+
+
+def _recorded(
+    model: nn.Module, inputs: tuple[Tensor, ...], wanted: set[str] | None, copy: bool = False
+) -> tuple[Recording, dict[int, Tensor], Tensor]:
+    """A recording with the values of its slots; those of the sites in ``wanted`` alone, if it is given."""
+
+    def seen(call: Call, signals: tuple[Tensor, ...], result: Any) -> _Seen:
+        results = (result,) if isinstance(result, Tensor) else tuple(r for r in result if r.is_floating_point())
+        if wanted is not None and call.site.name not in wanted:
+            results = ()
+        results = tuple(r.clone() for r in results) if copy else results
+        return _Seen(call.without_signals(), results, tuple(r._version for r in results))
+
+    recording, output = record(model, inputs, seen)
+    slots = {slot: x.detach() for slot, x in zip(recording.inputs, inputs, strict=True)}
+    for node in recording.nodes:
+        form: Any = node.form
+        if any(r._version != v for r, v in zip(form.results, form.versions, strict=True)):
+            # Written over through another view of its memory: keep what it was.
+            return _recorded(model, inputs, wanted, copy=True)
+        slots.update(zip(node.outputs, form.results, strict=False))
+    return recording, slots, output

@@ -1,0 +1,228 @@
+"""The inverses that are learned: each is a linear regression of what a layer read on the source signal of what it gave.
+
+Each says how its samples become rows of regressors and targets, what the solution's parameters are, and how to apply
+them. Signals are (k, n, ...), targets (n, ...): see ``signals.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from backlit.capture.canonical import Call
+from backlit.inverse.moments import Sizes
+from backlit.inverse.signals import Who
+
+Parameters = Mapping[str, Tensor]
+Shape = tuple[int, ...]
+
+
+class Regression(Protocol):
+    """A learned inverse."""
+
+    sizes: Sizes
+    positions: int
+    """Rows that one image gives."""
+
+    def rows(self, signals: Sequence[Tensor]) -> Tensor:
+        """Signals (k, n, ...) as regressors (k, n, g, positions, q)."""
+        ...
+
+    def targets(self, values: Sequence[Tensor]) -> Tensor:
+        """Values (n, ...) as targets (n, g, positions, m)."""
+        ...
+
+    def parameters(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
+        """The solution (c, g, m, q) and (c, g, m) as the inverse keeps it, one row a class."""
+        ...
+
+    def apply(self, parameters: Parameters, signals: Sequence[Tensor], who: Who, *, bias: bool) -> list[Tensor]:
+        """Reconstructions (k, n, ...), one for each target."""
+        ...
+
+
+@dataclass(frozen=True)
+class Dense:
+    """``X = W S + b`` (Eq. 6) over the last dimension; further positions of an image are further samples."""
+
+    inputs: int
+    outputs: int
+    positions: int
+
+    @property
+    def sizes(self) -> Sizes:
+        return Sizes(1, self.outputs, self.inputs)
+
+    def rows(self, signals: Sequence[Tensor]) -> Tensor:
+        (s,) = signals
+        return s.reshape(*s.shape[:2], 1, -1, s.shape[-1])
+
+    def targets(self, values: Sequence[Tensor]) -> Tensor:
+        (x,) = values
+        return x.reshape(len(x), 1, -1, x.shape[-1])
+
+    def parameters(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
+        return {"weight": weight[:, 0], "bias": bias[:, 0]}
+
+    def apply(self, parameters: Parameters, signals: Sequence[Tensor], who: Who, *, bias: bool) -> list[Tensor]:
+        (s,) = signals
+        weight, shift = parameters["weight"], parameters["bias"]
+        if who.uniform:
+            ids = who.ids[:, 0]
+            product = s.flatten(1, -2) @ weight[ids].mT
+            x = (product + shift[ids][:, None] if bias else product).unflatten(1, s.shape[1:-1])
+            return [x]
+        x = s.new_empty(*s.shape[:-1], self.inputs)
+        for one, where in who.each_class():
+            x[where] = F.linear(s[where], weight[one], shift[one] if bias else None)
+        return [x]
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """``X = g * S + b`` (Eq. 7): a transposed convolution with the layer's geometry and free weights.
+
+    It is linear in its weights: the regressors of a position are the values of S that its kernel would read there.
+    """
+
+    size: Shape  # of X: channels, then pixels
+    channels: int  # of S
+    kernel: Shape
+    stride: Shape
+    padding: Shape  # before the first pixel
+    dilation: Shape
+    groups: int
+
+    @classmethod
+    def of(cls, call: Call, channels: int) -> Transposed:
+        """The inverse of a convolution's call; ``channels`` of its output have signals."""
+        kernel = tuple(call["weight"].shape[2:])
+        dilation = _each(call.get("dilation", 1), kernel)
+        padding = call.get("padding", 0)
+        if padding == "same":
+            before = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
+        else:
+            before = _each(0 if padding == "valid" else padding, kernel)
+        stride = _each(call.get("stride", 1), kernel)
+        size = call.site.input_shapes[0][1:]
+        return cls(size, channels, kernel, stride, before, dilation, call.get("groups", 1))
+
+    @property
+    def positions(self) -> int:
+        return prod(self.size[1:])
+
+    @property
+    def sizes(self) -> Sizes:
+        g = self.groups
+        return Sizes(g, self.channels // g * prod(self.kernel), self.size[0] // g)
+
+    @property
+    def _reach(self) -> Shape:
+        """Pixels from a kernel's first tap to its last."""
+        return tuple(d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True))
+
+    def rows(self, signals: Sequence[Tensor]) -> Tensor:
+        (s,) = signals
+        k, n = s.shape[:2]
+        s = self._spread(s.flatten(0, 1))
+        # Output pixel u reads spread[u + padding - dilation * tap]; counted from the last tap, that is a window at u.
+        margins: list[int] = []
+        for i in reversed(range(len(self.kernel))):
+            before = self._reach[i] - self.padding[i]
+            margins += [before, self.size[1 + i] + self._reach[i] - before - s.shape[2 + i]]
+        s = F.pad(s, margins)
+        for i, (reach, dilation) in enumerate(zip(self._reach, self.dilation, strict=True)):
+            s = s.unfold(2 + i, reach + 1, 1)[..., ::dilation]
+        d = len(self.kernel)
+        s = s.unflatten(1, (self.groups, -1)).flatten(3, 2 + d)  # (k n, g, c, positions, *taps)
+        return s.transpose(2, 3).flatten(3).unflatten(0, (k, n))
+
+    def _spread(self, s: Tensor) -> Tensor:
+        """S with its pixels ``stride`` apart and zeros between."""
+        if all(step == 1 for step in self.stride):
+            return s
+        size = [(h - 1) * step + 1 for h, step in zip(s.shape[2:], self.stride, strict=True)]
+        spread = s.new_zeros(*s.shape[:2], *size)
+        spread[(..., *(slice(None, None, step) for step in self.stride))] = s
+        return spread
+
+    def targets(self, values: Sequence[Tensor]) -> Tensor:
+        (x,) = values
+        return x.unflatten(1, (self.groups, -1)).flatten(3).mT
+
+    def parameters(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
+        taps = tuple(range(-len(self.kernel), 0))
+        kernel = weight.unflatten(3, (-1, *self.kernel)).flip(taps).transpose(2, 3)
+        return {"weight": kernel.flatten(1, 2).contiguous(), "bias": bias.flatten(1)}
+
+    def apply(self, parameters: Parameters, signals: Sequence[Tensor], who: Who, *, bias: bool) -> list[Tensor]:
+        (s,) = signals
+        weight, shift = parameters["weight"], parameters["bias"]
+        pixels = (1,) * len(self.kernel)
+        if who.uniform:
+            ids = who.ids[:, 0]
+            x = self._convolved(s.transpose(0, 1).flatten(1, 2), weight[ids].flatten(0, 1), len(s))
+            x = x.unflatten(1, (len(s), -1)).transpose(0, 1)
+            return [x + shift[ids].view(len(s), 1, -1, *pixels) if bias else x]
+        x = s.new_empty(*s.shape[:2], *self.size)
+        for one, where in who.each_class():
+            found = self._convolved(s[where], weight[one], 1)
+            x[where] = found + shift[one].view(-1, *pixels) if bias else found
+        return [x]
+
+    def _convolved(self, s: Tensor, weight: Tensor, stacks: int) -> Tensor:
+        function: Any = getattr(F, f"conv_transpose{len(self.kernel)}d")
+        full = function(s, weight, stride=self.stride, dilation=self.dilation, groups=stacks * self.groups)
+        margins: list[int] = []
+        for i in reversed(range(len(self.kernel))):
+            margins += [-self.padding[i], self.size[1 + i] + self.padding[i] - full.shape[2 + i]]
+        return F.pad(full, margins)
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Each channel of m targets as a sum of the same channel of r signals, weighted, plus a constant.
+
+    The split of a residual add regresses both branches on the sum's signal; a join regresses a value that was read r times
+    on its r reconstructions.
+    """
+
+    size: Shape
+    signals: int
+    outputs: int
+
+    @property
+    def positions(self) -> int:
+        return prod(self.size[1:])
+
+    @property
+    def sizes(self) -> Sizes:
+        return Sizes(self.size[0], self.signals, self.outputs)
+
+    def rows(self, signals: Sequence[Tensor]) -> Tensor:
+        return torch.stack([s.reshape(*s.shape[:3], -1) for s in signals], -1)
+
+    def targets(self, values: Sequence[Tensor]) -> Tensor:
+        return torch.stack([x.reshape(*x.shape[:2], -1) for x in values], -1)
+
+    def parameters(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
+        return {"weight": weight, "bias": bias}
+
+    def apply(self, parameters: Parameters, signals: Sequence[Tensor], who: Who, *, bias: bool) -> list[Tensor]:
+        pixels = (1,) * (len(self.size) - 1)
+        weight, shift = parameters["weight"][who.ids], parameters["bias"][who.ids]  # (k, n, c, m, r), (k, n, c, m)
+        found = []
+        for m in range(self.outputs):
+            x = shift[..., m].view(*shift.shape[:3], *pixels) if bias else 0
+            found.append(sum((s * weight[..., m, r].view(*weight.shape[:3], *pixels) for r, s in enumerate(signals)), x))
+        return found  # type: ignore[return-value]  sum() may give an int, of no signals only
+
+
+def _each(value: Any, kernel: Shape) -> Shape:
+    return (int(value),) * len(kernel) if isinstance(value, int) else tuple(value) * (len(kernel) // len(tuple(value)))

@@ -1,0 +1,52 @@
+"""Which class each source signal is for.
+
+A signal of the inverted part has shape (k, n, ...): k signals for each of n images. While the way back from the logits
+has only passed operations that keep the classes apart (a pool over each class's map, a flatten), one signal of the
+network's own shape, (1, n, classes, ...), holds them all, each class in its channel: it is *diagonal*. The first layer
+that mixes channels takes each class's channel out of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Who:
+    """The class of each signal: ``ids`` (k, n) are places in ``classes`` (c,), the class indices that are fitted."""
+
+    ids: Int[Tensor, "k n"]
+    classes: Int[Tensor, " c"]
+
+    @cached_property
+    def uniform(self) -> bool:
+        """Each of the k signals is of one class for all images."""
+        return bool((self.ids == self.ids[:, :1]).all())
+
+    def channels(self, diagonal: Tensor) -> Tensor:
+        """Each signal's own class out of a diagonal one: (1, n, classes, ...) to (k, n, 1, ...)."""
+        images = torch.arange(self.ids.shape[1], device=diagonal.device)
+        return diagonal[0, images[None], self.classes[self.ids]].unsqueeze(2)
+
+    def for_learning(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Classes (k,) and images (r,) of r <= size whose signals are one stack each: the same k classes."""
+        images = torch.arange(self.ids.shape[1], device=self.ids.device)
+        if self.uniform:
+            for part in images.split(size):
+                yield self.ids[:, 0], part
+            return
+        (ids,) = self.ids  # own samples: one signal an image
+        for one in ids.unique():
+            for part in images[ids == one].split(size):
+                yield one[None], part
+
+    def each_class(self) -> Iterator[tuple[int, Tensor]]:
+        """Every class that is asked for, and where (k, n)."""
+        for one in self.ids.unique().tolist():
+            yield one, self.ids == one

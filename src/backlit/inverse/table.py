@@ -1,0 +1,59 @@
+"""Primitive -> inverse: the one table of what MIP-IN can go back through."""
+
+from __future__ import annotations
+
+from backlit.capture.canonical import Call
+from backlit.capture.primitives import PRIMITIVES
+from backlit.inverse.closed import Closed, averaged_back, kept, switched_back
+
+DENSE = frozenset({"linear", "matmul", "addmm"})
+CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
+SUMS = frozenset({"add", "sub"})
+MOVES = frozenset("cat stack pad reshape permute slice expand copy where setitem dropout".split())
+_SELECTIONS = [p.name for p in PRIMITIVES if p.kind == "selection"]
+_AVERAGES = [p.name for p in PRIMITIVES if "avg_pool" in p.name] + "mean sum mul div neg add sub batch_norm".split()
+_NOT_MONOTONE = {"abs", "pow"}  # from their value one cannot tell the sign of what stood behind
+_ACTIVATIONS = [p.name for p in PRIMITIVES if p.kind == "activation" and p.name not in _NOT_MONOTONE]
+
+CLOSED: dict[str, Closed] = {
+    **dict.fromkeys(_ACTIVATIONS, kept),
+    **dict.fromkeys(_AVERAGES, averaged_back),
+    **dict.fromkeys(_SELECTIONS, switched_back),
+}
+"""The inverses that need no data, of calls with one signal (a maximum may have two)."""
+
+NAMES = {
+    **dict.fromkeys(DENSE, "regression"),
+    **dict.fromkeys(CONVOLUTIONS, "transposed convolution"),
+    **dict.fromkeys(MOVES, "moved back"),
+    **{name: "gate" for name in _ACTIVATIONS},
+    **{name: "averaged back" for name in _AVERAGES},
+    **{name: "switches" for name in _SELECTIONS},
+}
+"""What the coverage of a map calls each."""
+
+
+def name_of(call: Call) -> str:
+    """What the coverage calls the inverse of this call."""
+    return "split" if call.primitive.name in SUMS and len(call.places) > 1 else NAMES[call.primitive.name]
+
+
+def why_not(call: Call) -> str | None:
+    """Why a call has no inverse; None if it has one."""
+    name = call.primitive.name
+    shapes = call.site.input_shapes
+    if name in DENSE:
+        signal = call.places[0][0]
+        if len(call.places) > 1 or signal not in ("input", "mat1") or (name == "addmm" and signal == "input"):
+            return "only a product of the signal with a constant matrix on its right has one"
+        if name == "matmul" and call["other"].dim() != 2:
+            return "only a product with one matrix has one"
+        return None
+    if name in CONVOLUTIONS or name in MOVES:
+        return None
+    if name in SUMS and len(call.places) > 1:
+        return None if shapes[0] == shapes[1] else "its two summands have different shapes"
+    if name in CLOSED:
+        two = name in ("maximum", "minimum")
+        return None if len(call.places) == 1 or two else "it has several signals"
+    return "there is none for it"

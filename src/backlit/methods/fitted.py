@@ -1,0 +1,62 @@
+"""Methods that learn from data before they can explain: what they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from backlit._errors import InputError
+from backlit.inverse import Fitted
+from backlit.methods.base import Method, Options
+
+
+@dataclass(frozen=True)
+class FittedOptions(Options):
+    """Options of methods that are fitted first.
+
+    Attributes:
+        fitted: What the method's ``fit`` returned, or a file that it or ``backlit fit`` wrote.
+    """
+
+    fitted: Fitted | str | Path | None = None
+
+
+class FittedMethod(Method):
+    """A method whose parameters come from data: ``METHOD.fit(model, data)``, then ``METHOD(model, fitted=...)``."""
+
+    Options = FittedOptions
+    artefact: ClassVar[str]
+
+    def __init__(self, model: nn.Module, **options: Any) -> None:
+        super().__init__(model, **options)
+        found = self.options.fitted
+        if found is None:
+            raise InputError(
+                f"{self.title} must be fitted to data first: `backlit fit --method {self.artefact} --data DIR --out FILE`, or "
+                f"{type(self).__name__}.fit(model, data); then give it the result as fitted=... (--fitted FILE)."
+            )
+        if not isinstance(found, (Fitted, str, Path)):
+            raise InputError(
+                f"fitted must be what {type(self).__name__}.fit returned, or its file, but is {type(found).__name__}."
+            )
+        self.learned = found if isinstance(found, Fitted) else Fitted.load(found)
+        self.learned.check_kind(self.artefact)
+        self.learned.check_network(model)
+
+    def places(self, targets: Tensor) -> Tensor:
+        """Where each target stands among the fitted classes.
+
+        Raises:
+            InputError: If one was not fitted.
+        """
+        same = targets[..., None] == targets.new_tensor(self.learned.classes)
+        if not bool(same.any(-1).all()):
+            missing = sorted(set(targets[~same.any(-1)].tolist()))
+            raise InputError(
+                f"target must be among the {len(self.learned.classes)} fitted classes, but class {missing[0]} is not. Fit it, "
+                "or explain another one."
+            )
+        return same.int().argmax(-1)

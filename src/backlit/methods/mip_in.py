@@ -1,0 +1,122 @@
+"""MIP-IN: a backward network, learned from data, that reconstructs the input from one logit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backlit._errors import InputError
+from backlit.inverse import FitOptions, FitStep, InverseNetwork, fit_inverse
+from backlit.inverse.chain import go_back
+from backlit.inverse.data import Data
+from backlit.inverse.part import INPUT, Part, Values, find_part
+from backlit.inverse.regressions import Parameters
+from backlit.inverse.signals import Who
+from backlit.methods.base import Maps, activation_bytes
+from backlit.methods.fitted import FittedMethod
+from backlit.methods.inputs import pick
+
+
+class MIPIN(FittedMethod):
+    """MIP-IN (Jing et al. 2021): the attribution that a learned inverse network gives to the input for one logit.
+
+    The map is A, the inverse network without its constants (Sec. 4.3), adapted to the image by the gates of its own forward
+    pass (Eq. 9). ``parts`` hold the source signal S_0 ("source") and A without the gates ("global"). Where the inverted part
+    begins at a feature map, all three are rectified (not the source), averaged over channels and enlarged (Sec. 6.1.2).
+    """
+
+    name = "mip_in"
+    title = "MIP-IN"
+    summary = "what a backward network learned from data reconstructs from the logit"
+    source = "Jing et al. 2021"
+    artefact = "mip_in"
+    memory_factor = 8.0
+
+    @classmethod
+    def fit(
+        cls,
+        model: nn.Module,
+        data: Data,
+        *,
+        out: str | Path | None = None,
+        description: str = "",
+        progress: Callable[[FitStep], None] = lambda step: None,
+        **options: Any,
+    ) -> InverseNetwork:
+        """Learn the inverse network; ``options`` are those of :class:`backlit.inverse.FitOptions`.
+
+        See :func:`backlit.inverse.fit_inverse`.
+        """
+        return fit_inverse(model, data, FitOptions(**options), out=out, description=description, progress=progress)
+
+    def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
+        part, values, fitted = self._prepared(inputs)
+        targets = pick(values.output, targets)
+        who = self._who(targets)
+
+        def back(*, bias: bool, gate: bool) -> tuple[Tensor, ...]:
+            found = go_back(part, values, fitted, who, bias=bias, gate=gate)
+            return tuple(torch.zeros_like(x)[None] if s is None else s for s, x in zip(found, inputs, strict=False))
+
+        local, source, everywhere = back(bias=False, gate=True), back(bias=True, gate=True), back(bias=False, gate=False)
+        if part.gated:
+            sizes = [x.shape[-2:] for x in inputs]
+            local, everywhere = (tuple(_enlarged(s.relu(), size) for s, size in zip(found * len(inputs), sizes, strict=True))
+                                 for found in (local, everywhere))  # fmt: skip
+            source = tuple(_enlarged(source[0], size) for size in sizes)
+        return Maps(
+            values=local,
+            targets=targets,
+            output=values.output.gather(1, targets).T,
+            coverage=part.coverage(),
+            activation_bytes=activation_bytes(part.trace, inputs[0]),
+            parts={"source": source, "global": everywhere},
+            notes={"start": part.start, "fitted": str(self.learned)},
+        )
+
+    @torch.no_grad()
+    def signals(self, inputs: Tensor | tuple[Tensor, ...], target: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Source signal and attribution where the inverted part begins, (n, ...) each: S_0 and A, before any averaging."""
+        inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+        part, values, fitted = self._prepared(inputs)
+        targets = torch.as_tensor(target).expand(values.n)[:, None] if isinstance(target, int) else target[:, None]
+        who = self._who(pick(values.output, targets))
+        source, attribution = (go_back(part, values, fitted, who, bias=bias)[0] for bias in (True, False))
+        assert source is not None
+        assert attribution is not None
+        return source[0], attribution[0]
+
+    def _prepared(self, inputs: tuple[Tensor, ...]) -> tuple[Part, Values, dict[str, Parameters]]:
+        self.learned.check_inputs(inputs)
+        start = self.learned.facts["start"]
+        with torch.no_grad():
+            part = find_part(self.model, tuple(x[:1] for x in inputs), start)
+            values = part.values(self.model, inputs)
+        fitted = self.learned.to(inputs[0].device, inputs[0].dtype)
+        missing = [name for name in part.regressions if name not in fitted]
+        if missing:
+            raise InputError(f"fitted lacks the layers {', '.join(missing)} of this network. Fit it again.")
+        return part, values, dict(fitted)
+
+    def _who(self, targets: Tensor) -> Who:
+        classes = torch.tensor(self.learned.classes, device=targets.device)
+        return Who(self.places(targets).T, classes)
+
+
+def _enlarged(signal: Tensor, size: Any) -> Tensor:
+    """The mean over channels of signals (t, n, c, h, w), bilinearly enlarged."""
+    if signal.dim() != 5:
+        raise InputError(
+            f"fitted begins at a value of shape {tuple(signal.shape[2:])}, which is no feature map (c, h, w) and cannot be drawn. "
+            "Use MIPIN.signals for the bare signals, or fit from a feature map."
+        )
+    maps = signal.mean(2, keepdim=True)
+    return torch.stack([F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps])
+
+
+__all__ = ["INPUT", "MIPIN"]
