@@ -23,7 +23,7 @@ ORDER = [
         "rules",
         "attribution",
     ),
-    *("methods", "metrics", "models", "data", "bench", "report", "cli"),
+    *("inverse", "methods", "metrics", "models", "data", "bench", "report", "cli"),
 ]
 LOWER_MAY_REACH = {"attribution": {"report"}}  # inside a function: drawing a figure
 

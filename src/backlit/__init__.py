@@ -29,6 +29,7 @@ from backlit.methods import (
     METHODS,
     TRGBP,
     BBp,
+    MIPIN,
     Deconvnet,
     FullGrad,
     GradCAM,
@@ -36,6 +37,8 @@ from backlit.methods import (
     GradientXInput,
     GuidedBackprop,
     GuidedGradCAM,
+    PatternAttribution,
+    PatternNet,
     Saliency,
 )
 from backlit.methods.lookup import explain_with, find_method
@@ -49,6 +52,7 @@ __all__ = [
     "METHODS",
     "METRICS",
     "TRGBP",
+    "MIPIN",
     "Attribution",
     "BBp",
     "BacklitError",
@@ -65,6 +69,8 @@ __all__ = [
     "InputError",
     "LoadedModel",
     "ModelStateError",
+    "PatternAttribution",
+    "PatternNet",
     "RuleMismatch",
     "RuleTable",
     "Saliency",

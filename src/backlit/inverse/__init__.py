@@ -2,5 +2,6 @@
 
 from backlit.inverse.artefact import Fitted
 from backlit.inverse.fit import FitOptions, FitStep, InverseNetwork, fit_inverse
+from backlit.inverse.patterns import Patterns, fit_patterns
 
-__all__ = ["FitOptions", "FitStep", "Fitted", "InverseNetwork", "fit_inverse"]
+__all__ = ["FitOptions", "FitStep", "Fitted", "InverseNetwork", "Patterns", "fit_inverse", "fit_patterns"]

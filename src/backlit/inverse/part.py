@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -180,6 +180,31 @@ def find_part(model: nn.Module, inputs: tuple[Tensor, ...], start: str | None) -
         shapes=shapes,
         trace=lean.trace,
         made=made,
+    )
+
+
+def find_layers(model: nn.Module, inputs: tuple[Tensor, ...], wanted: Callable[[Call], bool]) -> Part:
+    """The calls that are ``wanted`` among all of a network, batch norm folded, as a part that is only looked at.
+
+    Raises:
+        UnsupportedOp: If there is none.
+    """
+    recording, slots, output = _recorded(model, inputs, None)
+    lean = folded(recording).pruned()
+    nodes = [node for node in lean.nodes if wanted(node.call)]
+    if not nodes:
+        raise UnsupportedOp("The network has no layer to learn from: no linear layer and no convolution reads the input.")
+    return Part(
+        steps=tuple(Step(n.call.site.name, n.call, n.sources, n.outputs, None, False, (True,)) for n in nodes),
+        starts=lean.inputs,
+        start=INPUT,
+        gated=False,
+        joins={},
+        output=lean.output,
+        classes=int(output.shape[1]),
+        shapes={slot: tuple(value.shape[1:]) for slot, value in slots.items()},
+        trace=lean.trace,
+        made={node.call.site.name: (node.sources, node.outputs) for node in recording.nodes},
     )
 
 

@@ -103,13 +103,13 @@ class Transposed:
     def of(cls, call: Call, channels: int) -> Transposed:
         """The inverse of a convolution's call; ``channels`` of its output have signals."""
         kernel = tuple(call["weight"].shape[2:])
-        dilation = _each(call.get("dilation", 1), kernel)
+        dilation = per_dimension(call.get("dilation", 1), kernel)
         padding = call.get("padding", 0)
         if padding == "same":
             before = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
         else:
-            before = _each(0 if padding == "valid" else padding, kernel)
-        stride = _each(call.get("stride", 1), kernel)
+            before = per_dimension(0 if padding == "valid" else padding, kernel)
+        stride = per_dimension(call.get("stride", 1), kernel)
         size = call.site.input_shapes[0][1:]
         return cls(size, channels, kernel, stride, before, dilation, call.get("groups", 1))
 
@@ -224,5 +224,5 @@ class Channels:
         return found  # type: ignore[return-value]  sum() may give an int, of no signals only
 
 
-def _each(value: Any, kernel: Shape) -> Shape:
+def per_dimension(value: Any, kernel: Shape) -> Shape:
     return (int(value),) * len(kernel) if isinstance(value, int) else tuple(value) * (len(kernel) // len(tuple(value)))

@@ -7,6 +7,9 @@ from backlit.methods.dmbp import DMBP
 from backlit.methods.fullgrad import FullGrad
 from backlit.methods.gradient import Deconvnet, Gradient, GradientXInput, GuidedBackprop, Saliency
 from backlit.methods.lpr import LPR
+from backlit.methods.fitted import FittedMethod
+from backlit.methods.mip_in import MIPIN
+from backlit.methods.pattern import PatternAttribution, PatternNet
 from backlit.methods.random import Random
 from backlit.methods.tr_gbp import TRGBP
 
@@ -23,6 +26,9 @@ METHODS: tuple[type[Method], ...] = (
     TRGBP,
     FullGrad,
     BBp,
+    MIPIN,
+    PatternNet,
+    PatternAttribution,
 )
 BASELINES: tuple[type[Method], ...] = (Random,)
 """What a comparison may add, though nobody would explain with it."""
@@ -36,6 +42,8 @@ __all__ = [
     "BBp",
     "Deconvnet",
     "FullGrad",
+    "MIPIN",
+    "FittedMethod",
     "GradCAM",
     "Gradient",
     "GradientXInput",
@@ -43,6 +51,8 @@ __all__ = [
     "GuidedGradCAM",
     "Method",
     "Options",
+    "PatternAttribution",
+    "PatternNet",
     "Random",
     "Saliency",
 ]

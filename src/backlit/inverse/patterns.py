@@ -1,0 +1,195 @@
+"""Patterns: for each neuron, the direction in its input along which its output varies in the data (Kindermans et al. 2018).
+
+A neuron's output is ``y = w'x``; its input is a signal ``a y`` and a distractor that w filters out. Estimators of a:
+
+* linear (Eq. 6):         ``a = cov(x, y) / w'cov(x, y)``
+* two-component (Eq. 8):  ``a+ = c+ / w'c+``, ``c+ = E+[x y] - E+[x] E[y]``, where E+ is the mean over samples with y > 0,
+  and ``a-`` likewise for the others.
+
+One pass over the data learns all layers; only sums are kept. Adding the neuron's bias to y changes none of the formulas, so y
+is the layer's output, whose sign is what the ReLU behind it sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backlit._errors import UnsupportedOp
+from backlit._version import __version__
+from backlit.capture.canonical import Call
+from backlit.inverse.artefact import Fitted, weights_of
+from backlit.inverse.data import Data, Digest, batches, check_data, check_values
+from backlit.inverse.fit import FitStep
+from backlit.inverse.part import INPUT, Part, Step, find_layers
+from backlit.inverse.regressions import per_dimension
+
+LAYERS = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
+_AT_ONCE = 2**22  # numbers of one block of patches: 32 MiB in float64
+
+
+class Patterns(Fitted):
+    """The patterns of a network's layers; :func:`fit_patterns` makes them."""
+
+
+class Sums:
+    """Sums of a layer's inputs x (q) and outputs y (o) per group, over all samples and over those with y > 0; float64."""
+
+    def __init__(self, groups: int, q: int, o: int, device: torch.device) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(groups, *shape, dtype=torch.float64, device=device)
+
+        self.samples = 0
+        self.x, self.y, self.yx = zeros(1, q), zeros(o, 1), zeros(o, q)
+        self.count_pos, self.x_pos, self.yx_pos = zeros(o, 1), zeros(o, q), zeros(o, q)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add rows: x (g, r, q) and y (g, r, o)."""
+        self.samples += x.shape[1]
+        positive = (y > 0).to(x.dtype)
+        self.x += x.sum(1, keepdim=True, dtype=torch.float64)
+        self.y += y.sum(1, dtype=torch.float64)[..., None]
+        self.yx += (y.mT @ x).double()
+        self.count_pos += positive.sum(1, dtype=torch.float64)[..., None]
+        self.x_pos += (positive.mT @ x).double()
+        self.yx_pos += ((y * positive).mT @ x).double()
+
+    def patterns(self, weight: Tensor) -> tuple[dict[str, Tensor], int]:
+        """a, a+ and a- (g, o, q) for weights of that shape, and how many neurons were never positive.
+
+        A neuron that has no sample, or no variance, in a regime gets a pattern of zeros there.
+        """
+        mean_y = self.y / self.samples
+        rest = self.samples - self.count_pos
+        regimes = {
+            "linear": (self.yx, self.x, torch.full_like(rest, self.samples)),
+            "positive": (self.yx_pos, self.x_pos, self.count_pos),
+            "negative": (self.yx - self.yx_pos, self.x - self.x_pos, rest),
+        }
+        found = {}
+        for name, (yx, x, count) in regimes.items():
+            n = count.clamp(min=1)
+            c = yx / n - x / n * mean_y
+            scale = (weight * c).sum(-1, keepdim=True)
+            tiny = 1e-12 * (weight.abs() * (yx / n).abs()).sum(-1, keepdim=True)
+            found[name] = torch.where((count > 0) & (scale.abs() > tiny), c / torch.where(scale == 0, 1, scale), 0.0)
+        return found, int((self.count_pos == 0).sum())
+
+
+def fit_patterns(
+    model: nn.Module,
+    data: Data,
+    *,
+    out: str | Path | None = None,
+    precision: torch.dtype = torch.float64,
+    description: str = "",
+    progress: Callable[[FitStep], None] = lambda step: None,
+) -> Patterns:
+    """Learn the patterns of every linear and convolutional layer, batch norm folded where it can be.
+
+    Args:
+        model: The network, in eval mode. It is not changed.
+        data: An iterable of batches, images (n, c, h, w) or (images, labels), whose labels are not used.
+        out: A file for the result.
+        precision: Dtype of the products inside a batch; their sums are float64.
+        description: Of the data, for the record.
+        progress: Called after each batch.
+
+    Raises:
+        InputError: If a batch cannot be used.
+        UnsupportedOp: If the network holds products with a constant matrix that are no linear layer, or nothing to learn.
+        ModelStateError: If an activation is not finite; names the batch.
+        FileError: If ``out`` cannot be written.
+    """
+    check_data(data)
+    layers: Part | None = None
+    sums: dict[str, Sums] = {}
+    digest, shapes = Digest(), ()
+    for batch in batches(data, model):
+        if layers is None:
+            layers = find_layers(model, tuple(x[:2] for x in batch.inputs), _has_pattern)
+            shapes = tuple(tuple(x.shape[1:]) for x in batch.inputs)
+        with torch.no_grad():
+            values = layers.values(model, batch.inputs)
+            for step in layers.steps:
+                x, y = values.slots[step.sources[0]], values.slots[step.outputs[0]]
+                check_values([x, y], step.name, batch.index)
+                _add(sums, step, x.to(precision), y.to(precision))
+        digest.add(batch)
+        progress(FitStep(1, 1, tuple(sums), digest.samples, None))
+    assert layers is not None
+    found: dict[str, dict[str, Tensor]] = {}
+    said = []
+    for step in layers.steps:
+        weight = step.call["weight"]
+        groups = step.call.get("groups", 1)
+        patterns, dead = sums[step.name].patterns(weight.double().view(groups, weight.shape[0] // groups, -1))
+        found[step.name] = {name: p.reshape(weight.shape).to(weight.dtype) for name, p in patterns.items()}
+        said.append({"name": step.name, "samples": sums[step.name].samples, "never positive": dead})
+    facts: dict[str, Any] = {
+        "model": type(model).__name__,
+        "start": INPUT,
+        "precision": str(precision).removeprefix("torch."),
+        "description": description,
+        "layers": said,
+        "data": asdict(digest),
+        "versions": {"backlit": __version__, "torch": str(torch.__version__)},
+    }
+    patterns = Patterns("pattern", found, tuple(range(layers.classes)), weights_of(model), shapes, facts)
+    if out is not None:
+        patterns.save(out)
+    return patterns
+
+
+def _has_pattern(call: Call) -> bool:
+    """Whether a call is a layer with patterns.
+
+    Raises:
+        UnsupportedOp: If it is one in all but name.
+    """
+    name = call.primitive.name
+    if name in ("matmul", "addmm", "einsum") or name.startswith("conv_transpose"):
+        raise UnsupportedOp(
+            f"{call.site} has no patterns: they are learned for linear layers and convolutions. Write it as F.linear."
+        )
+    return name in LAYERS
+
+
+def _add(sums: dict[str, Sums], step: Step, x: Tensor, y: Tensor) -> None:
+    weight, groups = step.call["weight"], step.call.get("groups", 1)
+    q, o = prod(weight.shape[1:]), weight.shape[0] // groups
+    if step.name not in sums:
+        sums[step.name] = Sums(groups, q, o, x.device)
+    if step.call.primitive.name == "linear":
+        sums[step.name].add(x.reshape(1, -1, q), y.reshape(1, -1, o))
+        return
+    at_once = max(1, _AT_ONCE // (prod(y.shape[2:]) * q * groups))
+    for part, made in zip(x.split(at_once), y.split(at_once), strict=True):
+        patches = _patches(part, step.call, tuple(made.shape[2:])).flatten(1, 2)
+        sums[step.name].add(patches, made.unflatten(1, (groups, o)).flatten(3).permute(1, 0, 3, 2).flatten(1, 2))
+
+
+def _patches(x: Tensor, call: Call, size: tuple[int, ...]) -> Tensor:
+    """What each output pixel reads: (g, n, pixels, q)."""
+    kernel = tuple(call["weight"].shape[2:])
+    stride, dilation = per_dimension(call.get("stride", 1), kernel), per_dimension(call.get("dilation", 1), kernel)
+    padding = call.get("padding", 0)
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    before = (
+        [r // 2 for r in reach] if padding == "same" else per_dimension(0 if padding == "valid" else padding, kernel)
+    )
+    margins: list[int] = []
+    for i in reversed(range(len(kernel))):
+        margins += [before[i], (size[i] - 1) * stride[i] + reach[i] + 1 - before[i] - x.shape[2 + i]]
+    x = F.pad(x, margins)
+    for i in range(len(kernel)):
+        x = x.unfold(2 + i, reach[i] + 1, stride[i])[..., :: dilation[i]]
+    x = x.unflatten(1, (call.get("groups", 1), -1)).flatten(3, 2 + len(kernel))  # (n, g, c, pixels, *taps)
+    return x.permute(1, 0, 3, 2, *range(4, x.dim())).flatten(3)
