@@ -30,6 +30,9 @@ Weights = Annotated[str | None, typer.Option(help='A safetensors file; "random" 
 Size = Annotated[int | None, typer.Option(help="Side of the network's input, where it is not the model's usual one.")]
 Mean = Annotated[str | None, typer.Option(help='Normalisation, e.g. "0.5" or "0.485,0.456,0.406".')]
 Std = Annotated[str | None, typer.Option(help='Normalisation, e.g. "0.5" or "0.229,0.224,0.225".')]
+FittedFiles = Annotated[
+    list[Path] | None, typer.Option(help="What `backlit fit` wrote, for methods that learn from data.", metavar="FILE")
+]
 
 
 def _version(wanted: bool) -> None:
@@ -70,6 +73,7 @@ def explain(
     option: Annotated[
         list[str] | None, typer.Option(help="An option of a method: steps=40, or dmbp.steps=40.", metavar="KEY=VALUE")
     ] = None,
+    fitted: FittedFiles = None,
     out: Annotated[Path, typer.Option(help="Folder for pictures, maps and summary.json.")] = Path("backlit-out"),
     size: Size = None,
     mean: Mean = None,
@@ -83,7 +87,8 @@ def explain(
 
     compute = settings.Compute(device, dtype, seed)
     loaded = settings.load(model, weights, compute, settings.preprocessing(size, mean, std))
-    failures = run(images, loaded, target, settings.methods(method, option or [], seed), out, compute)
+    chosen = settings.with_fitted(settings.methods(method, option or [], seed), fitted or [])
+    failures = run(images, loaded, target, chosen, out, compute)
     if failures:
         raise typer.Exit(1)
 
@@ -118,6 +123,7 @@ def compare(
     option: Annotated[
         list[str] | None, typer.Option(help="An option: dmbp.steps=40, insertion.steps=20.", metavar="NAME.KEY=VALUE")
     ] = None,
+    fitted: FittedFiles = None,
     out: Annotated[Path, typer.Option(help="Folder for the report, tables and maps.")] = Path("backlit-compare"),
     force: Annotated[bool, typer.Option("--force", help="Begin anew in a folder that is in use.")] = False,
     size: Size = None,
@@ -132,6 +138,7 @@ def compare(
 
     compute = settings.Compute(device, dtype, seed)
     chosen, measured = settings.methods_and_metrics(methods, metrics, option or [], seed)
+    chosen = settings.with_fitted(chosen, fitted or [])
     loaded = settings.load(model, weights, compute, settings.preprocessing(size, mean, std))
     source = Source(images or [], data, target, class_index, boxes, limit, mosaic, seed)
     if run(source, loaded, chosen, measured, out, compute, classes=classes, force=force):
@@ -180,6 +187,43 @@ def roar(
 
 
 @app.command()
+def fit(
+    out: Annotated[Path, typer.Option(help="The file to write; OUT.parts keeps finished layers meanwhile.", metavar="FILE")],
+    method: Annotated[str, typer.Option(help="mip_in or pattern (PatternNet and PatternAttribution).")] = "mip_in",
+    model: Model = "digits",
+    weights: Weights = None,
+    data: Annotated[Path | None, typer.Option(help="What to learn from; none for the embedded digits.", metavar="DIR")] = None,
+    read: Annotated[str, typer.Option(help="How to read it: images, folder (a folder a class), imagenet, cifar10, mnist.")] = "images",
+    class_index: Annotated[
+        Path | None, typer.Option(help="JSON that maps class folders to the model's classes.", metavar="FILE")
+    ] = None,
+    test: Annotated[bool, typer.Option("--test", help="The test part of cifar10 or mnist, not the training part.")] = False,
+    limit: Annotated[int | None, typer.Option(help="Number of images to take, evenly spread.", min=1)] = None,
+    batch: Annotated[int, typer.Option(help="Images at once.", min=1)] = 64,
+    start: Annotated[
+        str, typer.Option(help="mip_in: where the inverted part begins: input, features (the last feature map), a module or a site.")
+    ] = "input",
+    samples: Annotated[str, typer.Option(help="mip_in: whose samples a class learns from: all, or its own.")] = "all",
+    classes: Annotated[str | None, typer.Option(help="mip_in: class indices, by comma; all, if not given.")] = None,
+    ridge: Annotated[float, typer.Option(help="mip_in: lambda of the ridge regression.")] = 1e-3,
+    size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
+    device: Device = "cpu",
+    dtype: DType = "float32",
+) -> None:
+    """Learn from data what MIP-IN or the pattern methods need, and write it to a file. Interrupted, it goes on after the last whole layer."""
+    from backlit.cli.fit import Source, run
+
+    loaded = settings.load(model, weights, settings.Compute(device, dtype, 0), settings.preprocessing(size, mean, std))
+    own: dict[str, Any] = {}
+    if method == "mip_in":
+        own = {"start": None if start == "features" else start, "samples": samples, "ridge": ridge}
+        own["classes"] = None if classes is None else settings.whole_numbers("classes", classes)
+    run(method, loaded, Source(data, read, class_index, limit, batch, not test), out, own)
+
+
+@app.command()
 def metrics() -> None:
     """List the metrics: what each scores, its direction, its cost and what it needs."""
     from backlit.cli.tables import print_metrics
@@ -200,6 +244,7 @@ def trace(
     model: Model = "digits",
     weights: Weights = None,
     method: Annotated[str, typer.Option(help="The method whose rules to show.")] = "guided_backprop",
+    fitted: FittedFiles = None,
     size: Size = None,
     device: Device = "cpu",
     dtype: DType = "float32",
@@ -212,7 +257,7 @@ def trace(
     loaded = settings.load(
         model, weights or "random", compute, settings.preprocessing(size, None, None), bare=weights is None
     )
-    print_trace(loaded, settings.methods(method, [], seed)[0], compute)
+    print_trace(loaded, settings.with_fitted(settings.methods(method, [], seed), fitted or [])[0], compute)
 
 
 def main() -> None:

@@ -16,12 +16,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from backlit._version import __version__
 from backlit.attribution import Attribution
 from backlit.cli.settings import Compute
-from backlit.methods import METHODS
+from backlit.inverse import Fitted
+from backlit.methods import METHODS, FittedMethod
 from backlit.models import load_model
 from backlit.models.digits import demo_scenes, digits_images
 from backlit.report.page import Page, row, write_page
 
 _SINGLES, _SCENES = 3, 4
+_LEARNED = 120  # digits from which a method that learns from data does so here
 _INTRO = (
     "Which pixels made the network say that? Real handwritten digits, explained by every method. In a scene of two digits "
     "both are true: explained for one class, a good map is red on that digit and blue, or silent, on the other; the rows "
@@ -76,12 +78,24 @@ def _explain(
 ) -> dict[str, Attribution]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     found: dict[str, Attribution] = {}
+    learned: dict[str, Fitted] = {}
     with Progress(*columns, transient=True) as progress:
         for method in METHODS:
             task = progress.add_task(method.title, total=1)
             options: dict[str, Any] = {"seed": compute.seed, "chunk": len(x)}
             if "callback" in {f.name for f in fields(method.Options)}:
                 options["callback"] = lambda s, task=task: progress.update(task, completed=s.index, total=s.steps)
+            if issubclass(method, FittedMethod):
+                if method.artefact not in learned:
+                    learned[method.artefact] = _fit(method, network, x)
+                options["fitted"] = learned[method.artefact]
             found[method.title] = method(network, **options)(x, target)
             progress.update(task, completed=progress.tasks[-1].total)
     return found
+
+
+def _fit(method: type[FittedMethod], network: torch.nn.Module, like: torch.Tensor) -> Fitted:
+    """What the method learns from single digits, those that are explained not among them."""
+    images, labels = (part[_SINGLES : _SINGLES + _LEARNED] for part in digits_images())
+    x = load_model("digits").preprocess.batch(images).to(like)
+    return method.fit(network, [(x, labels.to(like.device))])

@@ -20,6 +20,7 @@ from backlit._files import make_folder, write_whole
 from backlit.attribution import Attribution
 from backlit.cli.settings import Chosen, Compute
 from backlit.data.images import find_images, load_image
+from backlit.methods import FittedMethod
 from backlit.models import LoadedModel
 from backlit.report.figure import render_overlay, save_png
 
@@ -42,6 +43,9 @@ def run(
         FileError: If there is no image at all, or ``out`` cannot be written.
     """
     choose = _targets(target, loaded)
+    for chosen in methods:
+        if issubclass(chosen.method, FittedMethod):
+            chosen.method(loaded.network, **chosen.options)  # refuses a file for another network before any image is read
     images, failures = found_images(paths)
     make_folder(out)
     console = Console()

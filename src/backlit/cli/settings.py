@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from backlit._errors import InputError, nearest
-from backlit.methods import BASELINES, METHODS, Method
+from backlit.inverse import Fitted
+from backlit.methods import BASELINES, METHODS, FittedMethod, Method
 from backlit.methods.lookup import find_method, same_name
 from backlit.metrics import Metric
 from backlit.metrics.lookup import find_metric
@@ -65,6 +67,37 @@ def methods(names: str, options: list[str], seed: int) -> list[Chosen]:
     chosen, unused = _with_options(found, options, seed)
     _refuse(unused, found)
     return [Chosen(method, own) for method, own in chosen]
+
+
+def fitted_methods() -> list[type[FittedMethod]]:
+    """The methods that learn from data."""
+    return [m for m in METHODS if issubclass(m, FittedMethod)]
+
+
+def with_fitted(chosen: list[Chosen], files: Sequence[Path]) -> list[Chosen]:
+    """The methods, those that learn from data with the file that is for them.
+
+    Raises:
+        InputError: If a method has no file, or a file no method.
+        FileError: If a file cannot be read.
+    """
+    found = {file: Fitted.load(file) for file in files}
+    by_kind = {fitted.kind: fitted for fitted in found.values()}
+    result = []
+    for one in chosen:
+        if issubclass(one.method, FittedMethod) and "fitted" not in one.options:
+            if one.method.artefact not in by_kind:
+                raise InputError(
+                    f"method {one.method.name} learns from data first: `backlit fit --method {one.method.artefact} ... --out FILE`, "
+                    "then --fitted FILE."
+                )
+            one = replace(one, options={**one.options, "fitted": by_kind[one.method.artefact]})
+        result.append(one)
+    used = {one.options["fitted"].kind for one in result if isinstance(one.options.get("fitted"), Fitted)}
+    idle = [str(file) for file, fitted in found.items() if fitted.kind not in used]
+    if idle:
+        raise InputError(f"fitted: no method that was asked for uses {idle[0]!r}, which is for {found[Path(idle[0])].kind}.")
+    return result
 
 
 def methods_and_metrics(names: str, metrics: str, options: list[str], seed: int) -> tuple[list[Chosen], list[Metric]]:
@@ -122,7 +155,7 @@ def _refuse(unused: list[str], kinds: Sequence[type[Method] | type[Metric]]) -> 
 
 def option_names(kind: type[Method] | type[Metric]) -> list[str]:
     """The options that a command line can set."""
-    return [f.name for f in fields(kind.Options) if f.name != "callback"]
+    return [f.name for f in fields(kind.Options) if f.name not in ("callback", "fitted")]
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -146,3 +179,15 @@ def _numbers(name: str, text: str | None) -> tuple[float, ...] | float | None:
     except ValueError:
         raise InputError(f"{name} must be numbers by comma, such as 0.485,0.456,0.406, but is {text!r}.") from None
     return tuple(numbers) if len(numbers) > 1 else numbers[0]
+
+
+def whole_numbers(name: str, text: str) -> list[int]:
+    """Whole numbers by comma.
+
+    Raises:
+        InputError: If one is none.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{name} must be whole numbers by comma, such as 0,7,12, but are {text!r}.") from None

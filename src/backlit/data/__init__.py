@@ -1,5 +1,6 @@
 """Pictures in: files, folders, data sets with their labels and boxes, and mosaics made of them."""
 
+from backlit.data.batches import Batches
 from backlit.data.boxes import placed, resized, single_small_object
 from backlit.data.compose import Mosaics
 from backlit.data.examples import load_examples
@@ -18,6 +19,7 @@ __all__ = [
     "MNIST",
     "VOC",
     "VOC_CLASSES",
+    "Batches",
     "Dataset",
     "ImageFolder",
     "ImageNet",

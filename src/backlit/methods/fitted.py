@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from backlit._errors import InputError
 from backlit.inverse import Fitted
+from backlit.inverse.data import Data
 from backlit.methods.base import Method, Options
 
 
@@ -29,6 +31,11 @@ class FittedMethod(Method):
 
     Options = FittedOptions
     artefact: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, model: nn.Module, data: Data, **options: Any) -> Fitted:
+        """Learn from batches of images, or of (images, class indices), what the method needs for this model."""
 
     def __init__(self, model: nn.Module, **options: Any) -> None:
         super().__init__(model, **options)

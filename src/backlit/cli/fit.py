@@ -1,0 +1,129 @@
+"""`backlit fit`: learn from data what a method needs, and write it to one file; interrupted, it goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from backlit._errors import InputError, nearest
+from backlit._files import make_folder
+from backlit.cli.settings import fitted_methods
+from backlit.data import CIFAR10, MNIST, ImageFolder, ImageNet, find_images, take
+from backlit.data.batches import Batches
+from backlit.data.sample import Dataset
+from backlit.inverse import Fitted, FitStep
+from backlit.models import LoadedModel
+from backlit.models.digits import digits_images
+
+
+@dataclass(frozen=True)
+class Source:
+    """What to learn from, as the command line says it.
+
+    Attributes:
+        folder: The data; None for the embedded digits.
+        read: How to read it: "images", "folder", "imagenet", "mnist", "cifar10".
+        index: A class-index file, for class folders.
+        limit: How many images to take, evenly spread.
+        batch: Images in one.
+        train: The part of a data set that has two.
+    """
+
+    folder: Path | None
+    read: str
+    index: Path | None
+    limit: int | None
+    batch: int
+    train: bool
+
+
+READERS: dict[str, Callable[[Source], Dataset]] = {
+    "folder": lambda s: ImageFolder(s.folder or "", s.index),
+    "imagenet": lambda s: ImageNet(s.folder or "", None, s.index),
+    "mnist": lambda s: MNIST(s.folder or "", train=s.train),
+    "cifar10": lambda s: CIFAR10(s.folder or "", train=s.train),
+}
+
+
+def run(method: str, loaded: LoadedModel, source: Source, out: Path, options: dict[str, Any]) -> Fitted:
+    """Learn and write ``out``; finished layers are kept beside it until all are done.
+
+    Raises:
+        InputError: If an argument, the data or the network cannot be used.
+        FileError: If the data cannot be read, or ``out`` not be written.
+    """
+    known = {m.artefact: m for m in reversed(fitted_methods())}
+    kind = next((m.artefact for m in fitted_methods() if method in (m.name, m.artefact)), None)
+    if kind is None:
+        raise InputError(f"method must be one that learns from data, {' or '.join(known)}, but is {method!r}.{nearest(method, known)}")
+    data, description = _data(source, loaded)
+    make_folder(out.absolute().parent)
+    console, start = Console(), time.perf_counter()
+    images = getattr(data, "images", None)
+    with _said_when_stopped(console, out), _progress(console, images) as progress:
+        found = known[kind].fit(loaded.network, data, out=out, description=description, progress=progress, **options)
+    seconds = time.perf_counter() - start
+    console.print(
+        f"{found}, {len(found.layers)} layers, {found.bytes / 1e6:.1f} MB in {seconds:.1f} s: {out}", highlight=False, soft_wrap=True
+    )
+    console.print(f"backlit explain IMAGE --method {known[kind].name} --fitted {out} ...", highlight=False, soft_wrap=True)
+    return found
+
+
+def _data(source: Source, loaded: LoadedModel) -> tuple[Any, str]:
+    """The batches and what they are."""
+    classes = len(loaded.class_names)
+    if source.folder is None:
+        if loaded.name != "digits":
+            raise InputError("data: name a folder; only the embedded model, digits, brings images of its own.")
+        images, labels = (part[: source.limit] for part in digits_images())
+        x = loaded.preprocess.batch(images)
+        return list(zip(x.split(source.batch), labels.split(source.batch), strict=True)), f"{len(x)} embedded digits"
+    if source.read == "images":
+        files: Sequence[Any] = find_images(source.folder)
+    elif source.read in READERS:
+        files = READERS[source.read](source)
+        if len(READERS[source.read](source).class_names) != classes:
+            raise InputError(
+                f"data: {source.read} at {str(source.folder)!r} has other classes than the {classes} of {loaded.name}, so its labels "
+                "mean others. Map the folders with --class-index, or read bare images."
+            )
+    else:
+        raise InputError(f"read must be one of images, {', '.join(READERS)}, but is {source.read!r}.")
+    if source.limit is not None:
+        count = min(source.limit, len(files))
+        files = [files[i * len(files) // count] for i in range(count)] if source.read == "images" else take(files, count)
+    batches = Batches(files, loaded.preprocess, batch=source.batch, classes=classes)
+    return batches, f"{batches.images} images read as {source.read}"
+
+
+@contextmanager
+def _said_when_stopped(console: Console, out: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print(f"stopped; finished layers are in {out}.parts, and the same command goes on from there")
+        raise
+
+
+@contextmanager
+def _progress(console: Console, images: int | None) -> Iterator[Callable[[FitStep], None]]:
+    """A bar for each pass over the data."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        tasks: dict[int, Any] = {}
+
+        def progress(step: FitStep) -> None:
+            if step.number not in tasks:
+                tasks[step.number] = bars.add_task("", total=images)
+            learned = ", ".join(step.layers[:2]) + ", ..." * (len(step.layers) > 2)
+            bars.update(tasks[step.number], completed=step.samples, total=step.total or images, description=f"pass {step.number}: {learned}")
+
+        yield progress
