@@ -170,7 +170,7 @@ class _Fit:
     def chunks(self, classes: list[int]) -> list[list[int]]:
         """The classes that are learned at once."""
         regressions = self.part.regressions.values()
-        one = max(r.sizes.bytes + 8 * r.positions * r.sizes.groups * r.sizes.unknowns for r in regressions)
+        one = max(r.sizes.bytes + 8 * r.row for r in regressions)
         size = max(1, self.options.memory // one)
         return [classes[i : i + size] for i in range(0, len(classes), size)]
 
@@ -237,15 +237,12 @@ class _Fit:
             check_values(targets, name, batch.index)
             if name not in moments:
                 moments[name] = Moments(len(classes), regression.sizes, classes.device, self.options.precision)
-            sizes = regression.sizes
-            row = regression.positions * sizes.groups * max(sizes.unknowns * len(signals[0]), sizes.targets)
-            for one, images in who.for_learning(max(1, _AT_ONCE // row)):
+            for one, images in who.for_learning(max(1, _AT_ONCE // (regression.row * len(signals[0])))):
                 images = images[known[images]]
-                if not len(images):
-                    continue
-                rows = regression.rows([s[:, images].to(self.options.precision) for s in signals])
-                x = regression.targets([t[images].to(self.options.precision) for t in targets])
-                moments[name].add(one, rows.transpose(1, 2).flatten(2, 3), x.transpose(0, 1).flatten(1, 2))
+                if len(images):
+                    chosen = [s[:, images].to(self.options.precision) for s in signals]
+                    values = [t[images].to(self.options.precision) for t in targets]
+                    regression.learn(moments[name], one, chosen, values)
 
         with torch.no_grad():
             go_back(self.part, values, fitted, who, learn=learn)

@@ -48,22 +48,26 @@ class Moments:
 
     def add(self, classes: Int[Tensor, " k"], s: Float[Tensor, "k g r q"], x: Float[Tensor, "g r m"]) -> None:
         """Add r rows, the same targets for each of k different classes."""
-        n = s.shape[2]
-        if not n:
+        if not s.shape[2]:
             return
         mean_s, mean_x = s.mean(2, dtype=torch.float64), x.mean(1, dtype=torch.float64)
         s = (s.double() - mean_s[:, :, None]).to(self.precision)
         x = (x.double() - mean_x[:, None]).to(self.precision)
-        ss = (s.mT @ s).double()
         side_by_side = s.permute(1, 2, 0, 3).flatten(2)  # one product for all classes: they share the targets
-        xs = (x.mT @ side_by_side).double().unflatten(2, (s.shape[0], -1)).permute(2, 0, 1, 3)
+        xs = (x.mT @ side_by_side).unflatten(2, (s.shape[0], -1)).permute(2, 0, 1, 3)
+        self.merge(classes, s.shape[2], mean_s, mean_x, s.mT @ s, xs, (x * x).sum(1))
+
+    def merge(
+        self, classes: Tensor, n: int, mean_s: Tensor, mean_x: Tensor, ss: Tensor, xs: Tensor, xx: Tensor
+    ) -> None:
+        """Add n rows by their means and their centred sums of products: (k, g, q, q), (k, g, m, q), (g, m)."""
         old = self.count[classes]
         share = n / (old + n)
         step_s, step_x = mean_s - self.mean_s[classes], mean_x - self.mean_x[classes]
         weight = (old * share)[:, None, None, None]
-        self.ss[classes] += ss + weight * step_s[..., :, None] * step_s[..., None, :]
-        self.xs[classes] += xs + weight * step_x[..., :, None] * step_s[..., None, :]
-        self.xx[classes] += (x * x).sum(1).double() + weight[..., 0] * step_x**2
+        self.ss[classes] += ss.double() + weight * step_s[..., :, None] * step_s[..., None, :]
+        self.xs[classes] += xs.double() + weight * step_x[..., :, None] * step_s[..., None, :]
+        self.xx[classes] += xx.double() + weight[..., 0] * step_x**2
         self.mean_s[classes] += share[:, None, None] * step_s
         self.mean_x[classes] += share[:, None, None] * step_x
         self.count[classes] += n

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backlit.capture.canonical import Call
-from backlit.inverse.moments import Sizes
+from backlit.inverse.lags import shifted_products
+from backlit.inverse.moments import Moments, Sizes
 from backlit.inverse.signals import Who
 
 Parameters = Mapping[str, Tensor]
@@ -30,12 +31,21 @@ class Regression(Protocol):
     positions: int
     """Rows that one image gives."""
 
+    @property
+    def row(self) -> int:
+        """Numbers that one image and signal take while they are learned from."""
+        ...
+
     def rows(self, signals: Sequence[Tensor]) -> Tensor:
         """Signals (k, n, ...) as regressors (k, n, g, positions, q)."""
         ...
 
     def targets(self, values: Sequence[Tensor]) -> Tensor:
         """Values (n, ...) as targets (n, g, positions, m)."""
+        ...
+
+    def learn(self, moments: Moments, classes: Tensor, signals: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        """Add signals (k, n, ...) of k classes and the values (n, ...) that they should reconstruct."""
         ...
 
     def parameters(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
@@ -47,8 +57,20 @@ class Regression(Protocol):
         ...
 
 
+class _ByRows:
+    """What learns from rows of regressors and targets."""
+
+    @property
+    def row(self: Any) -> int:
+        return self.positions * self.sizes.groups * self.sizes.unknowns
+
+    def learn(self: Any, moments: Moments, classes: Tensor, signals: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        rows, targets = self.rows(signals), self.targets(values)
+        moments.add(classes, rows.transpose(1, 2).flatten(2, 3), targets.transpose(0, 1).flatten(1, 2))
+
+
 @dataclass(frozen=True)
-class Dense:
+class Dense(_ByRows):
     """``X = W S + b`` (Eq. 6) over the last dimension; further positions of an image are further samples."""
 
     inputs: int
@@ -85,7 +107,7 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class Transposed:
+class Transposed(_ByRows):
     """``X = g * S + b`` (Eq. 7): a transposed convolution with the layer's geometry and free weights.
 
     It is linear in its weights: the regressors of a position are the values of S that its kernel would read there.
@@ -130,18 +152,44 @@ class Transposed:
     def rows(self, signals: Sequence[Tensor]) -> Tensor:
         (s,) = signals
         k, n = s.shape[:2]
-        s = self._spread(s.flatten(0, 1))
-        # Output pixel u reads spread[u + padding - dilation * tap]; counted from the last tap, that is a window at u.
-        margins: list[int] = []
-        for i in reversed(range(len(self.kernel))):
-            before = self._reach[i] - self.padding[i]
-            margins += [before, self.size[1 + i] + self._reach[i] - before - s.shape[2 + i]]
-        s = F.pad(s, margins)
+        s = self._padded(s.flatten(0, 1))
         for i, (reach, dilation) in enumerate(zip(self._reach, self.dilation, strict=True)):
             s = s.unfold(2 + i, reach + 1, 1)[..., ::dilation]
         d = len(self.kernel)
         s = s.unflatten(1, (self.groups, -1)).flatten(3, 2 + d)  # (k n, g, c, positions, *taps)
         return s.transpose(2, 3).flatten(3).unflatten(0, (k, n))
+
+    @property
+    def _by_lags(self) -> bool:
+        return len(self.kernel) == 2 and prod(self.kernel) > 1 and self.stride == (1, 1)
+
+    @property
+    def row(self) -> int:
+        return 4 * prod(self.size[1:]) * self.channels if self._by_lags else super().row
+
+    def learn(self, moments: Moments, classes: Tensor, signals: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        if not self._by_lags:
+            super().learn(moments, classes, signals, values)
+            return
+        (s,), (x,) = signals, values
+        v = self._padded(s.flatten(0, 1)).unflatten(0, s.shape[:2]).unflatten(2, (self.groups, -1))
+        x = x.unflatten(1, (self.groups, -1))
+        n = len(x) * self.positions
+        mean_x = x.mean((0, 3, 4), dtype=torch.float64)
+        x = (x.double() - mean_x[..., None, None]).to(x.dtype)
+        sums, ss, xs = (t.double() for t in shifted_products(v, x, self.kernel, self.dilation))
+        mean_s = sums / n
+        moments.merge(classes, n, mean_s, mean_x, ss - n * mean_s[..., None] * mean_s[..., None, :], xs, (x * x).sum((0, 3, 4)))
+
+    def _padded(self, s: Tensor) -> Tensor:
+        """S with zeros, such that output pixel u reads it at u + dilation * tap, taps counted from the last one."""
+        s = self._spread(s)
+        # A tap t reads spread[u + padding - dilation * t].
+        margins: list[int] = []
+        for i in reversed(range(len(self.kernel))):
+            before = self._reach[i] - self.padding[i]
+            margins += [before, self.size[1 + i] + self._reach[i] - before - s.shape[2 + i]]
+        return F.pad(s, margins)
 
     def _spread(self, s: Tensor) -> Tensor:
         """S with its pixels ``stride`` apart and zeros between."""
@@ -186,7 +234,7 @@ class Transposed:
 
 
 @dataclass(frozen=True)
-class Channels:
+class Channels(_ByRows):
     """Each channel of m targets as a sum of the same channel of r signals, weighted, plus a constant.
 
     The split of a residual add regresses both branches on the sum's signal; a join regresses a value that was read r times

@@ -1,0 +1,516 @@
+"""MIP-IN: against its slow derivation, the statistics of its regressions, its files, and every bad input."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import backlit
+from _mip_in_oracle import Inverse, ridge
+from _networks import ARCHITECTURES, SPELLINGS, build, images
+from backlit import MIPIN, FileError, InputError, ModelStateError, UnsupportedOp
+from backlit.inverse import Fitted
+from backlit.inverse.moments import Moments, Sizes, solve
+from backlit.inverse.part import find_part
+from backlit.inverse.regressions import Channels, Transposed
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def sequential(*layers: nn.Module, seed: int = 1) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(*layers).double().eval()
+        for p in net.parameters():
+            nn.init.normal_(p, std=0.4)
+    return net
+
+
+def mlp() -> nn.Sequential:
+    return sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+
+
+def cnn() -> nn.Sequential:
+    """A strided, dilated, padded convolution and a plain one with a max-pool."""
+    return sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 5, 2, stride=2, padding=1, dilation=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(5 * 2 * 2, 3),
+    )
+
+
+SMALL = {"mlp": (mlp, (3, 2, 2)), "cnn": (cnn, (2, 6, 6))}
+
+
+def layers_of(net: nn.Sequential, x: Tensor) -> list[tuple[nn.Module, np.ndarray, np.ndarray]]:
+    found = []
+    for module in net:
+        y = module(x).detach()
+        if not isinstance(module, nn.ReLU):
+            found.append([module, x.numpy(), y.numpy()])
+        else:  # the paper's layer: what it gives is active or 0
+            found[-1][2] = y.numpy()
+        x = y
+    return [tuple(layer) for layer in found]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("samples", ["all", "own"])
+@pytest.mark.parametrize("name", SMALL)
+def test_equals_the_slow_derivation(name: str, samples: str) -> None:
+    make, shape = SMALL[name]
+    net = make()
+    x, y = drawn(60, *shape), torch.arange(60) % 3
+    inverse = MIPIN.fit(net, [(x[:25], y[:25]), (x[25:], y[25:])], samples=samples)
+    found = MIPIN(net, fitted=inverse).each(x[:4], [[0, 1, 2]] * 4)
+    for c in range(3):
+        slow = Inverse(1e-3)
+        rows = y == c if samples == "own" else slice(None)
+        slow.run(layers_of(net, x[rows]), net(x[rows])[:, c].detach().numpy(), learn=True)
+        layers, logit = layers_of(net, x[:4]), net(x[:4])[:, c].detach().numpy()
+        for ours, options in (
+            (found[c].values, {"bias": False}),
+            (found[c].parts["source"], {}),
+            (found[c].parts["global"], {"bias": False, "gate": False}),
+        ):
+            theirs = slow.run(layers, logit, learn=False, **options)
+            np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-7, atol=1e-9 * np.abs(theirs).max())
+
+
+def test_the_moments_do_not_depend_on_the_batches() -> None:
+    s, x = drawn(2, 3, 50, 4) + 100, drawn(3, 50, 2, seed=1) - 50
+    whole, parts = Moments(2, Sizes(3, 4, 2), s.device), Moments(2, Sizes(3, 4, 2), s.device)
+    both = torch.tensor([0, 1])
+    whole.add(both, s, x)
+    for rows in (slice(0, 1), slice(1, 1), slice(1, 30), slice(30, 50)):
+        parts.add(both, s[:, :, rows], x[:, rows])
+    for name in ("count", "mean_s", "mean_x", "ss", "xs", "xx"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-12, atol=1e-9)
+    solution = solve(parts, 0.01, "here")
+    for k in range(2):
+        for g in range(3):
+            weight, bias = ridge(s[k, g].numpy(), x[g].numpy(), 0.01)
+            np.testing.assert_allclose(solution.weight[k, g].numpy(), weight, rtol=1e-8, atol=1e-12)
+            np.testing.assert_allclose(solution.bias[k, g].numpy(), bias, rtol=1e-8)
+            left = x[g].numpy() - s[k, g].numpy() @ weight.T - bias
+            total = (x[g] - x[g].mean(0)).square().sum()
+        assert float(solution.explained[k]) < 1
+    assert left.shape == (50, 2)
+    one = Moments(1, Sizes(1, 4, 2), s.device)
+    one.add(torch.tensor([0]), s[:1, 2:], x[2:])
+    weight, bias = ridge(s[0, 2].numpy(), x[2].numpy(), 0.01)
+    left = x[2].numpy() - s[0, 2].numpy() @ weight.T - bias
+    total = float((x[2] - x[2].mean(0)).square().sum())
+    assert float(solve(one, 0.01, "here").explained) == pytest.approx(1 - (left**2).sum() / total, rel=1e-9)
+
+
+def test_the_fit_does_not_depend_on_the_batches() -> None:
+    net, x = cnn(), drawn(40, 2, 6, 6)
+    one = MIPIN(net, fitted=MIPIN.fit(net, [x]))(x[:3], 1)
+    many = MIPIN(net, fitted=MIPIN.fit(net, x.split(7)))(x[:3], 1)
+    torch.testing.assert_close(many.values, one.values, rtol=1e-8, atol=1e-12)
+    single = MIPIN(net, fitted=MIPIN.fit(net, x.split(7), precision=torch.float32))(x[:3], 1)
+    assert 0 < float((single.values - one.values).abs().max()) < 1e-3 * float(one.values.abs().max())
+
+
+def test_few_classes_at_a_time_give_the_same() -> None:
+    net, x = cnn(), drawn(40, 2, 6, 6)
+    together, alone = MIPIN.fit(net, [x]), MIPIN.fit(net, [x], memory=1)
+    for name, layer in together.layers.items():
+        for key, value in layer.items():
+            torch.testing.assert_close(alone.layers[name][key], value, rtol=1e-9, atol=1e-12)
+    some = MIPIN.fit(net, [x], classes=[2, 0])
+    assert some.classes == (2, 0)
+    torch.testing.assert_close(
+        MIPIN(net, fitted=some).attribute(x[:3], torch.tensor([0, 2, 2])),
+        MIPIN(net, fitted=together).attribute(x[:3], torch.tensor([0, 2, 2])),
+    )
+    with pytest.raises(InputError, match="target must be among the 2 fitted classes, but class 1 is not"):
+        MIPIN(net, fitted=some)(x[:3], 1)
+
+
+CONVOLUTIONS = {
+    "plain": {"kernel_size": 3},
+    "padded": {"kernel_size": 3, "padding": 1},
+    "strided": {"kernel_size": 3, "stride": 2, "padding": 1},
+    "dilated": {"kernel_size": 2, "dilation": 3, "padding": 2},
+    "grouped": {"kernel_size": 3, "groups": 2},
+    "oblong": {"kernel_size": (1, 3), "stride": (2, 1), "padding": (0, 2)},
+    "same": {"kernel_size": 2, "padding": "same"},
+    "depthwise": {"kernel_size": 3, "groups": 4, "padding": 1},
+}
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_transposed_convolutions_are_solved_as_gradient_descent_would(kind: str) -> None:
+    """The closed form's loss is that of descent on the weights of F.conv_transpose2d, which knows nothing of patches."""
+    conv = nn.Conv2d(4, 4, **CONVOLUTIONS[kind]).double()
+    x = drawn(12, 4, 7, 7)
+    s = conv(x).relu().detach()
+    regression = _transposed(conv, x)
+    moments = Moments(1, regression.sizes, x.device)
+    regression.learn(moments, torch.tensor([0]), [s[None]], [x])
+    strength = 1e-3
+    solution = solve(moments, strength, kind)
+    parameters = regression.parameters(solution.weight, solution.bias)
+    assert parameters["weight"].shape == (1, 4, 4 // conv.groups, *conv.kernel_size)
+    from backlit.inverse.signals import Who
+
+    who = Who(torch.zeros(1, 12, dtype=torch.int64), torch.tensor([0]))
+    (closed,) = regression.apply(parameters, [s[None]], who, bias=True)
+
+    full = [(h - 1) * st + d * (k - 1) + 1 for h, st, d, k in zip(s.shape[2:], conv.stride, conv.dilation, conv.kernel_size, strict=True)]
+    before = [d * (k - 1) // 2 if conv.padding == "same" else p
+              for d, k, p in zip(conv.dilation, conv.kernel_size, conv.padding if conv.padding != "same" else (0, 0), strict=True)]  # fmt: skip
+
+    def reconstructed(weight: Tensor, bias: Tensor) -> Tensor:
+        y = F.conv_transpose2d(s, weight, stride=conv.stride, dilation=conv.dilation, groups=conv.groups)
+        assert list(y.shape[2:]) == full
+        y = F.pad(y, [-before[1], 7 + before[1] - full[1], -before[0], 7 + before[0] - full[0]])
+        return y + bias.view(-1, 1, 1)
+
+    def loss(weight: Tensor, bias: Tensor) -> Tensor:
+        return (x - reconstructed(weight, bias)).square().sum() / (12 * 49) + strength * weight.square().sum()
+
+    best, shift = parameters["weight"][0], parameters["bias"][0]
+    torch.testing.assert_close(closed[0], reconstructed(best, shift))
+    weight, bias = torch.zeros_like(best).requires_grad_(), torch.zeros_like(shift).requires_grad_()
+    descent = torch.optim.LBFGS([weight, bias], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        descent.zero_grad()
+        value = loss(weight, bias)
+        value.backward()
+        return value
+
+    descent.step(closure)
+    assert float(loss(best, shift)) == pytest.approx(float(loss(weight, bias).detach()), rel=1e-6)
+    torch.testing.assert_close(best, weight.detach(), rtol=1e-3, atol=1e-4)
+    assert float(loss(best, shift)) < float(loss(best + 0.01, shift))
+
+
+@pytest.mark.parametrize("kind", ["plain", "padded", "dilated", "grouped", "same", "depthwise"])
+def test_products_without_patches_are_those_of_patches(kind: str) -> None:
+    conv = nn.Conv2d(4, 4, **CONVOLUTIONS[kind]).double()
+    x = drawn(5, 4, 7, 7)
+    regression = _transposed(conv, x)
+    s = drawn(3, 5, *conv(x[:1]).shape[1:], seed=2)
+    lags, rows = (Moments(3, regression.sizes, x.device) for _ in range(2))
+    classes = torch.arange(3)
+    for part in (slice(0, 2), slice(2, 5)):
+        regression.learn(lags, classes, [s[:, part]], [x[part]])
+        super(Transposed, regression).learn(rows, classes, [s[:, part]], [x[part]])
+    for name in ("count", "mean_s", "mean_x", "ss", "xs", "xx"):
+        torch.testing.assert_close(getattr(lags, name), getattr(rows, name), rtol=1e-10, atol=1e-10)
+
+
+def _transposed(conv: nn.Conv2d, x: Tensor) -> Transposed:
+    part = find_part(nn.Sequential(conv, nn.ReLU(), nn.Flatten(), _Head(conv, x)).eval(), (x[:2],), "input")
+    (found,) = (r for r in part.regressions.values() if isinstance(r, Transposed))
+    return found
+
+
+class _Head(nn.Linear):
+    def __init__(self, conv: nn.Conv2d, x: Tensor) -> None:
+        super().__init__(conv(x[:1]).numel(), 2)
+        self.double()
+
+
+def test_a_split_leaves_the_least_error_and_adds_up() -> None:
+    """The residual add's branches, regressed on the sum's signal: better than halves, and shares of 1 where it is the sum."""
+    a, b = drawn(200, 3, 4, 4), 0.3 * drawn(200, 3, 4, 4, seed=1) + 1
+    regression = Channels((3, 4, 4), 1, 2)
+
+    def fit(signal: Tensor) -> Tensor:
+        moments = Moments(1, regression.sizes, a.device)
+        regression.learn(moments, torch.tensor([0]), [signal[None]], [a, b])
+        return solve(moments, 0.0, "add").weight[0, :, :, 0]
+
+    shares = fit(a + b)
+    torch.testing.assert_close(shares.sum(1), torch.ones(3, dtype=torch.float64))
+    expected = ((a - a.mean((0, 2, 3), keepdim=True)) * (a + b - (a + b).mean((0, 2, 3), keepdim=True))).mean((0, 2, 3)) / (
+        (a + b).var((0, 2, 3), unbiased=False)
+    )
+    torch.testing.assert_close(shares[:, 0], expected)
+    assert bool((shares[:, 0] > 0.8).all())  # the large branch gets the most; halves would give it 0.5
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_spelling_gives_the_twins_map(architecture: str) -> None:
+    xs = tuple(drawn(30, 2, 8, 8, seed=i) for i in range(len(images(architecture))))
+    data = [(tuple(x[:20] for x in xs), torch.arange(20) % 3), (tuple(x[20:] for x in xs), torch.arange(10) % 3)]
+    whole = None
+    for spelling in SPELLINGS:
+        net = build(architecture, spelling)
+        found = MIPIN(net, fitted=MIPIN.fit(net, data))(tuple(x[:3] for x in xs), torch.tensor([0, 1, 2]))
+        assert all(float(one.values.abs().max()) > 1e-3 for one in found)
+        whole = found if whole is None else whole
+        for ours, theirs in zip(found, whole, strict=True):
+            torch.testing.assert_close(ours.values, theirs.values, msg=f"{spelling} of {architecture}")
+            torch.testing.assert_close(ours.parts["source"], theirs.parts["source"], msg=f"{spelling} of {architecture}")
+
+
+def test_linear_layers_of_a_noiseless_linear_network_are_inverted_exactly() -> None:
+    """x = m y + const on the data: the source signal of the only logit is x itself."""
+    net = sequential(nn.Flatten(), nn.Linear(4, 1))
+    direction = drawn(4)
+    x = (drawn(50, 1) * direction + 2).view(50, 1, 2, 2)
+    found = MIPIN(net, fitted=MIPIN.fit(net, [x], ridge=0))(x[:5], 0)
+    torch.testing.assert_close(found.parts["source"], x[:5])
+
+
+def test_files_keep_everything_and_refuse_what_they_are_not_for(tmp_path: Path) -> None:
+    net, x = cnn(), drawn(30, 2, 6, 6)
+    path = tmp_path / "inverse.safetensors"
+    inverse = MIPIN.fit(net, [x], out=path, description="noise")
+    assert not (tmp_path / "inverse.safetensors.parts").exists()
+    read = Fitted.load(path)
+    assert (read.kind, read.classes, read.network, read.input_shapes) == ("mip_in", (0, 1, 2), inverse.network, ((2, 6, 6),))
+    assert read.facts["description"] == "noise"
+    assert read.facts["ridge"] == 0.001
+    assert [layer["name"] for layer in read.facts["layers"]] == ["linear[0]", "conv2d[1]", "conv2d[0]"]
+    assert read.facts["data"]["samples"] == 30
+    expected = MIPIN(net, fitted=inverse)(x[:3], 1)
+    assert torch.equal(MIPIN(net, fitted=path).attribute(x[:3], 1), expected.values)
+    assert torch.equal(MIPIN(net, fitted=str(path)).attribute(x[:3], 1), expected.values)
+    other = cnn()
+    with torch.no_grad():
+        other[0].weight[0, 0, 0, 0] += 1e-3
+    with pytest.raises(InputError, match=r"fitted belongs to another network: .* fingerprint .*Fit this one"):
+        MIPIN(other, fitted=path)
+    pooled = sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    fitted = MIPIN.fit(pooled, [x])
+    with pytest.raises(InputError, match="size that was fitted, 2x6x6, but have 2x8x8"):
+        MIPIN(pooled, fitted=fitted)(drawn(1, 2, 8, 8), 0)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(FileError, match=r"no whole safetensors file .* truncated\. Fit again"):
+        MIPIN(net, fitted=path)
+    expected.save(tmp_path / "map.safetensors")
+    with pytest.raises(FileError, match="holds nothing fitted by Backlit"):
+        MIPIN(net, fitted=tmp_path / "map.safetensors")
+    with pytest.raises(FileError, match="there is no file"):
+        MIPIN(net, fitted=tmp_path / "none.safetensors")
+    with pytest.raises(InputError, match=r"MIP-IN must be fitted to data first: `backlit fit --method mip_in"):
+        MIPIN(net)
+    with pytest.raises(InputError, match=r"must hold what `backlit fit --method pattern` wrote, but holds 'mip_in'"):
+        backlit.PatternNet(net, fitted=inverse)
+
+
+class _Stopped(RuntimeError):
+    pass
+
+
+class _Data:
+    """Batches that fail in the pass of this number, from 1; the first look at the first batch does not count."""
+
+    def __init__(self, x: Tensor, y: Tensor, fails_in: int | None) -> None:
+        self.x, self.y, self.fails_in, self.passes = x, y, fails_in, -1
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.passes += 1
+        for i, batch in enumerate(zip(self.x.split(8), self.y.split(8), strict=True)):
+            if self.passes == self.fails_in and i == 2:
+                raise _Stopped
+            yield batch
+
+
+@pytest.mark.parametrize("samples", ["all", "own"])
+@pytest.mark.parametrize("fails_in", [1, 2, 3])
+def test_an_interrupted_fit_goes_on_and_gives_the_same_bits(tmp_path: Path, fails_in: int, samples: str) -> None:
+    net, x, y = cnn(), drawn(30, 2, 6, 6), torch.arange(30) % 3
+    whole = MIPIN.fit(net, _Data(x, y, None), samples=samples)
+    path = tmp_path / "inverse.safetensors"
+    with pytest.raises(_Stopped):
+        MIPIN.fit(net, _Data(x, y, fails_in), samples=samples, out=path)
+    assert not path.exists()
+    assert len(list((tmp_path / "inverse.safetensors.parts").glob("*.safetensors"))) == fails_in - 1
+    again = _Data(x, y, None)
+    resumed = MIPIN.fit(net, again, samples=samples, out=path)
+    assert again.passes == 3 - (fails_in - 1)  # the finished layers took none
+    for layer, found in whole.layers.items():
+        for name, value in found.items():
+            assert torch.equal(resumed.layers[layer][name], value)
+    assert resumed.facts["layers"] == whole.facts["layers"]
+    assert os.listdir(tmp_path) == ["inverse.safetensors"]
+
+
+def test_a_fit_does_not_go_on_from_another_one(tmp_path: Path) -> None:
+    net, x, y = cnn(), drawn(30, 2, 6, 6), torch.arange(30) % 3
+    path = tmp_path / "inverse.safetensors"
+    with pytest.raises(_Stopped):
+        MIPIN.fit(net, _Data(x, y, 2), out=path)
+    with pytest.raises(FileError, match=r"finished layers of another fit: its ridge is 0.001, and now it is 0.1"):
+        MIPIN.fit(net, _Data(x, y, None), out=path, ridge=0.1)
+    with pytest.raises(InputError, match=r"data must be the same in every pass, but one had 30 images of sum"):
+        MIPIN.fit(net, _Data(x + 1, y, None), out=path)
+
+
+def test_one_pass_for_each_layer() -> None:
+    """Layers that read the same value are learned in the same pass."""
+    x, y = drawn(30, 2, 8, 8), torch.arange(30) % 3
+    for architecture, passes in (("plain", 3), ("fire", 4), ("residual", 6)):
+        net = build(architecture, "module")
+        data = _Data(x, y, None)
+        inverse = MIPIN.fit(net, data)
+        assert data.passes == passes, architecture
+        assert len(inverse.layers) >= passes
+
+
+def test_classifier_part_begins_where_it_says() -> None:
+    net = build("fire", "F.relu")
+    x = drawn(30, 2, 8, 8)
+    found = MIPIN(net, fitted=MIPIN.fit(net, [x], start=None))
+    explanation = found(x[:3], torch.tensor([0, 1, 2]))
+    assert explanation.provenance["start"] == "cat[0]"
+    assert explanation.coverage.count() == {"not inverted": 7, "switches": 1, "transposed convolution": 1, "gate": 1, "averaged back": 1, "moved back": 1}  # fmt: skip
+    source, attribution = found.signals(x[:3], torch.tensor([0, 1, 2]))
+    assert attribution.shape == source.shape == (3, 8, 8, 8)
+    by_hand = F.interpolate(attribution.relu().mean(1, keepdim=True), (8, 8), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(explanation.values, by_hand)
+    one, two = net.one(net.a(x[:3]).relu()).relu(), net.b(net.a(x[:3]).relu()).relu()
+    assert bool(((torch.cat([one, two], 1) == 0) <= (attribution == 0)).all())  # the feature map itself gates (Sec. 6.1.2)
+    named = MIPIN(net, fitted=MIPIN.fit(net, [x], start="b"))(x[:3], 0)
+    assert named.provenance["start"] == "conv2d[2]"
+    assert float(named.values.abs().max()) > 0
+
+
+def test_the_start_that_is_found_is_grad_cams_layer() -> None:
+    for architecture in ("plain", "residual", "dense", "bottleneck", "depthwise"):
+        net, x = build(architecture, "F.relu"), drawn(30, 2, 8, 8)
+        ours = MIPIN(net, fitted=MIPIN.fit(net, [x], start=None))(x[:1], 0).provenance["start"]
+        assert backlit.GradCAM(net)(x[:1], 0).provenance["layer"].startswith(ours), architecture
+
+
+# Bad input.
+
+
+def test_few_samples_are_warned_of_with_the_condition_number() -> None:
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        MIPIN.fit(mlp(), [drawn(5, 3, 2, 2)])
+    texts = [str(w.message) for w in found]
+    assert len(texts) == 2
+    assert re.search(r"linear\[1\] has 5 samples for 6 unknowns .* condition number is \d\.\de\+0\d", texts[0])
+    assert "linear[0] has 5 samples for 8 unknowns" in texts[1]
+
+
+def test_absent_classes_and_constant_outputs() -> None:
+    net, x = mlp(), drawn(60, 3, 2, 2)
+    y = torch.arange(60) % 2
+    with pytest.raises(InputError, match=r"the logit of class 2 has no samples, .* samples='all'"):
+        MIPIN.fit(net, [(x, y)], samples="own", classes=[0, 2])
+    with pytest.warns(UserWarning, match=r"class 2 has no samples; 1 of 3 classes are left out"):
+        assert MIPIN.fit(net, [(x, y)], samples="own").classes == (0, 1)
+    with torch.no_grad():
+        net[5].weight[1] = 0
+    with pytest.raises(InputError, match=r"the logit of class 1 is constant on its samples"):
+        MIPIN.fit(net, [x], classes=[0, 1])
+    with pytest.warns(UserWarning, match=r"class 1 is constant on its samples; 1 of 3 classes"):
+        assert MIPIN.fit(net, [x]).classes == (0, 2)
+    with torch.no_grad():
+        net[5].weight.zero_()
+    with pytest.warns(UserWarning, match="3 of 3"), pytest.raises(InputError, match="every logit is constant"):
+        MIPIN.fit(net, [x])
+
+
+def test_not_finite_activations_name_the_batch() -> None:
+    net, x = mlp(), drawn(20, 3, 2, 2)
+    huge = x.clone()
+    huge[13] = 1e308
+    with pytest.raises(ModelStateError, match=r"activations at .* are not finite for image 3 of batch 1"):
+        MIPIN.fit(net, huge.split(10))
+    huge[13] = torch.nan
+    with pytest.raises(InputError, match="image 3 of batch 1 holds NaN"):
+        MIPIN.fit(net, huge.split(10))
+
+
+def test_a_start_that_is_not_there_names_the_nearest() -> None:
+    net, x = cnn(), drawn(20, 2, 6, 6)
+    with pytest.raises(InputError, match=r"start must be 'input', .* but is 'conv2d\[4\]'.*Did you mean 'conv2d\[\d\]'"):
+        MIPIN.fit(net, [x], start="conv2d[4]")
+    with pytest.raises(InputError, match="start must be 'input', a module path, a site, or None, but is 3"):
+        MIPIN.fit(net, [x], start=3)
+    with pytest.raises(UnsupportedOp, match="no feature map"):
+        MIPIN.fit(mlp(), [drawn(20, 3, 2, 2)], start=None)
+
+
+class _NoInverse(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(12, 6).double(), nn.LayerNorm(6).double(), nn.Linear(6, 3).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.norm(self.a(x.flatten(1)))
+        return self.b(z * z.softmax(1)).softmax(1)
+
+
+def test_all_operations_without_an_inverse_are_listed() -> None:
+    with pytest.raises(UnsupportedOp, match=r"holds 4 operations without .*layer_norm\[0\].*softmax\[0\].*product\[0\].*softmax\[1\]"):
+        MIPIN.fit(_NoInverse().eval(), [drawn(20, 3, 2, 2)])
+
+
+def test_data_that_cannot_be_used() -> None:
+    net, x = mlp(), drawn(20, 3, 2, 2)
+    for data, message in (
+        (x, "data must be batches, but is one tensor"),
+        (iter([x]), "one pass uses up"),
+        (3, "iterable of batches"),
+        ([], "at least one batch"),
+        ([x.long()], "batch 0 must be .* floating point"),
+        ([x, [1, 2, 3]], "batch 1 must be"),
+        ([(x, torch.zeros(20))], "labels of batch 0 must be 20 class indices"),
+        ([(x, torch.zeros(19, dtype=torch.int64))], "labels of batch 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            MIPIN.fit(net, data)  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedOp, match="other operations on these 20 images than before, or on other sizes"):
+        MIPIN.fit(sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), [drawn(20, 1, 5, 5), drawn(20, 1, 6, 6)])
+    for options, message in (
+        ({"samples": "some"}, "samples must be 'all' or 'own'"),
+        ({"ridge": -1}, "ridge must be a number from 0"),
+        ({"classes": [0, 3]}, "classes must be different class indices from 0 to 2"),
+        ({"classes": []}, "classes must be different"),
+        ({"precision": torch.float16}, "precision must be"),
+        ({"memory": 0}, "memory must be"),
+    ):
+        with pytest.raises(InputError, match=message):
+            MIPIN.fit(net, [x], **options)
+    with pytest.raises(InputError, match=r"ridge must be large enough for linear\[1\]"):
+        MIPIN.fit(net, [x[:4]], ridge=0)
+    with pytest.raises(ModelStateError, match="eval mode"):
+        MIPIN.fit(nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(12, 3)).double().train(), [x])
+
+
+@pytest.mark.parametrize("name", ["own", "all"])
+def test_memory_does_not_grow_with_the_samples(name: str) -> None:
+    """Bytes of tensors alive after each batch: the same in a pass over 4 and over 32 batches."""
+    import gc
+
+    net, peaks = cnn(), []
+    for count in (4, 32):
+        data = [(drawn(16, 2, 6, 6, seed=i), torch.arange(16) % 3) for i in range(count)]
+        own = sum(x.numel() * 8 + y.numel() * 8 for x, y in data)
+        alive: list[int] = []
+
+        def look(step: object, alive: list[int] = alive, own: int = own) -> None:
+            gc.collect()
+            found = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in gc.get_objects() if type(t) is Tensor}
+            alive.append(sum(found.values()) - own)
+
+        MIPIN.fit(net, data, samples=name, progress=look)
+        peaks.append(max(alive))
+    assert peaks[1] <= peaks[0] * 1.01 + 4096
