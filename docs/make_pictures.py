@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from playwright.sync_api import sync_playwright
 
 import backlit
+from backlit.methods import FittedMethod
 from backlit.models.digits import demo_scenes
 from backlit.report.comparison import write_report
 from backlit.report.figure import render_image, render_overlay
@@ -46,7 +47,7 @@ def scene() -> None:
     model = backlit.load_model("digits")
     scene, labels = (part[0] for part in demo_scenes())
     x = torch.stack([model.preprocess(scene)] * 2)
-    methods = [m for m in backlit.METHODS if m is not backlit.Gradient]
+    methods = [m for m in backlit.METHODS if m is not backlit.Gradient and not issubclass(m, FittedMethod)]
     figure = Figure(figsize=(2.0 * (len(methods) + 1), 4.4), layout="constrained")
     axes = figure.subplots(2, len(methods) + 1)
     for i, label in enumerate(labels.tolist()):

@@ -63,7 +63,9 @@ class Inverse:
     def __init__(self, strength: float) -> None:
         self.strength, self.parameters = strength, {}
 
-    def run(self, layers: list[Layer], logit: np.ndarray, *, learn: bool, bias: bool = True, gate: bool = True) -> np.ndarray:
+    def run(
+        self, layers: list[Layer], logit: np.ndarray, *, learn: bool, bias: bool = True, gate: bool = True
+    ) -> np.ndarray:
         """Algorithm 1: S_0, or A without constants; ``logit`` is (n,)."""
         s = logit[:, None]
         for depth in reversed(range(len(layers))):
@@ -81,7 +83,9 @@ class Inverse:
                 rows = design(module, s, x.shape[2:])
                 targets = x.reshape(*x.shape[:2], -1).transpose(0, 2, 1)
                 if learn:
-                    self.parameters[depth] = ridge(rows.reshape(-1, rows.shape[2]), targets.reshape(-1, x.shape[1]), self.strength)
+                    self.parameters[depth] = ridge(
+                        rows.reshape(-1, rows.shape[2]), targets.reshape(-1, x.shape[1]), self.strength
+                    )
                 weight, shift = self.parameters[depth]
                 s = (rows @ weight.T + (shift if bias else 0)).transpose(0, 2, 1).reshape(x.shape)
             if gate and depth > 0:

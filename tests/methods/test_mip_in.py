@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from _mip_in_oracle import Inverse, ridge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import backlit
-from _mip_in_oracle import Inverse, ridge
 from _networks import ARCHITECTURES, SPELLINGS, build, images
 from backlit import MIPIN, FileError, InputError, ModelStateError, UnsupportedOp
 from backlit.inverse import Fitted
@@ -173,7 +173,10 @@ def test_transposed_convolutions_are_solved_as_gradient_descent_would(kind: str)
     who = Who(torch.zeros(1, 12, dtype=torch.int64), torch.tensor([0]))
     (closed,) = regression.apply(parameters, [s[None]], who, bias=True)
 
-    full = [(h - 1) * st + d * (k - 1) + 1 for h, st, d, k in zip(s.shape[2:], conv.stride, conv.dilation, conv.kernel_size, strict=True)]
+    full = [
+        (h - 1) * st + d * (k - 1) + 1
+        for h, st, d, k in zip(s.shape[2:], conv.stride, conv.dilation, conv.kernel_size, strict=True)
+    ]
     before = [d * (k - 1) // 2 if conv.padding == "same" else p
               for d, k, p in zip(conv.dilation, conv.kernel_size, conv.padding if conv.padding != "same" else (0, 0), strict=True)]  # fmt: skip
 
@@ -189,7 +192,9 @@ def test_transposed_convolutions_are_solved_as_gradient_descent_would(kind: str)
     best, shift = parameters["weight"][0], parameters["bias"][0]
     torch.testing.assert_close(closed[0], reconstructed(best, shift))
     weight, bias = torch.zeros_like(best).requires_grad_(), torch.zeros_like(shift).requires_grad_()
-    descent = torch.optim.LBFGS([weight, bias], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe")
+    descent = torch.optim.LBFGS(
+        [weight, bias], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         descent.zero_grad()
@@ -242,9 +247,9 @@ def test_a_split_leaves_the_least_error_and_adds_up() -> None:
 
     shares = fit(a + b)
     torch.testing.assert_close(shares.sum(1), torch.ones(3, dtype=torch.float64))
-    expected = ((a - a.mean((0, 2, 3), keepdim=True)) * (a + b - (a + b).mean((0, 2, 3), keepdim=True))).mean((0, 2, 3)) / (
-        (a + b).var((0, 2, 3), unbiased=False)
-    )
+    expected = ((a - a.mean((0, 2, 3), keepdim=True)) * (a + b - (a + b).mean((0, 2, 3), keepdim=True))).mean(
+        (0, 2, 3)
+    ) / ((a + b).var((0, 2, 3), unbiased=False))
     torch.testing.assert_close(shares[:, 0], expected)
     assert bool((shares[:, 0] > 0.8).all())  # the large branch gets the most; halves would give it 0.5
 
@@ -261,7 +266,9 @@ def test_every_spelling_gives_the_twins_map(architecture: str) -> None:
         whole = found if whole is None else whole
         for ours, theirs in zip(found, whole, strict=True):
             torch.testing.assert_close(ours.values, theirs.values, msg=f"{spelling} of {architecture}")
-            torch.testing.assert_close(ours.parts["source"], theirs.parts["source"], msg=f"{spelling} of {architecture}")
+            torch.testing.assert_close(
+                ours.parts["source"], theirs.parts["source"], msg=f"{spelling} of {architecture}"
+            )
 
 
 def test_linear_layers_of_a_noiseless_linear_network_are_inverted_exactly() -> None:
@@ -279,7 +286,12 @@ def test_files_keep_everything_and_refuse_what_they_are_not_for(tmp_path: Path) 
     inverse = MIPIN.fit(net, [x], out=path, description="noise")
     assert not (tmp_path / "inverse.safetensors.parts").exists()
     read = Fitted.load(path)
-    assert (read.kind, read.classes, read.network, read.input_shapes) == ("mip_in", (0, 1, 2), inverse.network, ((2, 6, 6),))
+    assert (read.kind, read.classes, read.network, read.input_shapes) == (
+        "mip_in",
+        (0, 1, 2),
+        inverse.network,
+        ((2, 6, 6),),
+    )
     assert read.facts["description"] == "noise"
     assert read.facts["ridge"] == 0.001
     assert [layer["name"] for layer in read.facts["layers"]] == ["linear[0]", "conv2d[1]", "conv2d[0]"]
@@ -382,7 +394,9 @@ def test_classifier_part_begins_where_it_says() -> None:
     by_hand = F.interpolate(attribution.relu().mean(1, keepdim=True), (8, 8), mode="bilinear", align_corners=False)
     torch.testing.assert_close(explanation.values, by_hand)
     one, two = net.one(net.a(x[:3]).relu()).relu(), net.b(net.a(x[:3]).relu()).relu()
-    assert bool(((torch.cat([one, two], 1) == 0) <= (attribution == 0)).all())  # the feature map itself gates (Sec. 6.1.2)
+    assert bool(
+        ((torch.cat([one, two], 1) == 0) <= (attribution == 0)).all()
+    )  # the feature map itself gates (Sec. 6.1.2)
     named = MIPIN(net, fitted=MIPIN.fit(net, [x], start="b"))(x[:3], 0)
     assert named.provenance["start"] == "conv2d[2]"
     assert float(named.values.abs().max()) > 0
@@ -440,7 +454,9 @@ def test_not_finite_activations_name_the_batch() -> None:
 
 def test_a_start_that_is_not_there_names_the_nearest() -> None:
     net, x = cnn(), drawn(20, 2, 6, 6)
-    with pytest.raises(InputError, match=r"start must be 'input', .* but is 'conv2d\[4\]'.*Did you mean 'conv2d\[\d\]'"):
+    with pytest.raises(
+        InputError, match=r"start must be 'input', .* but is 'conv2d\[4\]'.*Did you mean 'conv2d\[\d\]'"
+    ):
         MIPIN.fit(net, [x], start="conv2d[4]")
     with pytest.raises(InputError, match="start must be 'input', a module path, a site, or None, but is 3"):
         MIPIN.fit(net, [x], start=3)
@@ -459,7 +475,9 @@ class _NoInverse(nn.Module):
 
 
 def test_all_operations_without_an_inverse_are_listed() -> None:
-    with pytest.raises(UnsupportedOp, match=r"holds 4 operations without .*layer_norm\[0\].*softmax\[0\].*product\[0\].*softmax\[1\]"):
+    with pytest.raises(
+        UnsupportedOp, match=r"holds 4 operations without .*layer_norm\[0\].*softmax\[0\].*product\[0\].*softmax\[1\]"
+    ):
         MIPIN.fit(_NoInverse().eval(), [drawn(20, 3, 2, 2)])
 
 
@@ -478,7 +496,10 @@ def test_data_that_cannot_be_used() -> None:
         with pytest.raises(InputError, match=message):
             MIPIN.fit(net, data)  # type: ignore[arg-type]
     with pytest.raises(UnsupportedOp, match="other operations on these 20 images than before, or on other sizes"):
-        MIPIN.fit(sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), [drawn(20, 1, 5, 5), drawn(20, 1, 6, 6)])
+        MIPIN.fit(
+            sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+            [drawn(20, 1, 5, 5), drawn(20, 1, 6, 6)],
+        )
     for options, message in (
         ({"samples": "some"}, "samples must be 'all' or 'own'"),
         ({"ridge": -1}, "ridge must be a number from 0"),
@@ -508,7 +529,11 @@ def test_memory_does_not_grow_with_the_samples(name: str) -> None:
 
         def look(step: object, alive: list[int] = alive, own: int = own) -> None:
             gc.collect()
-            found = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in gc.get_objects() if type(t) is Tensor}
+            found = {
+                t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+                for t in gc.get_objects()
+                if type(t) is Tensor
+            }
             alive.append(sum(found.values()) - own)
 
         MIPIN.fit(net, data, samples=name, progress=look)

@@ -188,20 +188,31 @@ def roar(
 
 @app.command()
 def fit(
-    out: Annotated[Path, typer.Option(help="The file to write; OUT.parts keeps finished layers meanwhile.", metavar="FILE")],
+    out: Annotated[
+        Path, typer.Option(help="The file to write; OUT.parts keeps finished layers meanwhile.", metavar="FILE")
+    ],
     method: Annotated[str, typer.Option(help="mip_in or pattern (PatternNet and PatternAttribution).")] = "mip_in",
     model: Model = "digits",
     weights: Weights = None,
-    data: Annotated[Path | None, typer.Option(help="What to learn from; none for the embedded digits.", metavar="DIR")] = None,
-    read: Annotated[str, typer.Option(help="How to read it: images, folder (a folder a class), imagenet, cifar10, mnist.")] = "images",
+    data: Annotated[
+        Path | None, typer.Option(help="What to learn from; none for the embedded digits.", metavar="DIR")
+    ] = None,
+    read: Annotated[
+        str, typer.Option(help="How to read it: images, folder (a folder a class), imagenet, cifar10, mnist.")
+    ] = "images",
     class_index: Annotated[
         Path | None, typer.Option(help="JSON that maps class folders to the model's classes.", metavar="FILE")
     ] = None,
-    test: Annotated[bool, typer.Option("--test", help="The test part of cifar10 or mnist, not the training part.")] = False,
+    test: Annotated[
+        bool, typer.Option("--test", help="The test part of cifar10 or mnist, not the training part.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(help="Number of images to take, evenly spread.", min=1)] = None,
     batch: Annotated[int, typer.Option(help="Images at once.", min=1)] = 64,
     start: Annotated[
-        str, typer.Option(help="mip_in: where the inverted part begins: input, features (the last feature map), a module or a site.")
+        str,
+        typer.Option(
+            help="mip_in: where the inverted part begins: input, features (the last feature map), a module or a site."
+        ),
     ] = "input",
     samples: Annotated[str, typer.Option(help="mip_in: whose samples a class learns from: all, or its own.")] = "all",
     classes: Annotated[str | None, typer.Option(help="mip_in: class indices, by comma; all, if not given.")] = None,

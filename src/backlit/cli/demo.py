@@ -23,7 +23,7 @@ from backlit.models.digits import demo_scenes, digits_images
 from backlit.report.page import Page, row, write_page
 
 _SINGLES, _SCENES = 3, 4
-_LEARNED = 120  # digits from which a method that learns from data does so here
+_LEARNED = 90  # digits from which a method that learns from data does so here
 _INTRO = (
     "Which pixels made the network say that? Real handwritten digits, explained by every method. In a scene of two digits "
     "both are true: explained for one class, a good map is red on that digit and blue, or silent, on the other; the rows "
@@ -98,4 +98,4 @@ def _fit(method: type[FittedMethod], network: torch.nn.Module, like: torch.Tenso
     """What the method learns from single digits, those that are explained not among them."""
     images, labels = (part[_SINGLES : _SINGLES + _LEARNED] for part in digits_images())
     x = load_model("digits").preprocess.batch(images).to(like)
-    return method.fit(network, [(x, labels.to(like.device))])
+    return method.fit(network, list(zip(x.split(30), labels.to(like.device).split(30), strict=True)))

@@ -45,7 +45,9 @@ def run(
     choose = _targets(target, loaded)
     for chosen in methods:
         if issubclass(chosen.method, FittedMethod):
-            chosen.method(loaded.network, **chosen.options)  # refuses a file for another network before any image is read
+            chosen.method(
+                loaded.network, **chosen.options
+            )  # refuses a file for another network before any image is read
     images, failures = found_images(paths)
     make_folder(out)
     console = Console()

@@ -18,7 +18,7 @@ from backlit.cli.settings import fitted_methods
 from backlit.data import CIFAR10, MNIST, ImageFolder, ImageNet, find_images, take
 from backlit.data.batches import Batches
 from backlit.data.sample import Dataset
-from backlit.inverse import Fitted, FitStep
+from backlit.inverse import FitStep, Fitted
 from backlit.models import LoadedModel
 from backlit.models.digits import digits_images
 
@@ -62,7 +62,9 @@ def run(method: str, loaded: LoadedModel, source: Source, out: Path, options: di
     known = {m.artefact: m for m in reversed(fitted_methods())}
     kind = next((m.artefact for m in fitted_methods() if method in (m.name, m.artefact)), None)
     if kind is None:
-        raise InputError(f"method must be one that learns from data, {' or '.join(known)}, but is {method!r}.{nearest(method, known)}")
+        raise InputError(
+            f"method must be one that learns from data, {' or '.join(known)}, but is {method!r}.{nearest(method, known)}"
+        )
     data, description = _data(source, loaded)
     make_folder(out.absolute().parent)
     console, start = Console(), time.perf_counter()
@@ -71,9 +73,13 @@ def run(method: str, loaded: LoadedModel, source: Source, out: Path, options: di
         found = known[kind].fit(loaded.network, data, out=out, description=description, progress=progress, **options)
     seconds = time.perf_counter() - start
     console.print(
-        f"{found}, {len(found.layers)} layers, {found.bytes / 1e6:.1f} MB in {seconds:.1f} s: {out}", highlight=False, soft_wrap=True
+        f"{found}, {len(found.layers)} layers, {found.bytes / 1e6:.1f} MB in {seconds:.1f} s: {out}",
+        highlight=False,
+        soft_wrap=True,
     )
-    console.print(f"backlit explain IMAGE --method {known[kind].name} --fitted {out} ...", highlight=False, soft_wrap=True)
+    console.print(
+        f"backlit explain IMAGE --method {known[kind].name} --fitted {out} ...", highlight=False, soft_wrap=True
+    )
     return found
 
 
@@ -99,7 +105,9 @@ def _data(source: Source, loaded: LoadedModel) -> tuple[Any, str]:
         raise InputError(f"read must be one of images, {', '.join(READERS)}, but is {source.read!r}.")
     if source.limit is not None:
         count = min(source.limit, len(files))
-        files = [files[i * len(files) // count] for i in range(count)] if source.read == "images" else take(files, count)
+        files = (
+            [files[i * len(files) // count] for i in range(count)] if source.read == "images" else take(files, count)
+        )
     batches = Batches(files, loaded.preprocess, batch=source.batch, classes=classes)
     return batches, f"{batches.images} images read as {source.read}"
 
@@ -124,6 +132,11 @@ def _progress(console: Console, images: int | None) -> Iterator[Callable[[FitSte
             if step.number not in tasks:
                 tasks[step.number] = bars.add_task("", total=images)
             learned = ", ".join(step.layers[:2]) + ", ..." * (len(step.layers) > 2)
-            bars.update(tasks[step.number], completed=step.samples, total=step.total or images, description=f"pass {step.number}: {learned}")
+            bars.update(
+                tasks[step.number],
+                completed=step.samples,
+                total=step.total or images,
+                description=f"pass {step.number}: {learned}",
+            )
 
         yield progress

@@ -96,7 +96,9 @@ def with_fitted(chosen: list[Chosen], files: Sequence[Path]) -> list[Chosen]:
     used = {one.options["fitted"].kind for one in result if isinstance(one.options.get("fitted"), Fitted)}
     idle = [str(file) for file, fitted in found.items() if fitted.kind not in used]
     if idle:
-        raise InputError(f"fitted: no method that was asked for uses {idle[0]!r}, which is for {found[Path(idle[0])].kind}.")
+        raise InputError(
+            f"fitted: no method that was asked for uses {idle[0]!r}, which is for {found[Path(idle[0])].kind}."
+        )
     return result
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from torch.nn import functional as F
 
 from backlit.cli.settings import Chosen, Compute
-from backlit.methods import BASELINES, METHODS
+from backlit.methods import BASELINES, METHODS, FittedMethod
 from backlit.metrics import METRICS
 from backlit.models import LoadedModel
 
@@ -47,7 +47,9 @@ def print_trace(loaded: LoadedModel, chosen: Chosen, compute: Compute) -> None:
     parameter = next(loaded.network.parameters())
     x = torch.zeros(1, loaded.preprocess.channels, height, width, dtype=parameter.dtype, device=parameter.device)
     short = {"steps": 1} if "steps" in {f.name for f in fields(chosen.method.Options)} else {}
-    explanation = chosen.method(loaded.network, **{**chosen.options, **short})(F.pad(x, [0] * 4))
+    method = chosen.method(loaded.network, **{**chosen.options, **short})
+    target = method.learned.classes[0] if isinstance(method, FittedMethod) else None
+    explanation = method(F.pad(x, [0] * 4), target)
     table = Table("site", "kind", "module", "spelled", "rule")
     for row in explanation.coverage.rows:
         style = None if row.rule in ("true", "affine") else "bold"

@@ -25,7 +25,12 @@ class Batches:
     """
 
     def __init__(
-        self, samples: Sequence[Sample] | Sequence[Path], preprocess: Preprocess, *, batch: int = 64, classes: int | None = None
+        self,
+        samples: Sequence[Sample] | Sequence[Path],
+        preprocess: Preprocess,
+        *,
+        batch: int = 64,
+        classes: int | None = None,
     ) -> None:
         self._samples, self._preprocess, self._batch, self._classes = samples, preprocess, batch, classes
 

@@ -92,17 +92,20 @@ class Fitted:
                 f"fitted: {str(path)!r} is no whole safetensors file ({error}); it may be truncated. Fit again."
             ) from error
         if metadata.get(_KEY) != _FORMAT:
-            found = "nothing fitted by Backlit" if _KEY not in metadata else f"format {metadata[_KEY]}, and this reads {_FORMAT}"
+            found = (
+                "nothing fitted by Backlit"
+                if _KEY not in metadata
+                else f"format {metadata[_KEY]}, and this reads {_FORMAT}"
+            )
             raise FileError(f"fitted: {str(path)!r} holds {found}. Write it with `backlit fit`.")
         try:
             content = json.loads(metadata["content"])
             layers = {
-                layer: {name: tensors[f"{layer}/{name}"] for name in names} for layer, names in content["layers"].items()
+                layer: {name: tensors[f"{layer}/{name}"] for name in names}
+                for layer, names in content["layers"].items()
             }
             shapes = tuple(tuple(shape) for shape in content["input_shapes"])
-            return cls(
-                content["kind"], layers, tuple(content["classes"]), content["network"], shapes, content["facts"]
-            )
+            return cls(content["kind"], layers, tuple(content["classes"]), content["network"], shapes, content["facts"])
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"fitted: the content of {str(path)!r} is damaged ({error}). Fit again.") from error
 

@@ -68,7 +68,10 @@ class Moves:
         n, sizes = len(values[0]), [prod(shape) for shape in self._shapes]
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         numbered = [
-            torch.arange(1, size + 1, dtype=torch.float64, device=values[0].device).add(start).view(1, *shape).expand(n, *shape)
+            torch.arange(1, size + 1, dtype=torch.float64, device=values[0].device)
+            .add(start)
+            .view(1, *shape)
+            .expand(n, *shape)
             for size, start, shape in zip(sizes, starts, self._shapes, strict=True)
         ]
         rows = torch.arange(1, n + 1, dtype=torch.float64, device=values[0].device)
@@ -79,7 +82,11 @@ class Moves:
         self._outputs = [t.shape[1:] for t in there]
         for one, other, row in zip(there, back, image, strict=True):
             moved = (one == -other) & (one != 0)
-            if len(one) != n or bool((one != one[:1]).any()) or bool((row != rows.view(n, *[1] * (row.dim() - 1)))[moved].any()):
+            if (
+                len(one) != n
+                or bool((one != one[:1]).any())
+                or bool((row != rows.view(n, *[1] * (row.dim() - 1)))[moved].any())
+            ):
                 raise UnsupportedOp(f"{call.site} moves values between the images of a batch, so it has no inverse.")
         places = [torch.where(one == -other, one, 0)[0].long() - 1 for one, other in zip(there, back, strict=True)]
         self._ranges = list(zip(starts, sizes, strict=True))

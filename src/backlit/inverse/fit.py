@@ -292,8 +292,12 @@ class _Fit:
                 continue
             text = f"the logit of class {', '.join(map(str, lost[:10]))}{' and others' * (len(lost) > 10)} {why}"
             if self.options.classes is not None:
-                raise InputError(f"data: {text}, so there is nothing to learn for it. {way_out}, or leave the class out.")
-            warnings.warn(f"backlit: {text}; {len(lost)} of {len(classes)} classes are left out. {way_out}.", stacklevel=2)
+                raise InputError(
+                    f"data: {text}, so there is nothing to learn for it. {way_out}, or leave the class out."
+                )
+            warnings.warn(
+                f"backlit: {text}; {len(lost)} of {len(classes)} classes are left out. {way_out}.", stacklevel=2
+            )
         return ~constant & (count > 0)
 
     def _say(self, name: str, m: Moments, solution: Any, alive: Tensor) -> None:

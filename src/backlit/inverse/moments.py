@@ -35,7 +35,9 @@ class Moments:
     ``precision`` is the dtype of the products inside one batch, which are centred first; sums are float64 always.
     """
 
-    def __init__(self, classes: int, sizes: Sizes, device: torch.device, precision: torch.dtype = torch.float64) -> None:
+    def __init__(
+        self, classes: int, sizes: Sizes, device: torch.device, precision: torch.dtype = torch.float64
+    ) -> None:
         g, q, m = sizes.groups, sizes.unknowns, sizes.targets
 
         def zeros(*shape: int) -> Tensor:

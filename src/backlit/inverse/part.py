@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from backlit._errors import InputError, UnsupportedOp
@@ -108,7 +107,9 @@ class Part:
         recording, slots, output = _recorded(model, inputs, wanted)
         calls = {node.call.site.name: node for node in recording.nodes}
         made = {name: (node.sources, node.outputs) for name, node in calls.items()}
-        if made != self.made or tuple(slots[s].shape[1:] for s in self.starts) != tuple(self.shapes[s] for s in self.starts):
+        if made != self.made or tuple(slots[s].shape[1:] for s in self.starts) != tuple(
+            self.shapes[s] for s in self.starts
+        ):
             other = [name for name in {**made, **self.made} if made.get(name) != self.made.get(name)]
             raise UnsupportedOp(
                 f"The network called other operations on these {len(inputs[0])} images than before, or on other sizes (the "
@@ -193,7 +194,9 @@ def find_layers(model: nn.Module, inputs: tuple[Tensor, ...], wanted: Callable[[
     lean = folded(recording).pruned()
     nodes = [node for node in lean.nodes if wanted(node.call)]
     if not nodes:
-        raise UnsupportedOp("The network has no layer to learn from: no linear layer and no convolution reads the input.")
+        raise UnsupportedOp(
+            "The network has no layer to learn from: no linear layer and no convolution reads the input."
+        )
     return Part(
         steps=tuple(Step(n.call.site.name, n.call, n.sources, n.outputs, None, False, (True,)) for n in nodes),
         starts=lean.inputs,
@@ -254,7 +257,9 @@ def _not_diagonal(node: Node, classes: int, shapes: dict[int, tuple[int, ...]], 
     if name in table.CONVOLUTIONS:
         return None if node.call.get("groups", 1) == 1 else "it makes the classes' maps in groups"
     source = shapes[node.sources[0]]
-    apart = len(node.sources) == 1 and len(node.outputs) == 1 and source[:1] == (classes,) == shapes[node.outputs[0]][:1]
+    apart = (
+        len(node.sources) == 1 and len(node.outputs) == 1 and source[:1] == (classes,) == shapes[node.outputs[0]][:1]
+    )
     if not apart or reads[node.sources[0]] > 1:
         return "it makes the logits out of several values, or mixes the classes"
     return None

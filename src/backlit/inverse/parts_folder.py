@@ -57,7 +57,9 @@ class PartsFolder:
             with safe_open(str(path), "pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["facts"])  # noqa: SIM118
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise FileError(f"out: {str(path)!r} is damaged ({error}). Remove it; its layer is then learned again.") from error
+            raise FileError(
+                f"out: {str(path)!r} is damaged ({error}). Remove it; its layer is then learned again."
+            ) from error
 
     def write(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Keep a finished layer."""
@@ -70,7 +72,9 @@ def _check_plan(folder: Path, plan: dict[str, Any]) -> None:
     try:
         found = json.loads((folder / _PLAN).read_text())
     except (OSError, ValueError) as error:
-        raise FileError(f"out: {str(folder / _PLAN)!r} is damaged ({error}). Remove the folder to begin anew.") from error
+        raise FileError(
+            f"out: {str(folder / _PLAN)!r} is damaged ({error}). Remove the folder to begin anew."
+        ) from error
     different = [key for key in {**plan, **found} if plan.get(key) != found.get(key)]
     if different:
         key = different[0]

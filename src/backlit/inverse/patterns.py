@@ -13,7 +13,7 @@ is the layer's output, whose sign is what the ReLU behind it sees.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import Any

@@ -64,7 +64,9 @@ class _ByRows:
     def row(self: Any) -> int:
         return self.positions * self.sizes.groups * self.sizes.unknowns
 
-    def learn(self: Any, moments: Moments, classes: Tensor, signals: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    def learn(
+        self: Any, moments: Moments, classes: Tensor, signals: Sequence[Tensor], values: Sequence[Tensor]
+    ) -> None:
         rows, targets = self.rows(signals), self.targets(values)
         moments.add(classes, rows.transpose(1, 2).flatten(2, 3), targets.transpose(0, 1).flatten(1, 2))
 
@@ -179,7 +181,9 @@ class Transposed(_ByRows):
         x = (x.double() - mean_x[..., None, None]).to(x.dtype)
         sums, ss, xs = (t.double() for t in shifted_products(v, x, self.kernel, self.dilation))
         mean_s = sums / n
-        moments.merge(classes, n, mean_s, mean_x, ss - n * mean_s[..., None] * mean_s[..., None, :], xs, (x * x).sum((0, 3, 4)))
+        moments.merge(
+            classes, n, mean_s, mean_x, ss - n * mean_s[..., None] * mean_s[..., None, :], xs, (x * x).sum((0, 3, 4))
+        )
 
     def _padded(self, s: Tensor) -> Tensor:
         """S with zeros, such that output pixel u reads it at u + dilation * tap, taps counted from the last one."""
@@ -268,7 +272,9 @@ class Channels(_ByRows):
         found = []
         for m in range(self.outputs):
             x = shift[..., m].view(*shift.shape[:3], *pixels) if bias else 0
-            found.append(sum((s * weight[..., m, r].view(*weight.shape[:3], *pixels) for r, s in enumerate(signals)), x))
+            found.append(
+                sum((s * weight[..., m, r].view(*weight.shape[:3], *pixels) for r, s in enumerate(signals)), x)
+            )
         return found  # type: ignore[return-value]  sum() may give an int, of no signals only
 
 

@@ -26,9 +26,9 @@ NAMES = {
     **dict.fromkeys(DENSE, "regression"),
     **dict.fromkeys(CONVOLUTIONS, "transposed convolution"),
     **dict.fromkeys(MOVES, "moved back"),
-    **{name: "gate" for name in _ACTIVATIONS},
-    **{name: "averaged back" for name in _AVERAGES},
-    **{name: "switches" for name in _SELECTIONS},
+    **dict.fromkeys(_ACTIVATIONS, "gate"),
+    **dict.fromkeys(_AVERAGES, "averaged back"),
+    **dict.fromkeys(_SELECTIONS, "switches"),
 }
 """What the coverage of a map calls each."""
 

@@ -63,7 +63,11 @@ class MIPIN(FittedMethod):
             found = go_back(part, values, fitted, who, bias=bias, gate=gate)
             return tuple(torch.zeros_like(x)[None] if s is None else s for s, x in zip(found, inputs, strict=False))
 
-        local, source, everywhere = back(bias=False, gate=True), back(bias=True, gate=True), back(bias=False, gate=False)
+        local, source, everywhere = (
+            back(bias=False, gate=True),
+            back(bias=True, gate=True),
+            back(bias=False, gate=False),
+        )
         if part.gated:
             sizes = [x.shape[-2:] for x in inputs]
             local, everywhere = (tuple(_enlarged(s.relu(), size) for s, size in zip(found * len(inputs), sizes, strict=True))

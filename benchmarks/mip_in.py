@@ -1,0 +1,199 @@
+"""MIP-IN measured: what its source signals keep, what a fit costs, and whether its maps follow the class.
+
+    uv run python benchmarks/mip_in_networks.py mlp_mnist cnn_mnist cnn_cifar10 --weights FOLDER     first: the paper's networks
+    uv run python benchmarks/mip_in.py apc --weights FOLDER          APC and positive APC (Table 1), both choices of samples
+    uv run python benchmarks/mip_in.py time --weights FOLDER         seconds of a fit, and of what comes before it
+    uv run python benchmarks/mip_in.py memory --weights FOLDER       peak memory over the number of samples
+    uv run python benchmarks/mip_in.py classes                       class sensitivity (Fig. 9) beside GBP and Deconvnet
+
+Needs BACKLIT_SHARED. Results go to results/mip_in_NAME.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from _common import SHARED, shared_model, write
+from backlit import MIPIN, Deconvnet, GuidedBackprop
+from backlit.data import Batches, ImageFolder
+from backlit.metrics import ClassSensitivity, Examples, PercentageChange, PositivePercentageChange
+from mip_in_networks import images, network, trained
+
+PAPER = {"mlp_mnist": (0.101, 0.026), "cnn_mnist": (0.165, 0.023), "cnn_cifar10": (0.211, 0.106)}
+SAMPLES = {
+    "mlp_mnist": {"own": 60000, "all": 60000},
+    "cnn_mnist": {"own": 6000, "all": 1000},
+    "cnn_cifar10": {"own": 6000, "all": 1000},
+}
+
+
+def batches(x: Tensor, y: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(x.split(size), y.split(size), strict=True))
+
+
+def apc(name: str, folder: Path, test: int) -> list[dict[str, Any]]:
+    """Table 1 for one network: fitted on training images, judged on test images."""
+    model, spec = trained(name, folder), network(name)
+    x, y = images(spec, train=True)
+    images_, labels = (part[:test] for part in images(spec, train=False))
+    rows = []
+    for samples, count in SAMPLES[name].items():
+        start = time.perf_counter()
+        inverse = MIPIN.fit(model, batches(x[:count], y[:count], 5000 if name == "mlp_mnist" else 200), samples=samples)
+        seconds = time.perf_counter() - start
+        examples = Examples(images_, labels)
+        maps = {"mip_in": MIPIN(model, fitted=inverse)(images_, labels)}
+        scores = {}
+        for metric in (PercentageChange(), PositivePercentageChange()):
+            found = metric(model, examples, maps)
+            values = found.values["mip_in"]
+            scores[metric.name] = float(metric.statistic(values[None], labels.numpy())[0])
+        paper = dict(zip(("apc", "positive_apc"), PAPER[name], strict=True))
+        explained = {layer["name"]: round(layer["explained"], 3) for layer in inverse.facts["layers"]}
+        row = {"network": name, "table": spec.table, "samples": samples, "fitted on": count, "test images": len(labels)}
+        rows.append(
+            {
+                **row,
+                **{k: round(v, 4) for k, v in scores.items()},
+                "paper": paper,
+                "seconds": round(seconds, 1),
+                "explained": explained,
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def fit_time(folder: Path) -> list[dict[str, Any]]:
+    """MNIST's MLP, ten classes; and the classifier parts of two ImageNet networks, all classes."""
+    rows = []
+    model, spec = trained("mlp_mnist", folder), network("mlp_mnist")
+    x, y = images(spec, train=True)
+    data = batches(x, y, 5000)
+    for samples in ("own", "all"):
+        for precision in (torch.float32, torch.float64):
+            rows.append(timed(model, data, "mlp_mnist", samples=samples, precision=precision))
+            print(rows[-1], flush=True)
+    for name in ("squeezenet1_0", "mobilenet_v2"):
+        loaded = shared_model(name)
+        files = ImageFolder(SHARED / "data" / "ilsvrc2012-val", SHARED / "data" / "imagenet_classes.json")
+        data = Batches(files, loaded.preprocess, batch=20)
+        rows.append(timed(loaded.network, data, name, start=None))
+        print(rows[-1], flush=True)
+    return rows
+
+
+def timed(model: nn.Module, data: Any, name: str, **options: Any) -> dict[str, Any]:
+    """Seconds of a fit, and of as many plain passes of the network over the same data."""
+    start, cpu = time.perf_counter(), time.process_time()
+    inverse = MIPIN.fit(model, data, **options)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    passes = len(inverse.layers)
+    start = time.perf_counter()
+    with torch.no_grad():
+        for batch in data:
+            model(batch[0])
+    forward = (time.perf_counter() - start) * passes
+    shown = {k: str(v).removeprefix("torch.") for k, v in options.items()}
+    return {
+        "network": name, **shown, "classes": len(inverse.classes), "images": inverse.facts["data"]["samples"], "passes": passes,
+        "seconds": round(seconds, 2), "processor seconds": round(cpu, 2), "of which loading and forward passes": round(forward, 2),
+        "MB": round(inverse.bytes / 1e6, 1),
+    }  # fmt: skip
+
+
+def memory(folder: Path) -> list[dict[str, Any]]:
+    """Peak memory of a process that fits on 1, 4 and 16 times the samples, drawn batch by batch."""
+    rows = []
+    for count in (0, 1, 4, 16):
+        words = [sys.executable, __file__, "one-fit", "--weights", str(folder), "--batches", str(count)]
+        found = subprocess.run(words, capture_output=True, text=True, check=True)
+        rows.append(
+            {
+                "network": "cnn_mnist",
+                "samples": 250 * count,
+                "peak MB of the process": round(float(found.stdout) / 1024, 1),
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+class _Drawn:
+    """Random images that exist one batch at a time."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __iter__(self) -> Any:
+        for i in range(self.count):
+            generator = torch.Generator().manual_seed(i)
+            yield torch.rand(250, 1, 28, 28, generator=generator), torch.arange(250) % 10
+
+
+def one_fit(folder: Path, count: int) -> None:
+    model = trained("cnn_mnist", folder)
+    if count:
+        MIPIN.fit(model, _Drawn(count), samples="own", classes=[0, 1, 2])
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def sensitivity(count: int) -> list[dict[str, Any]]:
+    """Fig. 9: the mean l2 distance of the maps for classes 981 and 589."""
+    rows = []
+    for name in ("squeezenet1_0", "mobilenet_v2"):
+        loaded = shared_model(name)
+        data = ImageFolder(SHARED / "data" / "ilsvrc2012-val", SHARED / "data" / "imagenet_classes.json")
+        inverse = MIPIN.fit(loaded.network, Batches(data, loaded.preprocess, batch=20), start=None, classes=[981, 589])
+        chosen = [data[i * len(data) // count] for i in range(count)]
+        x, y = next(iter(Batches(chosen, loaded.preprocess, batch=count)))
+        methods = {
+            "mip_in": MIPIN(loaded.network, fitted=inverse),
+            "guided_backprop": GuidedBackprop(loaded.network),
+            "deconvnet": Deconvnet(loaded.network),
+        }
+        examples = Examples(x, y)
+        maps = {k: m(x, torch.full_like(y, 981)) for k, m in methods.items()}
+        for scale in ("max", "none"):
+            metric = ClassSensitivity(classes=(981, 589), scale=scale)
+            found = metric(loaded.network, examples, maps, methods)
+            means = {k: round(float(v.mean()), 3) for k, v in found.values.items()}
+            rows.append({"network": name, "images": count, "maps divided by": scale, **means})
+            print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["apc", "time", "memory", "classes", "one-fit"])
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--networks", nargs="+", default=list(PAPER))
+    parser.add_argument("--test", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--batches", type=int, default=1)
+    arguments = parser.parse_args()
+    if arguments.what == "one-fit":
+        one_fit(arguments.weights, arguments.batches)
+        return
+    if arguments.what == "apc":
+        rows = [row for name in arguments.networks for row in apc(name, arguments.weights, arguments.test)]
+    elif arguments.what == "time":
+        rows = fit_time(arguments.weights)
+    elif arguments.what == "memory":
+        rows = memory(arguments.weights)
+    else:
+        rows = sensitivity(arguments.images)
+    print("written to", write(f"mip_in_{arguments.what}", torch.device("cpu"), rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""`backlit fit`, and what takes its files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import backlit
+from backlit.inverse import Fitted
+from test_cli import command
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder a digit."""
+    folder = tmp_path_factory.mktemp("digits")
+    images, labels = backlit.models.digits.digits_images()
+    for i in range(24):
+        (folder / str(int(labels[i]))).mkdir(exist_ok=True)
+        Image.fromarray(images[i].numpy()).save(folder / str(int(labels[i])) / f"{i}.png")
+    return folder
+
+
+def test_fit_then_explain_then_trace(digits: Path, tmp_path: Path) -> None:
+    inverse, patterns = tmp_path / "inverse.safetensors", tmp_path / "patterns.safetensors"
+    done = command("fit", "--data", digits, "--classes", "7,6", "--limit", 20, "--batch", 8, "--out", inverse)
+    assert done.returncode == 0, done.stderr
+    assert "mip_in of 2 classes" in done.stdout
+    done = command("fit", "--method", "pattern", "--limit", 20, "--out", patterns)
+    assert done.returncode == 0, done.stderr
+    read = Fitted.load(inverse)
+    assert read.classes == (7, 6)
+    assert read.facts["description"] == "20 images read as images"
+    assert read.facts["data"]["batches"] == 3
+    assert Fitted.load(patterns).facts["description"] == "20 embedded digits"
+
+    out = tmp_path / "out"
+    words = ["explain", next(digits.glob("7/*.png")), "--method", "mip_in,pattern_net,saliency", "--target", "7"]
+    done = command(
+        *words, "--fitted", inverse, "--fitted", patterns, "--option", "pattern_net.estimator=linear", "--out", out
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((out / "summary.json").read_text())["maps"]
+    assert [row["method"] for row in rows] == ["mip_in", "pattern_net", "saliency"]
+    assert rows[0]["coverage"]["transposed convolution"] == 6
+    assert rows[0]["provenance"]["options"]["fitted"] == str(read)
+    done = command("trace", "--method", "mip_in", "--fitted", inverse)
+    assert "switches" in done.stdout
+    assert "17 sites of digits under MIP-IN" in done.stdout.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["explain", "IMAGE", "--method", "mip_in"], "mip_in learns from data first: `backlit fit --method mip_in"),
+        (["explain", "IMAGE", "--method", "saliency", "--fitted", "FILE"], "no method that was asked for uses"),
+        (["explain", "IMAGE", "--method", "pattern_net", "--fitted", "FILE"], "pattern_net learns from data first"),
+        (["explain", "IMAGE", "--method", "mip_in", "--fitted", "IMAGE"], "no whole safetensors file"),
+        (["fit", "--method", "mipin", "--out", "OUT"], "Did you mean 'mip_in'"),
+        (["fit", "--method", "saliency", "--out", "OUT"], "method must be one that learns from data"),
+        (["fit", "--classes", "a", "--out", "OUT"], "classes must be whole numbers by comma"),
+        (["fit", "--classes", "10", "--out", "OUT"], "classes must be different class indices from 0 to 9"),
+        (["fit", "--data", "DATA", "--read", "pictures", "--out", "OUT"], "read must be one of images, folder"),
+        (["fit", "--data", "DATA", "--read", "folder", "--out", "OUT"], "has other classes than the 10 of digits"),
+        (["fit", "--data", "none", "--out", "OUT"], "does not exist"),
+        (["fit", "--start", "conv9", "--out", "OUT"], "Did you mean 'conv"),
+        (["fit", "--model", "cifar_cnn", "--weights", "random", "--out", "OUT"], "name a folder"),
+    ],
+)
+def test_what_cannot_be_used(digits: Path, tmp_path: Path, words: list[str], message: str) -> None:
+    inverse = tmp_path / "inverse.safetensors"
+    if "FILE" in words:
+        command("fit", "--data", digits, "--classes", "7", "--start", "linear", "--limit", 12, "--out", inverse)
+        command("fit", "--data", digits, "--classes", "7", "--start", "conv6", "--limit", 12, "--out", inverse)
+    subset = tmp_path / "two"
+    for name in ("0", "1"):
+        (subset / name).mkdir(parents=True)
+        Image.new("L", (32, 32)).save(subset / name / "x.png")
+    named = {
+        "IMAGE": next(digits.glob("7/*.png")),
+        "FILE": inverse,
+        "OUT": tmp_path / "out.safetensors",
+        "DATA": subset,
+    }
+    done = command(*(named.get(word, word) for word in words))
+    assert done.returncode in (1, 2)
+    assert message in done.stderr.replace("\n", " ")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_file_for_another_network_is_refused_before_any_image(digits: Path, tmp_path: Path) -> None:
+    inverse = tmp_path / "inverse.safetensors"
+    done = command("fit", "--data", digits, "--classes", "7", "--start", "conv6", "--limit", 12, "--out", inverse)
+    assert done.returncode == 0, done.stderr
+    done = command(
+        "explain",
+        digits,
+        "--weights",
+        "random",
+        "--method",
+        "mip_in",
+        "--target",
+        "7",
+        "--fitted",
+        inverse,
+        "--out",
+        tmp_path / "out",
+    )
+    assert done.returncode == 2
+    assert "fitted belongs to another network" in done.stderr
+
+
+def test_compare_takes_fitted_methods(digits: Path, tmp_path: Path) -> None:
+    inverse = tmp_path / "inverse.safetensors"
+    assert command("fit", "--data", digits, "--start", "conv6", "--limit", 12, "--out", inverse).returncode == 0
+    done = command(
+        "compare",
+        "--methods",
+        "random,mip_in",
+        "--metrics",
+        "morf_5",
+        "--limit",
+        2,
+        "--fitted",
+        inverse,
+        "--out",
+        tmp_path / "c",
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "c" / "report.html").is_file()
