@@ -1,10 +1,10 @@
 """MIP-IN measured: what its source signals keep, what a fit costs, and whether its maps follow the class.
 
-    uv run python benchmarks/mip_in_networks.py mlp_mnist cnn_mnist cnn_cifar10 --weights FOLDER     first: the paper's networks
+    uv run python benchmarks/mip_in_networks.py mlp_mnist cnn_mnist cnn_cifar10 --weights FOLDER     first: its networks
     uv run python benchmarks/mip_in.py apc --weights FOLDER          APC and positive APC (Table 1), both choices of samples
-    uv run python benchmarks/mip_in.py time --weights FOLDER         seconds of a fit, and of what comes before it
+    uv run python benchmarks/mip_in.py time --weights FOLDER         seconds of a fit of MNIST's MLP
     uv run python benchmarks/mip_in.py memory --weights FOLDER       peak memory over the number of samples
-    uv run python benchmarks/mip_in.py classes                       class sensitivity (Fig. 9) beside GBP and Deconvnet
+    uv run python benchmarks/mip_in.py classes                       1,000 classes of ImageNet networks: seconds, and class sensitivity (Fig. 9)
 
 Needs BACKLIT_SHARED. Results go to results/mip_in_NAME.json.
 """
@@ -25,14 +25,15 @@ from torch import Tensor, nn
 from _common import SHARED, shared_model, write
 from backlit import MIPIN, Deconvnet, GuidedBackprop
 from backlit.data import Batches, ImageFolder
+from backlit.inverse import InverseNetwork
 from backlit.metrics import ClassSensitivity, Examples, PercentageChange, PositivePercentageChange
 from mip_in_networks import images, network, trained
 
 PAPER = {"mlp_mnist": (0.101, 0.026), "cnn_mnist": (0.165, 0.023), "cnn_cifar10": (0.211, 0.106)}
-SAMPLES = {
-    "mlp_mnist": {"own": 60000, "all": 60000},
-    "cnn_mnist": {"own": 6000, "all": 1000},
-    "cnn_cifar10": {"own": 6000, "all": 1000},
+SAMPLES = {  # training images of a fit, by whose samples a class learns from
+    "mlp_mnist": {"own": 60000, "all": 10000},
+    "cnn_mnist": {"own": 3000, "all": 500},
+    "cnn_cifar10": {"own": 3000, "all": 500},
 }
 
 
@@ -74,26 +75,20 @@ def apc(name: str, folder: Path, test: int) -> list[dict[str, Any]]:
 
 
 def fit_time(folder: Path) -> list[dict[str, Any]]:
-    """MNIST's MLP, ten classes; and the classifier parts of two ImageNet networks, all classes."""
+    """MNIST's MLP, ten classes."""
     rows = []
     model, spec = trained("mlp_mnist", folder), network("mlp_mnist")
     x, y = images(spec, train=True)
     data = batches(x, y, 5000)
     for samples in ("own", "all"):
         for precision in (torch.float32, torch.float64):
-            rows.append(timed(model, data, "mlp_mnist", samples=samples, precision=precision))
+            rows.append(timed(model, data, "mlp_mnist", samples=samples, precision=precision)[0])
             print(rows[-1], flush=True)
-    for name in ("squeezenet1_0", "mobilenet_v2"):
-        loaded = shared_model(name)
-        files = ImageFolder(SHARED / "data" / "ilsvrc2012-val", SHARED / "data" / "imagenet_classes.json")
-        data = Batches(files, loaded.preprocess, batch=20)
-        rows.append(timed(loaded.network, data, name, start=None))
-        print(rows[-1], flush=True)
     return rows
 
 
-def timed(model: nn.Module, data: Any, name: str, **options: Any) -> dict[str, Any]:
-    """Seconds of a fit, and of as many plain passes of the network over the same data."""
+def timed(model: nn.Module, data: Any, name: str, **options: Any) -> tuple[dict[str, Any], InverseNetwork]:
+    """Seconds of a fit, and of as many plain passes of the network over the same data; and the fit."""
     start, cpu = time.perf_counter(), time.process_time()
     inverse = MIPIN.fit(model, data, **options)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
@@ -104,11 +99,12 @@ def timed(model: nn.Module, data: Any, name: str, **options: Any) -> dict[str, A
             model(batch[0])
     forward = (time.perf_counter() - start) * passes
     shown = {k: str(v).removeprefix("torch.") for k, v in options.items()}
-    return {
+    row = {
         "network": name, **shown, "classes": len(inverse.classes), "images": inverse.facts["data"]["samples"], "passes": passes,
         "seconds": round(seconds, 2), "processor seconds": round(cpu, 2), "of which loading and forward passes": round(forward, 2),
         "MB": round(inverse.bytes / 1e6, 1),
     }  # fmt: skip
+    return row, inverse
 
 
 def memory(folder: Path) -> list[dict[str, Any]]:
@@ -148,12 +144,14 @@ def one_fit(folder: Path, count: int) -> None:
 
 
 def sensitivity(count: int) -> list[dict[str, Any]]:
-    """Fig. 9: the mean l2 distance of the maps for classes 981 and 589."""
+    """All 1,000 classes of two classifier parts, timed; and Fig. 9: the mean l2 distance of the maps for 981 and 589."""
     rows = []
     for name in ("squeezenet1_0", "mobilenet_v2"):
         loaded = shared_model(name)
         data = ImageFolder(SHARED / "data" / "ilsvrc2012-val", SHARED / "data" / "imagenet_classes.json")
-        inverse = MIPIN.fit(loaded.network, Batches(data, loaded.preprocess, batch=20), start=None, classes=[981, 589])
+        row, inverse = timed(loaded.network, Batches(data, loaded.preprocess, batch=20), name, start=None)
+        rows.append(row)
+        print(row, flush=True)
         chosen = [data[i * len(data) // count] for i in range(count)]
         x, y = next(iter(Batches(chosen, loaded.preprocess, batch=count)))
         methods = {
@@ -177,8 +175,8 @@ def main() -> None:
     parser.add_argument("what", choices=["apc", "time", "memory", "classes", "one-fit"])
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--networks", nargs="+", default=list(PAPER))
-    parser.add_argument("--test", type=int, default=2000)
-    parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--test", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--batches", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.what == "one-fit":

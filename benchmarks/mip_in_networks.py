@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -28,7 +29,7 @@ class Network:
     """One of the paper's networks: its layers, its data, and how it is trained here."""
 
     table: str
-    layers: OrderedDict[str, nn.Module]
+    layers: OrderedDict[str, Any]
     data: type[MNIST] | type[CIFAR10]
     preprocess: Preprocess
     epochs: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -357,7 +356,7 @@ def test_an_interrupted_fit_goes_on_and_gives_the_same_bits(tmp_path: Path, fail
         for name, value in found.items():
             assert torch.equal(resumed.layers[layer][name], value)
     assert resumed.facts["layers"] == whole.facts["layers"]
-    assert os.listdir(tmp_path) == ["inverse.safetensors"]
+    assert [p.name for p in tmp_path.iterdir()] == ["inverse.safetensors"]
 
 
 def test_a_fit_does_not_go_on_from_another_one(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def fit(
     device: Device = "cpu",
     dtype: DType = "float32",
 ) -> None:
-    """Learn from data what MIP-IN or the pattern methods need, and write it to a file. Interrupted, it goes on after the last whole layer."""
+    """Learn from data what MIP-IN or the pattern methods need: one file. Interrupted, it goes on after the last whole layer."""
     from backlit.cli.fit import Source, run
 
     loaded = settings.load(model, weights, settings.Compute(device, dtype, 0), settings.preprocessing(size, mean, std))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,13 +93,13 @@ def _data(source: Source, loaded: LoadedModel) -> tuple[Any, str]:
         x = loaded.preprocess.batch(images)
         return list(zip(x.split(source.batch), labels.split(source.batch), strict=True)), f"{len(x)} embedded digits"
     if source.read == "images":
-        files: Sequence[Any] = find_images(source.folder)
+        files: Any = find_images(source.folder)
     elif source.read in READERS:
         files = READERS[source.read](source)
-        if len(READERS[source.read](source).class_names) != classes:
+        if len(files.class_names) != classes:
             raise InputError(
-                f"data: {source.read} at {str(source.folder)!r} has other classes than the {classes} of {loaded.name}, so its labels "
-                "mean others. Map the folders with --class-index, or read bare images."
+                f"data: {source.read} at {str(source.folder)!r} has other classes than the {classes} of {loaded.name}, so its "
+                "labels mean others. Map the folders with --class-index, or read bare images."
             )
     else:
         raise InputError(f"read must be one of images, {', '.join(READERS)}, but is {source.read!r}.")

@@ -88,8 +88,8 @@ def with_fitted(chosen: list[Chosen], files: Sequence[Path]) -> list[Chosen]:
         if issubclass(one.method, FittedMethod) and "fitted" not in one.options:
             if one.method.artefact not in by_kind:
                 raise InputError(
-                    f"method {one.method.name} learns from data first: `backlit fit --method {one.method.artefact} ... --out FILE`, "
-                    "then --fitted FILE."
+                    f"method {one.method.name} learns from data first: `backlit fit --method {one.method.artefact} ... --out "
+                    "FILE`, then --fitted FILE."
                 )
             one = replace(one, options={**one.options, "fitted": by_kind[one.method.artefact]})
         result.append(one)

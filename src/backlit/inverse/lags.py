@@ -7,7 +7,7 @@ the borders; inside, it depends on their difference. So the (c K K)^2 sums come 
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import torch
 from jaxtyping import Float
@@ -25,7 +25,7 @@ def shifted_products(
     Returns:
         (k, g, q), (k, g, q, q) and (k, g, m, q) with q = c * taps, the channel first.
     """
-    k, r, g, c, high, wide = v.shape
+    k, _, g, c = v.shape[:4]
     size = x.shape[-2:]
     taps = list(product(*(range(n) for n in kernel)))
     starts = [tuple(d * t for d, t in zip(dilation, tap, strict=True)) for tap in taps]
@@ -82,7 +82,7 @@ def _blocks(v: Tensor, dim: int, starts: list[Shape], size: int, axis: int) -> l
     first, last = int(used[0]), int(used[-1]) + 1
     edges = {edge for start in starts for edge in (start[axis], start[axis] + size) if first < edge < last}
     cuts = sorted({first, last, *edges})
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
+    return list(pairwise(cuts))
 
 
 def _within(start: Shape, low: Shape, high: Shape, size: Shape) -> bool:

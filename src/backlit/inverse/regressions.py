@@ -27,9 +27,10 @@ Shape = tuple[int, ...]
 class Regression(Protocol):
     """A learned inverse."""
 
-    sizes: Sizes
-    positions: int
-    """Rows that one image gives."""
+    @property
+    def sizes(self) -> Sizes:
+        """Of the regression."""
+        ...
 
     @property
     def row(self) -> int:
@@ -279,4 +280,5 @@ class Channels(_ByRows):
 
 
 def per_dimension(value: Any, kernel: Shape) -> Shape:
+    """A convolution's argument for each of its dimensions."""
     return (int(value),) * len(kernel) if isinstance(value, int) else tuple(value) * (len(kernel) // len(tuple(value)))
