@@ -4,7 +4,7 @@
     uv run python benchmarks/mip_in.py apc --weights FOLDER          APC and positive APC (Table 1), both choices of samples
     uv run python benchmarks/mip_in.py time --weights FOLDER         seconds of a fit of MNIST's MLP
     uv run python benchmarks/mip_in.py memory --weights FOLDER       peak memory over the number of samples
-    uv run python benchmarks/mip_in.py classes                       1,000 classes of ImageNet networks: seconds, and class sensitivity (Fig. 9)
+    uv run python benchmarks/mip_in.py classes --model NAME          1,000 classes of ImageNet: seconds; class sensitivity (Fig. 9)
 
 Needs BACKLIT_SHARED. Results go to results/mip_in_NAME.json.
 """
@@ -143,30 +143,29 @@ def one_fit(folder: Path, count: int) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
-def sensitivity(count: int) -> list[dict[str, Any]]:
-    """All 1,000 classes of two classifier parts, timed; and Fig. 9: the mean l2 distance of the maps for 981 and 589."""
+def sensitivity(count: int, name: str) -> list[dict[str, Any]]:
+    """All 1,000 classes of a classifier part, timed; and Fig. 9: the mean l2 distance of the maps for 981 and 589."""
     rows = []
-    for name in ("squeezenet1_0", "mobilenet_v2"):
-        loaded = shared_model(name)
-        data = ImageFolder(SHARED / "data" / "ilsvrc2012-val", SHARED / "data" / "imagenet_classes.json")
-        row, inverse = timed(loaded.network, Batches(data, loaded.preprocess, batch=20), name, start=None)
-        rows.append(row)
-        print(row, flush=True)
-        chosen = [data[i * len(data) // count] for i in range(count)]
-        x, y = next(iter(Batches(chosen, loaded.preprocess, batch=count)))
-        methods = {
-            "mip_in": MIPIN(loaded.network, fitted=inverse),
-            "guided_backprop": GuidedBackprop(loaded.network),
-            "deconvnet": Deconvnet(loaded.network),
-        }
-        examples = Examples(x, y)
-        maps = {k: m(x, torch.full_like(y, 981)) for k, m in methods.items()}
-        for scale in ("max", "none"):
-            metric = ClassSensitivity(classes=(981, 589), scale=scale)
-            found = metric(loaded.network, examples, maps, methods)
-            means = {k: round(float(v.mean()), 3) for k, v in found.values.items()}
-            rows.append({"network": name, "images": count, "maps divided by": scale, **means})
-            print(rows[-1], flush=True)
+    loaded = shared_model(name)
+    data = ImageFolder(SHARED / "data" / "ilsvrc2012-val", SHARED / "data" / "imagenet_classes.json")
+    row, inverse = timed(loaded.network, Batches(data, loaded.preprocess, batch=20), name, start=None)
+    rows.append(row)
+    print(row, flush=True)
+    chosen = [data[i * len(data) // count] for i in range(count)]
+    x, y = next(iter(Batches(chosen, loaded.preprocess, batch=count)))
+    methods = {
+        "mip_in": MIPIN(loaded.network, fitted=inverse),
+        "guided_backprop": GuidedBackprop(loaded.network),
+        "deconvnet": Deconvnet(loaded.network),
+    }
+    examples = Examples(x, torch.full_like(y, 981))
+    maps = {k: m(x, 981) for k, m in methods.items()}
+    for scale in ("max", "none"):
+        metric = ClassSensitivity(classes=(981, 589), scale=scale)
+        found = metric(loaded.network, examples, maps, methods)
+        means = {k: round(float(v.mean()), 3) for k, v in found.values.items()}
+        rows.append({"network": name, "images": count, "maps divided by": scale, **means})
+        print(rows[-1], flush=True)
     return rows
 
 
@@ -175,6 +174,7 @@ def main() -> None:
     parser.add_argument("what", choices=["apc", "time", "memory", "classes", "one-fit"])
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--networks", nargs="+", default=list(PAPER))
+    parser.add_argument("--model", default="squeezenet1_0", help="or mobilenet_v2")
     parser.add_argument("--test", type=int, default=1000)
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--batches", type=int, default=1)
@@ -189,8 +189,10 @@ def main() -> None:
     elif arguments.what == "memory":
         rows = memory(arguments.weights)
     else:
-        rows = sensitivity(arguments.images)
-    print("written to", write(f"mip_in_{arguments.what}", torch.device("cpu"), rows))
+        rows = sensitivity(arguments.images, arguments.model)
+    part = {"classes": [arguments.model], "apc": arguments.networks}.get(arguments.what, [])
+    name = "_".join([arguments.what, *(part if len(part) == 1 else [])])
+    print("written to", write(f"mip_in_{name}", torch.device("cpu"), rows))
 
 
 if __name__ == "__main__":

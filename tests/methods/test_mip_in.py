@@ -74,6 +74,7 @@ def test_equals_the_slow_derivation(name: str, samples: str) -> None:
     make, shape = SMALL[name]
     net = make()
     x, y = drawn(60, *shape), torch.arange(60) % 3
+    x[x.abs() < 0.3] = 0  # the image itself is not gated
     inverse = MIPIN.fit(net, [(x[:25], y[:25]), (x[25:], y[25:])], samples=samples)
     found = MIPIN(net, fitted=inverse).each(x[:4], [[0, 1, 2]] * 4)
     for c in range(3):
