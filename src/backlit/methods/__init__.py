@@ -4,10 +4,10 @@ from backlit.methods.base import Method, Options
 from backlit.methods.bbp import BBp
 from backlit.methods.cam import GradCAM, GuidedGradCAM
 from backlit.methods.dmbp import DMBP
+from backlit.methods.fitted import FittedMethod
 from backlit.methods.fullgrad import FullGrad
 from backlit.methods.gradient import Deconvnet, Gradient, GradientXInput, GuidedBackprop, Saliency
 from backlit.methods.lpr import LPR
-from backlit.methods.fitted import FittedMethod
 from backlit.methods.mip_in import MIPIN
 from backlit.methods.pattern import PatternAttribution, PatternNet
 from backlit.methods.random import Random
@@ -38,12 +38,12 @@ __all__ = [
     "DMBP",
     "LPR",
     "METHODS",
+    "MIPIN",
     "TRGBP",
     "BBp",
     "Deconvnet",
-    "FullGrad",
-    "MIPIN",
     "FittedMethod",
+    "FullGrad",
     "GradCAM",
     "Gradient",
     "GradientXInput",
