@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,7 @@ from backlit.methods import METHODS, FittedMethod, Method
 @pytest.fixture(scope="module", params=METHODS, ids=lambda m: m.name)
 def method(request: pytest.FixtureRequest) -> Method:
     network = backlit.load_model("digits", dtype="float64").network
-    short = {"steps": 3, "lr": 0.1} if request.param in (backlit.DMBP, backlit.LPR) else {}
-    short = {"steps": 3, "lr": 0.1} if request.param is backlit.DMBP else {}
+    short: dict[str, Any] = {"steps": 3, "lr": 0.1} if request.param in (backlit.DMBP, backlit.LPR) else {}
     if issubclass(request.param, FittedMethod):
         short["fitted"] = _learned(request.param.artefact)
     return request.param(network, **short)
