@@ -23,7 +23,7 @@ import torch
 from _common import RESULTS, SHARED, shared_model, write
 from backlit.bench.compare import compare
 from backlit.data.images import load_batch
-from backlit.methods import DMBP, METHODS, Random
+from backlit.methods import DMBP, METHODS, FittedMethod, Random
 from backlit.metrics import ClassSensitivity, Examples, Insertion
 
 METRICS = {
@@ -103,7 +103,7 @@ def main() -> None:
     loaded = shared_model(arguments.model)
     make = mosaics if arguments.what == "grid" else real_examples
     examples = make(arguments.model, arguments.images)
-    methods = {m.name: m(loaded.network) for m in (Random, *METHODS)}
+    methods = {m.name: m(loaded.network) for m in (Random, *METHODS) if not issubclass(m, FittedMethod)}
     methods["dmbp_fast"] = DMBP.fast(loaded.network)
     if arguments.fast:
         del methods["dmbp"]
