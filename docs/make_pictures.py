@@ -1,4 +1,4 @@
-"""Draw the README's pictures: a scene of two digits, explained for each of its classes by every method; a comparison's report.
+"""Draw the README's pictures: a scene of two digits, explained for each of its classes by eight methods; a comparison's report.
 
 The second one needs playwright and a Chromium (BACKLIT_CHROMIUM names it; else playwright's own).
 """
@@ -14,10 +14,16 @@ from matplotlib.figure import Figure
 from playwright.sync_api import sync_playwright
 
 import backlit
-from backlit.methods import FittedMethod
+from backlit.cli.demo import fit_on_digits
+from backlit.methods import FittedMethod, Method
 from backlit.models.digits import demo_scenes
 from backlit.report.comparison import write_report
 from backlit.report.figure import render_image, render_overlay
+
+SCENE: tuple[type[Method], ...] = (
+    *(backlit.DMBP, backlit.LPR, backlit.TRGBP, backlit.MIPIN, backlit.GradCAM),
+    *(backlit.GuidedBackprop, backlit.FullGrad, backlit.GradientXInput),
+)
 
 
 def report() -> None:
@@ -47,14 +53,14 @@ def scene() -> None:
     model = backlit.load_model("digits")
     scene, labels = (part[0] for part in demo_scenes())
     x = torch.stack([model.preprocess(scene)] * 2)
-    methods = [m for m in backlit.METHODS if m is not backlit.Gradient and not issubclass(m, FittedMethod)]
-    figure = Figure(figsize=(2.0 * (len(methods) + 1), 4.4), layout="constrained")
-    axes = figure.subplots(2, len(methods) + 1)
+    figure = Figure(figsize=(2.0 * (len(SCENE) + 1), 4.4), layout="constrained")
+    axes = figure.subplots(2, len(SCENE) + 1)
     for i, label in enumerate(labels.tolist()):
         axes[i, 0].imshow(render_image(model.preprocess.restore(x[i])))
         axes[i, 0].set_ylabel(f"why {label}?", fontsize=13)
-    for column, method in enumerate(methods, 1):
-        explanation = method(model.network)(x, labels)
+    for column, method in enumerate(SCENE, 1):
+        options = {"fitted": fit_on_digits(method, model.network, x)} if issubclass(method, FittedMethod) else {}
+        explanation = method(model.network, **options)(x, labels)
         for i, one in enumerate(explanation):
             picture = render_overlay(model.preprocess.restore(x[i]), one.heatmap()[0], scale=one.scale())
             axes[i, column].imshow(picture)

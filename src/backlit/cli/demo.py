@@ -87,14 +87,14 @@ def _explain(
                 options["callback"] = lambda s, task=task: progress.update(task, completed=s.index, total=s.steps)
             if issubclass(method, FittedMethod):
                 if method.artefact not in learned:
-                    learned[method.artefact] = _fit(method, network, x)
+                    learned[method.artefact] = fit_on_digits(method, network, x)
                 options["fitted"] = learned[method.artefact]
             found[method.title] = method(network, **options)(x, target)
             progress.update(task, completed=progress.tasks[-1].total)
     return found
 
 
-def _fit(method: type[FittedMethod], network: torch.nn.Module, like: torch.Tensor) -> Fitted:
+def fit_on_digits(method: type[FittedMethod], network: torch.nn.Module, like: torch.Tensor) -> Fitted:
     """What the method learns from single digits, those that are explained not among them."""
     images, labels = (part[_SINGLES : _SINGLES + _LEARNED] for part in digits_images())
     x = load_model("digits").preprocess.batch(images).to(like)
