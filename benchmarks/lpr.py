@@ -38,7 +38,7 @@ class GuidedXInput(GuidedBackprop):
 
 
 LEARNED: dict[str, dict[str, dict[str, Any]]] = {
-    "table": {"lpr": {}, "lpr_60_steps": {"steps": 60}, "lpr_lr_0.2": {"lr": 0.2}},
+    "table": {"lpr": {}, "lpr_gated": {"reading": "gated"}},
     "readings": {
         "lpr_gradient": {"reading": "gradient"},
         "lpr_gated": {"reading": "gated"},

@@ -212,3 +212,45 @@ def test_the_decomposition_is_the_logit_on_a_real_network(shared: Any) -> None:
     assert_complete(model.network, x, None)
     found = FullGrad(model.network)(x)
     assert float((found.completeness["others"] / found.output).abs().min()) > 1e-3
+
+
+class Stacked(nn.Module):
+    """Two values stacked in front of the images, who are two as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(2, 4, 3), nn.Conv2d(2, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.stack([self.a(x).mean((2, 3)), self.b(x).mean((2, 3))])
+        return self.fc(nn.functional.gelu(both)).mean(0)
+
+
+@pytest.mark.parametrize("method", [backlit.FullGrad, backlit.TRGBP, backlit.BBp])
+def test_images_that_another_axis_hides_are_told_apart(method: type[backlit.methods.Method]) -> None:
+    torch.manual_seed(0)
+    net = Stacked().double().eval()
+    x = torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    options = {"contrast": 2} if method is backlit.TRGBP else {}
+    together = method(net, **options)(x, 1)
+    for i in range(2):
+        alone = method(net, **options)(x[i : i + 1], 1)
+        torch.testing.assert_close(alone.values, together.values[i : i + 1])
+        for name, value in alone.completeness.items():
+            torch.testing.assert_close(value[0], together.completeness[name][i])
+
+
+def test_terms_behind_a_linear_layer_have_no_place_in_the_image() -> None:
+    class ChannelsLast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.mix, self.fc = nn.Conv2d(2, 6, 3), nn.Linear(6, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(nn.functional.gelu(self.mix(self.conv(x).permute(0, 2, 3, 1))).mean((1, 2)))
+
+    torch.manual_seed(0)
+    net = ChannelsLast().double().eval()
+    found = backlit.FullGrad(net, process="raw", biases="all", layers=True)(torch.randn(2, 2, 8, 8).double(), 1)
+    assert list(found.parts) == ["input", "conv"]
+    torch.testing.assert_close(found.values.sum((1, 2, 3)) + found.completeness["unplaced"], found.output)

@@ -257,12 +257,16 @@ def test_a_rule_of_ones_own_is_learned(net: Small, x: Tensor) -> None:
     assert all(rule.theta is not None and bool((rule.theta != 1).all()) for _, rule in made)
 
 
-@pytest.mark.parametrize(("call", "step"), [(2, 2), (4, 4)], ids=["while learning", "in the last map"])
-def test_the_last_finite_map_is_returned_with_the_step(net: Small, x: Tensor, call: int, step: int) -> None:
+@pytest.mark.parametrize(
+    ("call", "step", "when"),
+    [(2, 2, "at step 2 of 3"), (4, 4, "after the last step")],
+    ids=["while learning", "in the last map"],
+)
+def test_the_last_finite_map_is_returned_with_the_step(net: Small, x: Tensor, call: int, step: int, when: str) -> None:
     def make(site: Site) -> Any:
         return Scaled(fails_at=call if site.name == "relu[0]" else 0)
 
-    with pytest.warns(RuntimeWarning, match=rf"image 1 is not finite at step {step} of 3"):
+    with pytest.warns(RuntimeWarning, match=rf"image 1 is not finite {when}"):
         found = backlit.LPR(net, steps=3, plugin=make)(x, TARGETS)
     sound = backlit.LPR(net, steps=3, plugin=lambda site: Scaled())
     short = backlit.LPR(net, steps=step - 2, plugin=lambda site: Scaled()) if step > 2 else None
@@ -289,6 +293,83 @@ def test_a_loss_that_is_not_finite_is_reported_at_its_step(net: Small, x: Tensor
         found = backlit.LPR(Breaks().eval(), steps=4)(x, TARGETS)
     torch.testing.assert_close(found.values[1], backlit.LPR(net, steps=1)(x, TARGETS).values[1])
     torch.testing.assert_close(found.values[[0, 2]], backlit.LPR(net, steps=4)(x, TARGETS).values[[0, 2]])
+
+
+def test_a_rule_that_keeps_no_contract_is_refused(net: Small, x: Tensor) -> None:
+    def bare(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> tuple[Tensor]:
+        return (g * (inputs[0] > 0),)
+
+    one = Scaled()
+    for plugin, message in (
+        (lambda site: None, "plugin must make a new rule for each site"),
+        (lambda site: one, "plugin must make a new rule for each site"),
+        (lambda site: lambda *arguments: bare(*arguments), "plugin must set its attribute theta"),
+    ):
+        with pytest.raises(InputError, match=message):
+            backlit.LPR(net, plugin=plugin)(x, TARGETS)
+
+
+def test_a_callback_cannot_change_the_result(net: Small, x: Tensor) -> None:
+    def spoil(step: LPRStep) -> None:
+        step.loss.zero_()
+        step.map.zero_()
+
+    found = backlit.LPR(net, steps=2, callback=spoil)(x, TARGETS)
+    expected = backlit.LPR(net, steps=2)(x, TARGETS)
+    assert torch.equal(found.trajectory["loss"], expected.trajectory["loss"])
+    assert torch.equal(found.values, expected.values)
+
+
+class Mixed(nn.Module):
+    """Layouts that change on the way: what comes channels last and what does not meet in one network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 1), nn.Conv2d(10, 5, 3)
+        self.tokens, self.fc = nn.Linear(5, 7), nn.Linear(7, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        x = F.relu(self.c(torch.cat([x, F.relu(self.b(x))], 1)))
+        x = F.relu(self.tokens(x.flatten(2).permute(2, 0, 1)))  # tokens first
+        return self.fc(F.relu(x.transpose(0, 1)).mean(1))
+
+
+def test_a_step_of_adam_meets_each_parameter_with_its_own_gradient(x: Tensor) -> None:
+    torch.manual_seed(0)
+    step = learning(Mixed().double().eval(), (x.contiguous(memory_format=torch.channels_last),), torch.tensor(TARGETS))
+    loss, _ = step.loss(step.maps(learn=True))
+    rules = list(step._plugins.rules.values())
+    grads = torch.autograd.grad(loss.sum(), [rule.theta for rule in rules])
+    assert any(g.stride() != rule.theta.stride() for g, rule in zip(grads, rules, strict=True))
+    step.step()
+    for grad, rule in zip(grads, rules, strict=True):
+        torch.testing.assert_close(rule.theta.detach(), 1 - 0.2 * grad / (grad.abs() + 1e-8))
+
+
+def test_a_batch_equals_singles_where_layouts_change(x: Tensor) -> None:
+    torch.manual_seed(0)
+    net = Mixed().double().eval()
+    whole = backlit.LPR(net, steps=4).attribute(x, TARGETS)
+    for i, target in enumerate(TARGETS):
+        torch.testing.assert_close(backlit.LPR(net, steps=4).attribute(x[i : i + 1], target)[0], whole[i])
+
+
+def test_attention_with_heads_is_differentiated_twice() -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch = nn.Conv2d(3, 8, 4, stride=4)
+            self.layer = nn.TransformerEncoderLayer(8, 2, 16, activation="gelu", batch_first=True)
+            self.fc = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.layer(self.patch(x).flatten(2).transpose(1, 2)).mean(1))
+
+    torch.manual_seed(0)
+    net = Encoder().double().eval()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    assert_second_order_is_right(learning(net, (x,), torch.tensor([0, 2])))
 
 
 def test_a_constant_map_is_reported_and_leaves_the_others_alone(net: Small, x: Tensor) -> None:
@@ -343,6 +424,11 @@ def test_a_network_that_takes_another_way_for_zero_needs_no_reference() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"steps": True}, "steps must be a positive integer"),
+        ({"reference": "off"}, "reference must be True or False"),
+        ({"sign_aware": "no"}, "sign_aware must be True or False"),
+        ({"sites": 5}, "sites must be 'rectifiers'"),
+        ({"callback": 5}, "callback must be a function"),
         ({"reading": "tanh"}, "reading must be one of gradient, gated"),
         ({"plugin": "pixel"}, "plugin must be 'element', 'channel'"),
         ({"mask": "hard"}, "mask must be"),

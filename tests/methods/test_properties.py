@@ -82,3 +82,15 @@ def test_maps_stay_on_dtype(method: Method, x: torch.Tensor) -> None:
         assert single.attribute(x.float(), TARGET).dtype == torch.float32
     finally:
         method.model.double()
+
+
+def test_a_caller_without_gradients_gets_the_same_map(method: Method, x: torch.Tensor) -> None:
+    expected = method.attribute(x, TARGET)
+    with torch.no_grad():
+        assert torch.equal(method.attribute(x, TARGET), expected)
+
+
+def test_the_callers_graph_is_not_continued(method: Method, x: torch.Tensor) -> None:
+    found = method(x.clone().requires_grad_(), TARGET)
+    tensors = [found.values, found.output, *found.parts.values(), *found.completeness.values()]
+    assert not any(tensor.requires_grad for tensor in tensors)

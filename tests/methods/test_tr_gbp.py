@@ -238,7 +238,7 @@ def test_images_are_kept_apart_where_their_axis_moves(monkeypatch: pytest.Monkey
     whole = method.attribute(x, 1)
     for i in range(6):
         torch.testing.assert_close(method.attribute(x[i : i + 1], 1)[0], whole[i])
-    monkeypatch.setattr(biases, "_moves_images", lambda call: False)
+    monkeypatch.setattr(biases, "_apart", lambda together, alone: True)
     assert not torch.allclose(method.attribute(x, 1), whole)  # what the check is there for
 
 
@@ -248,3 +248,33 @@ def test_images_do_not_depend_on_each_other(everything: Everything, x: Tensor, o
     for i in range(3):
         one = TRGBP(everything, **options).attribute(x[i : i + 1], TARGET[i : i + 1])
         torch.testing.assert_close(one[0], whole[i])
+
+
+class Tokens(nn.Module):
+    """Position embeddings on tokens, or a constant on scores (n, heads, tokens, tokens): neither is an image."""
+
+    def __init__(self, heads: bool) -> None:
+        super().__init__()
+        self.conv, self.mix = nn.Conv2d(2, 5, 4, stride=4, bias=False), nn.Linear(5, 5, bias=False)
+        self.fc, self.heads = nn.Linear(5, 3, bias=False), heads
+        self.position = nn.Parameter(torch.randn(1, 2, 4, 4) if heads else torch.randn(1, 4, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mix(self.conv(x).flatten(2).transpose(1, 2))
+        if not self.heads:
+            return self.fc((x + self.position).mean(1))
+        scores = x.sum(2)[:, None, :, None] + self.position
+        return self.fc((scores.mean(1) @ torch.ones(4, 5).to(x)).mean(1))
+
+
+@pytest.mark.parametrize(("heads", "positions"), [(False, 4), (True, 8)])
+def test_a_constant_behind_a_linear_layer_is_one_number_an_image(heads: bool, positions: int) -> None:
+    torch.manual_seed(0)
+    net = Tokens(heads).double().eval()
+    x = torch.randn(2, 2, 8, 8, dtype=torch.float64)
+    found = TRGBP(net, contrast=None, layers=True)(x, 1)
+    (name,) = [part for part in found.parts if part != "input"]
+    part = found.parts[name]
+    assert bool((part == part[..., :1, :1]).all())
+    (gradient,) = torch.autograd.grad(net(x)[0, 1], net.position)
+    torch.testing.assert_close(part[0, 0, 0, 0], (gradient * net.position).sum().detach() / positions)

@@ -143,7 +143,7 @@ class Method(ABC):
         return results if isinstance(inputs, tuple) else tuple(r[0] for r in results)
 
     def _maps(self, inputs: Any, target: Any, *, several: bool) -> tuple[tuple[Tensor, ...], Maps]:
-        tensors = check_images(inputs, self.model)
+        tensors = tuple(x.detach() for x in check_images(inputs, self.model))  # the caller's graph is not continued
         n = tensors[0].shape[0]
         targets = check_targets(target, n, several=several)
         try:

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backlit.capture import CONVOLUTIONS, Call, Propagation, Tap, propagate
+from backlit.capture import CONVOLUTIONS, Call, Propagation, Tap, Trace, propagate
 from backlit.methods.base import Maps, Method, joined
 from backlit.rules import RuleTable
 from backlit.rules.exact import exact
@@ -115,11 +114,38 @@ def with_biases(
     n = inputs[0].shape[0]
 
     def tap(call: Call, output: Tensor) -> Tap | None:
-        if n > 1 and (output.shape[:1] != (n,) or _moves_images(call)):
+        if n > 1 and output.shape[:1] != (n,):
             raise ImagesMoved(str(call.site))
         return reader(call, output)
 
-    return propagate(model, inputs, table, fold=fold, tap=tap)
+    run = propagate(model, inputs, table, fold=fold, tap=tap)
+    if n > 1 and not _apart(run.trace, propagate(model, tuple(x[:1] for x in inputs), table).trace):
+        raise ImagesMoved
+    return run
+
+
+def _apart(together: Trace, alone: Trace) -> bool:
+    """Whether each site has its images in the first axis: equal sizes would hide another one, so one image alone tells.
+
+    A network that goes another way with one image tells nothing.
+    """
+    shapes = [(1, *site.output_shape[1:]) for site in together]
+    same = [site.name for site in together] == [site.name for site in alone]
+    return not same or shapes == [site.output_shape for site in alone]
+
+
+class Channels:
+    """Where a value has its channels: behind a convolution in the second axis, behind a linear layer in the last."""
+
+    def __init__(self) -> None:
+        self.last = False
+
+    def behind(self, call: Call) -> None:
+        """Hear of the calls in order."""
+        if call.primitive.name in (*CONVOLUTIONS, "batch_norm"):
+            self.last = False
+        elif call.primitive.name in ("linear", "addmm", "matmul", "layer_norm"):
+            self.last = True
 
 
 def propagated(run: Propagation, classes: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor]:
@@ -131,15 +157,6 @@ def propagated(run: Propagation, classes: Tensor, leaves: tuple[Tensor, ...]) ->
     weights = F.one_hot(classes.T, run.output.shape[1]).to(run.output.dtype)
     found = [run.gradient(w, to=leaves, retain_graph=True) for w in weights]
     return [torch.stack(maps) for maps in zip(*found, strict=True)]
-
-
-def _moves_images(call: Call) -> bool:
-    """Whether the call transposes the first axis, read off the strides: equal sizes would hide it."""
-    if call.primitive.name != "permute":
-        return False
-    shape = call.site.input_shapes[0]
-    probe = torch.empty_strided(shape, [2**i for i in reversed(range(len(shape)))], device="meta")
-    return replace(call, places=call.places[:1]).run(probe).stride()[:1] != probe.stride()[:1]
 
 
 class BiasMethod(Method):

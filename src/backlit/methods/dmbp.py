@@ -26,7 +26,7 @@ from backlit.capture.forms import Scaled
 from backlit.methods.base import Maps, Method, Options, activation_bytes, check
 from backlit.methods.inputs import pick
 from backlit.methods.masks import Masks, RMSprop
-from backlit.methods.sites import Sites, is_wanted
+from backlit.methods.sites import Sites, check_sites, is_wanted
 
 Variant = Literal["all", "+,-", "+", "nd"]
 OPTIMIZERS: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] = {
@@ -95,6 +95,7 @@ class DMBPOptions(Options):
             self.tolerance,
             "a positive number or None",
         )
+        check_sites(self.sites)
         floating = self.dtype is None or (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point)
         check(floating, "dtype", self.dtype, "a floating-point torch dtype or None")
 
@@ -228,6 +229,7 @@ class Descent:
         # No bound method is kept: the cycle would hold hundreds of megabytes until the collector looks.
         self._compiled = torch.compile(_traced, fullgraph=True, dynamic=False) if options.compile else None
 
+    @torch.enable_grad()
     def run(self) -> _Found:
         """Descend, and compute the maps of both signs."""
         if self._masks is None:  # "nd": the affine map itself
@@ -238,6 +240,7 @@ class Descent:
         maps, positive, negative = self._maps()
         return _Found(maps, curves, positive, negative, self._whole)
 
+    @torch.enable_grad()
     def step(self) -> dict[str, Tensor]:
         """One forward and one backward pass, one step of the optimizer; the terms of Eq. 10 before it, (n,) each."""
         masks = self._masks

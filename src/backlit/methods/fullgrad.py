@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from backlit.capture import CONVOLUTIONS, Call, Tap
 from backlit.methods.base import Maps, Options, activation_bytes, check
-from backlit.methods.biases import BiasMethod, enlarged, offset, propagated, site_names, with_biases
+from backlit.methods.biases import BiasMethod, Channels, enlarged, offset, propagated, site_names, with_biases
 from backlit.methods.inputs import pick
 from backlit.rules import presets
 
@@ -95,13 +95,16 @@ class FullGrad(BiasMethod):
         )
 
     def _reader(self, n: int) -> Any:
+        channels = Channels()
+
         def reader(call: Call, output: Tensor) -> Tap | None:
             """A site's terms: their sum, and, where they have image positions and are wanted, their map."""
+            channels.behind(call)
             added = offset(call, output)
             if added is None:
                 return None
             wanted = self.options.biases == "all" or call.primitive.name in _LAYERS
-            placed = wanted and output.dim() == 4 and output.shape[0] == n
+            placed = wanted and output.dim() == 4 and output.shape[0] == n and not channels.last
 
             def read(grad: Tensor) -> tuple[Tensor, ...]:
                 terms = grad * added
@@ -137,9 +140,8 @@ def spread(plane: Tensor, x: Tensor) -> Tensor:
 
 def _shares(size: int, pixels: int, like: Tensor) -> Tensor:
     """(pixels, size): how one position of a side is shared out among the pixels; columns sum to 1."""
-    eye = torch.eye(size, dtype=like.dtype, device=like.device)[None]
-    if size <= pixels:
-        shares = F.interpolate(eye, pixels, mode="linear", align_corners=False)[0].T
-        return shares / shares.sum(0)
-    shares = F.interpolate(torch.eye(pixels, dtype=like.dtype, device=like.device)[None], size, mode="linear")[0]
+    fine, coarse = max(size, pixels), min(size, pixels)
+    eye = torch.eye(coarse, dtype=like.dtype, device=like.device)[None]
+    shares = F.interpolate(eye, fine, mode="linear", align_corners=False)[0]
+    shares = shares.T if size <= pixels else shares
     return shares / shares.sum(0)

@@ -32,13 +32,15 @@ from backlit.capture import CONVOLUTIONS, Propagation, Rule, Site, propagate
 from backlit.capture.record import record
 from backlit.methods.base import Maps, Method, Options, activation_bytes, check
 from backlit.methods.inputs import pick
-from backlit.methods.sites import Sites, is_wanted
+from backlit.methods.sites import Sites, check_sites, is_wanted
 from backlit.rules import presets
 from backlit.rules.adjoint import adjoint
+from backlit.rules.exact import exact
 from backlit.rules.plugin import READINGS, Plugin
 from backlit.rules.table import rule_name
 
-_TRUE = presets.gradient.but(dict.fromkeys(CONVOLUTIONS, adjoint))
+# Attention by its definition: torch's fused kernels have no second derivative.
+_TRUE = presets.gradient.but({**dict.fromkeys(CONVOLUTIONS, adjoint), "attention": exact})
 _LAYERS = (*CONVOLUTIONS, "linear", "addmm", "matmul")
 
 
@@ -46,7 +48,8 @@ _LAYERS = (*CONVOLUTIONS, "linear", "addmm", "matmul")
 class LPRStep:
     """What a callback sees after each step: its number from 1, the terms of Eq. 7 to 10 per image (n,), before the step.
 
-    ``map`` is the map that they were computed from, (n, 1, h, w).
+    ``map`` is the map that they were computed from, (n, 1, h, w), of the first input if there are several. The images are
+    those of one chunk; chunks come one after the other, and for each chunk its targets.
     """
 
     index: int
@@ -77,7 +80,7 @@ class LPROptions(Options):
         lam: Weight of the mask loss (lambda), which is a mean over pixels here.
         score: F: the target's "logit", over its magnitude for x, or its "probability".
         steps: Steps of Adam.
-        lr: Step size. The paper's 0.2 goes with a start of theta that it does not say; from 1, smaller ones explain better.
+        lr: Step size.
         init: Start of theta; the paper gives none.
         sites: Which activations get a plugin: "activations" (every elementwise one), "rectifiers", a function of the site,
             or names of sites and modules.
@@ -96,7 +99,7 @@ class LPROptions(Options):
     lam: float = 0.1
     score: Literal["logit", "probability"] = "logit"
     steps: int = 40
-    lr: float = 0.03
+    lr: float = 0.2
     init: float = 1.0
     sites: Sites = "activations"
     callback: Callable[[LPRStep], None] | None = None
@@ -121,7 +124,14 @@ class LPROptions(Options):
         check(_is_number(self.lam) and self.lam >= 0, "lam", self.lam, "a number from 0")
         check(_is_number(self.init) and self.init != 0, "init", self.init, "a number other than 0, where nothing moves")
         check(self.score in ("logit", "probability"), "score", self.score, "'logit' or 'probability'")
-        check(isinstance(self.steps, int) and self.steps >= 1, "steps", self.steps, "a positive integer")
+        whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
+        check(whole and self.steps >= 1, "steps", self.steps, "a positive integer")
+        for name in ("reference", "sign_aware"):
+            check(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
+        check_sites(self.sites)
+        check(
+            self.callback is None or callable(self.callback), "callback", self.callback, "a function of a step, or None"
+        )
 
 
 def _is_number(value: Any) -> bool:
@@ -197,7 +207,12 @@ class Plugins:
     def _made(self, site: Site) -> Any:
         options = self._options
         if callable(options.plugin):
-            return options.plugin(site)
+            rule = options.plugin(site)
+            if not callable(rule) or any(rule is other for other in self.rules.values()):
+                raise InputError(
+                    f"plugin must make a new rule for each site, rule(g, inputs, output, call), but made {rule!r} for {site}."
+                )
+            return rule
         z0 = None if self._reference is None else self._reference.get(site.name)
         if self._reference is not None and (z0 is None or tuple(z0.shape) != site.input_shapes[0]):
             raise UnsupportedOp(
@@ -234,6 +249,7 @@ class Learning:
         for rule in plugins.rules.values():
             rule.theta = None
 
+    @torch.enable_grad()
     def run(self) -> _Found:
         """All steps, the map that they end in, and its masks."""
         curves: dict[str, list[Tensor]] = {}
@@ -244,7 +260,9 @@ class Learning:
             for name, value in terms.items():
                 curves.setdefault(name, []).append(value)
             if self._options.callback is not None:
-                self._options.callback(LPRStep(index, self._options.steps, **terms, map=maps[0]))
+                self._options.callback(
+                    LPRStep(index, self._options.steps, **{k: v.clone() for k, v in terms.items()}, map=maps[0].clone())
+                )
         last = self._finite_of(self.maps(learn=False), last, self._options.steps + 1)
         self._warn(last)
         masks = tuple(self._masks(a) for a in last)
@@ -259,13 +277,19 @@ class Learning:
         """One step of Adam; the maps and the terms of Eq. 10 before it, (n,) each."""
         maps = self.maps(learn=True)
         loss, terms = self.loss(maps)
-        thetas = [r.theta for r in self._plugins.rules.values() if r.theta is not None]
+        thetas = [r.theta for r in self._plugins.rules.values() if getattr(r, "theta", None) is not None]
+        if not thetas:
+            raise InputError(
+                "plugin must set its attribute theta, tensors that require a gradient, when it runs, and sites must leave LPR "
+                f"an activation that the logit depends on, but none of {', '.join(self._plugins.rules)} has parameters now."
+            )
         grads = torch.autograd.grad(loss.sum(), thetas, allow_unused=True)
         if self._optimizer is None:
             fused = self._target.device.type in ("cpu", "cuda")
             self._optimizer = torch.optim.Adam(thetas, lr=self._options.lr, fused=fused)
         for theta, grad in zip(thetas, grads, strict=True):
-            theta.grad = grad
+            # The fused kernel walks through memory and takes no account of strides: both must have the same.
+            theta.grad = None if grad is None else torch.empty_like(theta).copy_(grad)
         self._optimizer.step()
         return tuple(a.detach() for a in maps), terms
 
@@ -328,22 +352,25 @@ class Learning:
         return maps
 
     def _warn(self, maps: tuple[Tensor, ...]) -> None:
+        n, steps = len(self._target), self._options.steps
         for i in (~self._finite).nonzero().flatten().tolist():
-            warnings.warn(
-                f"LPR: loss or map of image {i} is not finite at step {int(self._failed[i])} of {self._options.steps}; its "
-                "last finite map is returned. Use a smaller lr.",
-                RuntimeWarning,
-                stacklevel=2,
+            step = int(self._failed[i])
+            when = f"at step {step} of {steps}" if step <= steps else "after the last step"
+            _say(
+                f"loss or map of image {i} is not finite {when}; its last finite map is returned. Use a smaller lr.", n
             )
         constant = torch.stack([a.amax((1, 2, 3)) == a.amin((1, 2, 3)) for a in maps]).all(0)
         if bool(constant.any()):
             which = ", ".join(map(str, constant.nonzero().flatten().tolist()))
-            warnings.warn(
-                f"LPR: the map of image {which} is constant, so its scaled map (Eq. 4) is undefined and nothing was learned "
-                "from it. Is the image zero, or does the target not depend on it?",
-                RuntimeWarning,
-                stacklevel=2,
+            _say(
+                f"the map of image {which} is constant, so its scaled map (Eq. 4) is undefined and nothing was learned from it. "
+                "Is the image zero, or does the target not depend on it?",
+                n,
             )
+
+
+def _say(text: str, n: int) -> None:
+    warnings.warn(f"LPR: {text} (Images are counted from 0 in their chunk of {n}.)", RuntimeWarning, stacklevel=8)
 
 
 def smoothed(a: Heatmap, sigma: float) -> Heatmap:

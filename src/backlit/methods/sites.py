@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from backlit.capture import RECTIFIERS, Site
+from backlit.methods.base import check
 
 Sites = str | Callable[[Site], bool] | Collection[str]
 """``"rectifiers"`` (ReLU and its kin), ``"activations"`` (every elementwise one), a function of the site, or names of sites
@@ -19,3 +20,13 @@ def is_wanted(site: Site, wanted: Sites) -> bool:
         return site.kind == "activation" and (wanted == "activations" or site.primitive in RECTIFIERS)
     names = (wanted,) if isinstance(wanted, str) else wanted
     return site.name in names or site.module in names
+
+
+def check_sites(wanted: object) -> None:
+    """Refuse what describes no sites.
+
+    Raises:
+        InputError: Unless it is one of the two words, a function, a name or names.
+    """
+    names = isinstance(wanted, Collection) and all(isinstance(name, str) for name in wanted)
+    check(callable(wanted) or names, "sites", wanted, "'rectifiers', 'activations', a function of the site, or names")

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from backlit._errors import InputError
 from backlit.capture import CONVOLUTIONS, Call, Propagation, Tap
 from backlit.methods.base import Maps, Options, activation_bytes, check
-from backlit.methods.biases import BiasMethod, bias_of, enlarged, propagated, site_names, with_biases
+from backlit.methods.biases import BiasMethod, Channels, bias_of, enlarged, propagated, site_names, with_biases
 from backlit.methods.inputs import pick
 from backlit.rules import presets
 
@@ -74,13 +74,16 @@ class TRGBP(BiasMethod):
     def explain_together(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
         options: TRGBPOptions = self.options
         sizes: list[Tensor] = []
+        channels = Channels()
 
         def reader(call: Call, output: Tensor) -> Tap | None:
+            channels.behind(call)
             bias = bias_of(call)
             if bias is None:
                 return None
             sizes.append(bias.abs().amax())
-            return ones_input(call, output, bias, self.model, inputs[0].shape[0], options.normalise_kernel)
+            size = inputs[0].shape[0]
+            return ones_input(call, output, bias, self.model, size, options.normalise_kernel, channels.last)
 
         run = with_biases(self.model, inputs, presets.guided, reader, fold=options.fold)
         if not sizes or not bool(torch.stack(sizes).any()):
@@ -151,7 +154,9 @@ def _summed(parts: Mapping[str, tuple[Tensor, ...]]) -> dict[str, tuple[Tensor, 
     return {"input": parts["input"], **({"biases": whole} if others else {})}  # type: ignore[dict-item]
 
 
-def ones_input(call: Call, output: Tensor, bias: Tensor, model: nn.Module, images: int, normalise: bool) -> Tap:
+def ones_input(
+    call: Call, output: Tensor, bias: Tensor, model: nn.Module, images: int, normalise: bool, channels_last: bool
+) -> Tap:
     """A site's bias as an input of ones behind filters filled with it (Eq. 8).
 
     The gradient of that input is the output's gradient, contracted with the bias over channels, behind the adjoint of a
@@ -160,12 +165,16 @@ def ones_input(call: Call, output: Tensor, bias: Tensor, model: nn.Module, image
     """
     name = call.primitive.name
     geometry = Geometry.of(call, output, model) if name in CONVOLUTIONS else None
-    last = name == "linear" or (name == "layer_norm" and len(call["normalized_shape"]) == 1)
+    added = name in ("add", "sub")
+    last = (
+        name == "linear" or (name == "layer_norm" and len(call["normalized_shape"]) == 1) or (added and channels_last)
+    )
     axis = output.dim() - 1 if last or output.dim() == 1 else 1
     positions = geometry.size if geometry else output.shape[1:axis] + output.shape[axis + 1 :]
-    plane = len(positions) == 2 and output.shape[0] == images
+    # Behind a linear layer a constant may be added to what is no plane, such as attention's scores.
+    plane = len(positions) == 2 and output.shape[0] == images and not (added and last)
     scale = 1 / prod(geometry.kernel) if geometry and normalise else 1
-    by_channel = axis == 1 and bias.dim() == output.dim() - 1 and bias.numel() == output.shape[1]
+    by_channel = axis == 1 and tuple(bias.shape) == (output.shape[1], *[1] * (output.dim() - 2))
 
     def read(grad: Tensor) -> tuple[Tensor]:
         if by_channel:  # one pass over memory
