@@ -10,6 +10,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import backlit
 from _networks import ARCHITECTURES, SIX, SPELLINGS, build, images
 from backlit import FullGrad, InputError
 from backlit.methods.biases import offset
