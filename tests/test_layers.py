@@ -59,7 +59,7 @@ def test_every_layer_is_in_the_order() -> None:
 def test_the_engine_stays_small() -> None:
     """What sees a network and runs it; rules are content, and grow."""
     files = [*(SOURCE / "capture").glob("*.py"), SOURCE / "rules" / "table.py"]
-    assert 1000 < sum(lines_of_code(p.read_text(encoding="utf-8")) for p in files) < 1400
+    assert 1000 < sum(lines_of_code(p.read_text(encoding="utf-8")) for p in files) < 1500
 
 
 def lines_of_code(source: str) -> int:

@@ -23,7 +23,8 @@ class Call:
 
     A *signal* is a tensor that depends on the network's input. ``places`` says where the signals stand in
     ``arguments``: by name, and by position where the argument is a list (``cat``). ``spelled`` repeats the call as
-    the network wrote it.
+    the network wrote it. ``joined`` are the calls that the engine gives to this one's rule as part of it, such as the
+    batch norm that alone reads a convolution.
     """
 
     site: Site
@@ -32,6 +33,7 @@ class Call:
     places: tuple[Place, ...]
     spelled: Callable[[], Any] = field(repr=False)
     inplace: bool = False
+    joined: tuple[Call, ...] = ()
 
     @property
     def signals(self) -> tuple[Tensor, ...]:

@@ -69,12 +69,13 @@ def _pairs(recording: Recording) -> list[tuple[int, int]]:
             continue
         (slot,) = node.sources
         layer = made.get(slot)
-        if layer is not None and reads[slot] == 1 and _foldable(recording.nodes[layer].call):
+        if layer is not None and reads[slot] == 1 and foldable(recording.nodes[layer].call):
             pairs.append((layer, i))
     return pairs
 
 
-def _foldable(call: Call) -> bool:
+def foldable(call: Call) -> bool:
+    """Whether a batch norm may be part of this layer."""
     # A linear layer's outputs are the norm's channels only where they stand in the second dimension.
     return call.primitive.name in CONVOLUTIONS or (
         call.primitive.name == "linear" and len(call.site.input_shapes[0]) == 2

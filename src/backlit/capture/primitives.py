@@ -62,20 +62,26 @@ def _sub(input: Any, other: Any, alpha: float = 1) -> Tensor:  # noqa: A002
     return torch.sub(input, other, alpha=alpha) if isinstance(input, Tensor) else torch.rsub(other, input, alpha=alpha)
 
 
-def _attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, **options: Any
-) -> Tensor:
+def _attention(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
     """Scaled dot-product attention by its definition: torch's fused kernels have no second derivative."""
     if options.get("enable_gqa"):
-        repeats = query.shape[-3] // key.shape[-3]
-        key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)
+        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
+    return attention_scores(query, key, **options).softmax(-1) @ value
+
+
+def attention_scores(
+    query: Tensor, key: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, **options: Any
+) -> Tensor:
+    """What attention's softmax reads."""
+    if options.get("enable_gqa"):
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
     scale = options.get("scale")
     scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     if is_causal:
         attn_mask = torch.ones_like(scores, dtype=torch.bool).tril()
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    return scores.softmax(-1) @ value
+    return scores
 
 
 _Row = tuple[str, Kind, Function, str, str]
@@ -197,6 +203,9 @@ BY_NAME: dict[str, Primitive] = {p.name: p for p in PRIMITIVES}
 CONVOLUTIONS: tuple[str, ...] = tuple(p.name for p in PRIMITIVES if p.name.startswith("conv"))
 RECTIFIERS: tuple[str, ...] = tuple(p.name for p in PRIMITIVES[: PRIMITIVES.index(BY_NAME["gated"]) + 1])
 """The activations that gate a signal: guided back-propagation and deconvnet act on them, DMBP masks them."""
+
+LAYERS: tuple[str, ...] = (*CONVOLUTIONS, "linear", "matmul", "addmm", "einsum")
+"""The affine operations that sum over weights; with two signals they are products, of other names."""
 
 _T: Any = Tensor
 _OWNERS = {"F": F, "t": torch, "T": Tensor}

@@ -9,10 +9,11 @@ from typing import Any, Protocol
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from backlit._errors import RuleMismatch
 from backlit.capture.canonical import Call
-from backlit.capture.fold import fold_plan
+from backlit.capture.fold import fold_plan, foldable
 from backlit.capture.refuse import check_model
 from backlit.capture.sites import Coverage, CoverageRow, Site, Trace
 from backlit.capture.watch import Watch, _floats
@@ -20,7 +21,13 @@ from backlit.capture.watch import Watch, _floats
 Rule = Callable[[Tensor, tuple[Tensor, ...], Tensor, Call], Sequence[Tensor | None]]
 """``rule(grad_output, inputs, output, call) -> gradients of the inputs``; ``None`` in a table is autograd's own.
 
-A rule that never reads ``output`` may say so with an attribute ``reads_output = False``; second order then costs less.
+Three attributes that a rule may have change what the engine does around it:
+
+* ``reads_output = False``: the rule never reads ``output``; second order then costs less.
+* ``joins``: where a convolution or linear layer with a rule makes the input and nothing else reads it, the call is left to
+  the layer's rule, which finds it in ``call.joined`` and gets its output as its own. Nothing is run twice for it.
+* ``absorbs``: the rule returns one tensor more, what its biases and constants take of ``grad_output * output``, with the
+  images in its first dimension or its second. :meth:`Propagation.gradient` to ``unit`` sums it.
 """
 
 
@@ -65,7 +72,10 @@ class Propagation:
     """One forward pass whose backward pass follows the rules.
 
     ``inputs`` are the leaves to differentiate to, ``output`` the network's (n, k) logits with the rules' graph behind
-    it, ``kept`` the outputs of the sites that were asked for, ``taps`` the sites that were tapped, in order.
+    it, ``kept`` the outputs of the sites that were asked for, ``taps`` the sites that were tapped, in order. ``unit`` is a
+    leaf of ones (n,) whose gradient is what the rules' biases absorb of each image; ``mixed`` fills, while that is
+    computed, with the sites whose images stand in neither of the first two dimensions, so that only the sum over the
+    batch is right.
     """
 
     inputs: tuple[Tensor, ...]
@@ -73,7 +83,9 @@ class Propagation:
     trace: Trace
     coverage: Coverage
     kept: dict[str, Kept]
-    taps: dict[str, Tapped] = field(default_factory=dict)
+    taps: dict[str, Tapped]
+    unit: Tensor
+    mixed: set[str]
 
     def gradient(
         self,
@@ -143,11 +155,27 @@ def propagate(
         if planned is None or _same_calls(run.trace, planned):
             break
         (plan, _), planned = fold_plan(model, leaves), None  # it goes another way with all images than with one
-    return Propagation(leaves, output, run.trace, Coverage(tuple(run.rows)), run.kept, run.taps)
+    return Propagation(leaves, output, run.trace, run.coverage(), run.kept, run.taps, run.unit, run.mixed)
 
 
 def _same_calls(one: Trace, other: Trace) -> bool:
     return [(s.name, s.module) for s in one] == [(s.name, s.module) for s in other]
+
+
+@dataclass(eq=False)
+class _Chain:
+    """A layer's call and, in order, those that want to be joined to it; what they put out, and how often that is read."""
+
+    calls: list[Call]
+    rows: list[int]
+    outputs: list[Any]
+    readers: list[int]
+
+    @property
+    def joined(self) -> int:
+        """How many are joined: each must be the only reader of the one before."""
+        alone = (i for i, count in enumerate(self.readers) if count != 1 or i + 1 == len(self.calls))
+        return next(alone, 0)
 
 
 class _Propagate(Watch):
@@ -162,7 +190,11 @@ class _Propagate(Watch):
     ) -> None:
         super().__init__(model, inputs)
         self._rules, self._keep, self._plan, self._tap = rules, keep, plan, tap
+        self._links: Any = WeakIdKeyDictionary()  # the output of a chain's member -> chain, position in it
+        self._chains: list[_Chain] = []
         self.rows: list[CoverageRow] = []
+        self.unit = inputs[0].new_ones(len(inputs[0])).requires_grad_()
+        self.mixed: set[str] = set()
         self.kept: dict[str, Kept] = {}
         self.taps: dict[str, Tapped] = {}
 
@@ -173,20 +205,24 @@ class _Propagate(Watch):
         self.rows.append(CoverageRow(site.name, site.primitive, site.kind, site.module, site.spelling, name))
         if folded is not None:
             call = folded(call)
+            rule = rule if call.primitive.name == site.primitive else None  # a folded norm passes the signal on
+        link = self._link(call, rule)
         spelled = call.spelled if folded is None and not call.inplace else None
         copied: list[Tensor] = []
+        ruled = ((call.without_signals(), spelled, link, self.mixed), rule, copied, self.unit)
         if call.inplace and (rule is not None or self._tap is not None):
             # The value before the write is the rule's input; the write itself goes through autograd, which knows views.
             before = tuple(s.clone() for s in call.signals)
-            ruled = (call.without_signals(), rule, spelled, copied)
             written = call.run(*before) if rule is None else _Ruled.apply(*ruled, *before)
             result = call.target.copy_(self._tapped(call, before, written))
         elif rule is None:
             signals = call.signals
             result = self._tapped(call, signals, call.spelled() if folded is None else call.run(*signals))
         else:
-            result = _Ruled.apply(call.without_signals(), rule, spelled, copied, *call.signals)
-            result = self._tapped(call, call.signals, result)
+            own = _Ruled.apply(*ruled, *call.signals)
+            result = self._tapped(call, call.signals, own)
+            if link is not None and result is own:  # what a tap reads is not passed over
+                self._links[result] = link
             if copied:
                 self.split((*call.signals, *_floats(result)))
         if self._keep(site):
@@ -207,6 +243,34 @@ class _Propagate(Watch):
         self.taps[site.name] = Tapped(site, output, leaves)
         return _Tap.apply(output, found.read, *leaves)
 
+    def _link(self, call: Call, rule: Rule | None) -> tuple[_Chain, int] | None:
+        """The call's place in a chain, if it has one; counts the readers of the chains' outputs."""
+        before = [self._links[s] for s in call.signals if s in self._links]
+        for chain, position in before:
+            chain.readers[position] += 1
+        if rule is None or call.inplace:
+            return None
+        if getattr(rule, "joins", False) and len(before) == len(call.signals) == 1:
+            chain = before[0][0]
+            if before[0][1] + 1 < len(chain.calls) or chain.calls[-1].site.kind != "affine":
+                return None  # another call is joined there, or an activation, which ends a layer
+        elif foldable(call):
+            chain = _Chain([], [], [], [])
+            self._chains.append(chain)
+        else:
+            return None
+        chain.calls.append(call.without_signals())
+        chain.rows.append(len(self.rows) - 1)
+        chain.readers.append(0)
+        return chain, len(chain.calls) - 1
+
+    def coverage(self) -> Coverage:
+        """The rows, once all readers are known."""
+        for chain in self._chains:
+            for row in chain.rows[1 : chain.joined + 1]:
+                self.rows[row] = replace(self.rows[row], rule="joined to its layer")
+        return Coverage(tuple(self.rows))
+
 
 class _Tap(torch.autograd.Function):
     """The identity, whose backward pass also reads the gradient for the tap's inputs."""
@@ -225,7 +289,10 @@ class _Ruled(torch.autograd.Function):
     """One call whose derivative is a rule. All that the rule reads has its graph, so second order goes through it."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, rule: Rule, spelled: Any, copied: list[Tensor], *signals: Tensor) -> Any:
+    def forward(
+        ctx: Any, site: tuple[Any, ...], rule: Rule, copied: list[Tensor], unit: Tensor, *signals: Tensor
+    ) -> Any:
+        call, spelled, link, mixed = site
         result = call.run(*signals) if spelled is None else spelled()
         outputs = (result,) if isinstance(result, Tensor) else tuple(result)
         copied += [
@@ -234,24 +301,49 @@ class _Ruled(torch.autograd.Function):
         outputs = tuple(o.clone() if any(o is c for c in copied) else o for o in outputs)
         ctx.mark_non_differentiable(*(o for o in outputs if not o.is_floating_point()))
         ctx.save_for_backward(*signals)
-        ctx.call, ctx.rule = call, rule
+        ctx.call, ctx.rule, ctx.link, ctx.images, ctx.mixed = call, rule, link, len(unit), mixed
         # Kept beside the graph: what follows may write to it in place, which autograd would call an error.
         ctx.outputs = tuple((o.detach(), o._version) for o in outputs)
+        if link is not None:
+            link[0].outputs.append(ctx.outputs)
         return outputs[0] if isinstance(result, Tensor) else outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        inputs = ctx.saved_tensors
-        written = any(o._version != version for o, version in ctx.outputs)
+        inputs, call, kept, none = ctx.saved_tensors, ctx.call, ctx.outputs, (None,) * 3
+        chain, position = ctx.link or (None, 0)
+        if chain is not None and chain.joined:
+            if 0 < position <= chain.joined:
+                return (*none, None, grads[0])
+            if position == 0:
+                call = replace(call, joined=tuple(chain.calls[1 : chain.joined + 1]))
+                kept = chain.outputs[chain.joined]
+        written = any(o._version != version for o, version in kept)
         if written or (torch.is_grad_enabled() and getattr(ctx.rule, "reads_output", True)):
-            output = ctx.call.run(*inputs)
+            output = call.run(*inputs)
+            for after in call.joined:
+                output = after.run(output)
         else:
-            outputs = tuple(o for o, _ in ctx.outputs)
+            outputs = tuple(o for o, _ in kept)
             output = outputs[0] if len(outputs) == 1 else outputs
         grad = grads[0] if isinstance(output, Tensor) else grads
-        result = tuple(ctx.rule(grad, inputs, output, ctx.call))
-        check_result(result, inputs, ctx.call)
-        return (None, None, None, None, *result)
+        result = tuple(ctx.rule(grad, inputs, output, call))
+        unit = None
+        if getattr(ctx.rule, "absorbs", False):
+            *result, absorbed = result
+            if absorbed is not None:
+                unit = _per_image(absorbed, ctx.images)
+                if ctx.images not in absorbed.shape[:2]:
+                    ctx.mixed.add(call.site.name)
+        check_result(tuple(result), inputs, call)
+        return (*none, unit, *result)
+
+
+def _per_image(values: Tensor, n: int) -> Tensor:
+    """Sum of ``values`` for each of n images (n,), which stand in its first dimension or its second; else even shares."""
+    if n not in values.shape[:2]:
+        return (values.sum() / n).expand(n)
+    return (values if values.shape[0] == n else values.transpose(0, 1)).reshape(n, -1).sum(1)
 
 
 def check_result(result: tuple[Tensor | None, ...], inputs: tuple[Tensor, ...], call: Call) -> None:

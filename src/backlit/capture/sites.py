@@ -14,7 +14,9 @@ class Site:
     """One call of one operation in a forward pass, however it was spelled.
 
     ``index`` counts the calls of the same primitive from 0, so ``relu[6]`` is the seventh ReLU; ``module`` is
-    the dotted path of the innermost module that made the call ("" for the model itself).
+    the dotted path of the innermost module that made the call ("" for the model itself). ``depths`` counts, for each
+    input, the layers with weights that it has behind it (the most on any path): 0 is the network's input or what was
+    made of it without weights. ``constants`` says whether a tensor that is no signal stands among the arguments.
     """
 
     primitive: str
@@ -24,6 +26,8 @@ class Site:
     spelling: str
     input_shapes: tuple[tuple[int, ...], ...]
     output_shape: tuple[int, ...]
+    depths: tuple[int, ...] = ()
+    constants: bool = False
 
     @property
     def name(self) -> str:

@@ -21,7 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from backlit._errors import UnsupportedOp
 from backlit.capture import refuse
 from backlit.capture.canonical import Call, at, canonical, name_by_signals, places_of
-from backlit.capture.primitives import BY_NAME, CONSTANT, SHADOWS, SPELLINGS
+from backlit.capture.primitives import BY_NAME, CONSTANT, LAYERS, SHADOWS, SPELLINGS
 from backlit.capture.sites import Site, Trace
 
 
@@ -34,7 +34,7 @@ class Watch(TorchFunctionMode):
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         super().__init__()
         self._paths = {id(module): name for name, module in model.named_modules()}
-        self._live: Any = WeakIdKeyDictionary()  # signal -> True
+        self._live: Any = WeakIdKeyDictionary()  # signal -> layers with weights behind it
         self._seen: Any = WeakIdKeyDictionary()  # values off the signal's path -> whether autograd has their history
         self._gates: Any = WeakIdKeyDictionary()  # x > 0 and what is made of it
         self._shadows: Any = WeakIdKeyDictionary()  # signals cut from autograd: x.detach(), x.data
@@ -47,7 +47,7 @@ class Watch(TorchFunctionMode):
         self._opening: list[Any] = []  # functions whose bodies are running
         self.sites: list[Site] = []
         for tensor in inputs:
-            self._live[tensor] = True
+            self._live[tensor] = 0
 
     def visit(self, call: Call) -> Any:
         """What the call returns to the network."""
@@ -149,6 +149,7 @@ class Watch(TorchFunctionMode):
         for value in _tensors(call.arguments.values()):
             if value in self._severed:
                 raise UnsupportedOp(refuse.SEVERED.format(self._severed[value]))
+        depth = max(call.site.depths, default=0) + (call.site.primitive in LAYERS)
         target = call.target if call.inplace else None
         if target is not None and target in self._split:
             self._stale.update(
@@ -160,7 +161,7 @@ class Watch(TorchFunctionMode):
             result = target
             self.visit(call)
             if target._base is not None:
-                self._live[target._base] = True
+                self._live[target._base] = max(depth, self._live.get(target._base, 0))
         else:  # out of place, so that nothing that was saved is overwritten; later reads of the target find the result
             written = replace(call, spelled=lambda: call.run(*call.signals).to(target.dtype), inplace=False)
             result = self.visit(written)
@@ -169,7 +170,7 @@ class Watch(TorchFunctionMode):
         if outputs:
             self.sites.append(replace(call.site, output_shape=tuple(outputs[0].shape)))
         for tensor in outputs:
-            self._live[tensor] = True
+            self._live[tensor] = depth
             if tensor._base is not None:
                 self._viewed[tensor._base] = True
         self._note(result, self._gates)  # indices and the like
@@ -191,7 +192,9 @@ class Watch(TorchFunctionMode):
         lean_args, lean_kwargs = [self._lean(v) for v in args], {k: self._lean(v) for k, v in kwargs.items()}
         spelling = _name(func).removeprefix("torch.")
         shapes = tuple(tuple(at(lean, place).shape) for place in places)
-        site = Site(name, self._counts[name], kind, path, spelling, shapes, ())
+        depths = tuple(self._live[at(arguments, place)] for place in places)
+        constants = len(list(_tensors(arguments.values()))) > len(places)
+        site = Site(name, self._counts[name], kind, path, spelling, shapes, (), depths, constants)
         return Call(site, primitive, lean, places, lambda: func(*lean_args, **lean_kwargs), inplace)
 
     def current(self, value: Any) -> Any:
