@@ -3,6 +3,7 @@
 from backlit.methods.base import Method, Options
 from backlit.methods.bbp import BBp
 from backlit.methods.cam import GradCAM, GuidedGradCAM
+from backlit.methods.deeplift import DeepLIFT, DeepSHAP
 from backlit.methods.dmbp import DMBP
 from backlit.methods.fitted import FittedMethod
 from backlit.methods.fullgrad import FullGrad
@@ -11,6 +12,7 @@ from backlit.methods.lpr import LPR
 from backlit.methods.mip_in import MIPIN
 from backlit.methods.pattern import PatternAttribution, PatternNet
 from backlit.methods.random import Random
+from backlit.methods.relevance import LRP, DeepTaylor, ExcitationBackprop
 from backlit.methods.tr_gbp import TRGBP
 
 METHODS: tuple[type[Method], ...] = (
@@ -29,6 +31,11 @@ METHODS: tuple[type[Method], ...] = (
     MIPIN,
     PatternNet,
     PatternAttribution,
+    LRP,
+    DeepTaylor,
+    ExcitationBackprop,
+    DeepLIFT,
+    DeepSHAP,
 )
 BASELINES: tuple[type[Method], ...] = (Random,)
 """What a comparison may add, though nobody would explain with it."""
@@ -37,11 +44,16 @@ __all__ = [
     "BASELINES",
     "DMBP",
     "LPR",
+    "LRP",
     "METHODS",
     "MIPIN",
     "TRGBP",
     "BBp",
     "Deconvnet",
+    "DeepLIFT",
+    "DeepSHAP",
+    "DeepTaylor",
+    "ExcitationBackprop",
     "FittedMethod",
     "FullGrad",
     "GradCAM",

@@ -95,6 +95,12 @@ class Preprocess:
         mean, std = self._statistics(x)
         return (x.detach() * std + mean).clamp(0, 1)
 
+    @property
+    def bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """What black and white pixels become, one number a channel each: the box that z-box and deep Taylor take."""
+        low = tuple(-mean / std for mean, std in zip(self.mean, self.std, strict=True))
+        return low, tuple((1 - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
+
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean = torch.tensor(self.mean, dtype=like.dtype, device=like.device)
         std = torch.tensor(self.std, dtype=like.dtype, device=like.device)

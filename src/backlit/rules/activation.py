@@ -70,3 +70,22 @@ def guided(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) ->
 def deconvnet(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> tuple[Tensor | None, ...]:
     """``[g > 0] g``: deconvnet (Zeiler and Fergus 2014, Sec. 2.1), which rectifies the gradient and forgets the gate."""
     return tuple(g.clamp(min=0) if x.shape == g.shape else None for x in inputs)
+
+
+def secant(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> tuple[Tensor | None, ...]:
+    """``g (f(z) - f(0)) / z``, f'(0) at z = 0: the relevance passes; f(0), where it is not zero, takes its own as a bias."""
+    z = inputs[0]
+    if len(inputs) > 1 or z.shape != output.shape:
+        return (*exact(g, inputs, output, call), None)
+    zero = torch.zeros_like(z[:1]) if not call.site.constants else torch.zeros_like(z)
+    start = call.run(zero)
+    near = z.abs() < (torch.finfo(z.dtype).eps ** 0.5 if bool((start != 0).any()) else torch.finfo(z.dtype).tiny)
+    rise = output - start if bool((start != 0).any()) else output
+    slope = rise / torch.where(near, 1, z)
+    if bool(near.any()):
+        (limit,) = derivative(torch.ones_like(start), (zero,), start, call)
+        slope = torch.where(near, limit.nan_to_num(0, 0, 0), slope)  # type: ignore[union-attr]
+    return g * slope, g * start if bool((start != 0).any()) else None
+
+
+secant.absorbs = True  # type: ignore[attr-defined]

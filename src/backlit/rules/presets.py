@@ -3,13 +3,20 @@
 Each says what every primitive gets, so that an operation nobody thought of is an error. ``gradient`` is the true
 gradient; guided back-propagation and deconvnet change the rectifiers (``RECTIFIERS``) and leave the rest true: the
 papers define them for the ReLU, max-pools keep their switches, and a gate such as a sigmoid is no rectifier.
+
+The tables of relevance propagation have the names that users of iNNvestigate and zennit know; those with a bound or a
+parameter are functions. ``RELEVANCE`` lists them by name.
 """
 
 from __future__ import annotations
 
-from backlit.capture import PRIMITIVES, RECTIFIERS
-from backlit.rules import activation
+from collections.abc import Callable
+
+from backlit.capture import PRIMITIVES, RECTIFIERS, Rule
+from backlit.rules import activation, attention, structural
 from backlit.rules.exact import exact as _exact
+from backlit.rules.linear import AlphaBeta, Bound, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
+from backlit.rules.relevance import RelevanceTable, relevance
 from backlit.rules.table import TRUE, RuleTable
 
 gradient = RuleTable("gradient", dict.fromkeys((p.name for p in PRIMITIVES), TRUE))
@@ -18,3 +25,87 @@ guided = gradient.but(dict.fromkeys(RECTIFIERS, activation.guided), "guided")
 deconvnet = gradient.but(dict.fromkeys(RECTIFIERS, activation.deconvnet), "deconvnet")
 
 PRESETS: tuple[RuleTable, ...] = (gradient, exact, guided, deconvnet)
+
+
+def epsilon(value: float = 1e-7) -> RelevanceTable:
+    """Epsilon everywhere (Bach et al. 2015)."""
+    return relevance("epsilon", dense=Epsilon(value), convolution=Epsilon(value))
+
+
+def epsilon_plus(value: float = 1e-7) -> RelevanceTable:
+    """Epsilon in dense layers, z+ in convolutions."""
+    return relevance("epsilon_plus", dense=Epsilon(value), convolution=ZPlus())
+
+
+def epsilon_plus_flat(value: float = 1e-7) -> RelevanceTable:
+    """Epsilon in dense layers, z+ in convolutions, flat in the first layer."""
+    return relevance("epsilon_plus_flat", dense=Epsilon(value), convolution=ZPlus(), first=Flat())
+
+
+def epsilon_alpha2_beta1(value: float = 1e-7) -> RelevanceTable:
+    """Epsilon in dense layers, alpha 2 and beta 1 in convolutions."""
+    return relevance("epsilon_alpha2_beta1", dense=Epsilon(value), convolution=AlphaBeta(2.0, 1.0))
+
+
+def epsilon_alpha2_beta1_flat(value: float = 1e-7) -> RelevanceTable:
+    """Epsilon in dense layers, alpha 2 and beta 1 in convolutions, flat in the first layer."""
+    return relevance("epsilon_alpha2_beta1_flat", dense=Epsilon(value), convolution=AlphaBeta(2.0, 1.0), first=Flat())
+
+
+def epsilon_gamma_box(
+    low: Bound | None = None, high: Bound | None = None, value: float = 1e-7, gamma: float = 0.25
+) -> RelevanceTable:
+    """Epsilon in dense layers, gamma in convolutions, z-box between ``low`` and ``high`` in the first layer."""
+    box = ZBox(low, high)
+    return relevance("epsilon_gamma_box", dense=Epsilon(value), convolution=Gamma(gamma), first=box)
+
+
+def z_plus() -> RelevanceTable:
+    """z+ in every layer: alpha 1, beta 0."""
+    return relevance("z_plus", dense=ZPlus(), convolution=ZPlus())
+
+
+def deep_taylor(low: Bound | None = None, high: Bound | None = None) -> RelevanceTable:
+    """Deep Taylor decomposition for pixels between ``low`` and ``high`` (Montavon et al. 2017, Sec. 4): z+, then z-box."""
+    return _decomposed("deep_taylor", ZBox(low, high))
+
+
+def deep_taylor_unbounded() -> RelevanceTable:
+    """Deep Taylor decomposition for inputs without bounds: z+, then w-square."""
+    return _decomposed("deep_taylor_unbounded", WSquare())
+
+
+def excitation_backprop() -> RelevanceTable:
+    """Excitation backprop (Zhang et al. 2016, Eq. 2): winning probabilities by positive weights, without biases."""
+    return _decomposed("excitation_backprop", None)
+
+
+def _decomposed(name: str, first: WSquare | ZBox | None) -> RelevanceTable:
+    bare = ZPlus(bias=False)
+    return relevance(name, dense=bare, convolution=bare, first=first)
+
+
+def with_choices(table: RelevanceTable, attention_weights: str, pool: Rule | None) -> RelevanceTable:
+    """The table with AttnLRP's rules for attention ("attnlrp"), and with another rule at max-pools, if asked for."""
+    if attention_weights == "attnlrp":
+        products = dict.fromkeys(("matrix_product", "einsum_product"), structural.shared)
+        table = table.but({"attention": attention.attention, "softmax": TRUE, **products})  # type: ignore[assignment]
+    pools = (p.name for p in PRIMITIVES if "max_pool" in p.name)
+    return table if pool is None else table.but(dict.fromkeys(pools, pool))  # type: ignore[return-value]
+
+
+RELEVANCE: dict[str, Callable[..., RelevanceTable]] = {
+    f.__name__: f
+    for f in (
+        epsilon,
+        epsilon_plus,
+        epsilon_plus_flat,
+        epsilon_alpha2_beta1,
+        epsilon_alpha2_beta1_flat,
+        epsilon_gamma_box,
+        z_plus,
+        deep_taylor,
+        deep_taylor_unbounded,
+        excitation_backprop,
+    )
+}

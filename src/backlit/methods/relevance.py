@@ -1,0 +1,331 @@
+"""Layer-wise relevance propagation, deep Taylor decomposition, excitation backprop: the logit, handed down layer by layer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from backlit._errors import InputError, ModelStateError, UnsupportedOp, nearest
+from backlit.capture import LAYERS, Propagation, Trace, propagate
+from backlit.capture.record import record
+from backlit.methods.audit import Leak, audit
+from backlit.methods.base import Maps, Method, Options, activation_bytes, check
+from backlit.methods.inputs import pick
+from backlit.rules import RuleTable, presets
+from backlit.rules.linear import Bound, Contrast
+from backlit.rules.pooling import proportional
+from backlit.rules.relevance import RelevanceTable
+
+
+@dataclass(frozen=True)
+class RelevanceOptions(Options):
+    """Options of relevance propagation.
+
+    Attributes:
+        tolerance: Warn, once, when this share of a logit is neither in the map nor in the biases.
+    """
+
+    tolerance: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(_is_number(self.tolerance) and self.tolerance > 0, "tolerance", self.tolerance, "a positive number")
+
+
+@dataclass(frozen=True)
+class LRPOptions(RelevanceOptions):
+    """Options of LRP.
+
+    Attributes:
+        preset: A name of :data:`backlit.rules.presets.RELEVANCE`.
+        rules: A table of your own instead, as :func:`backlit.rules.relevance.relevance` makes them.
+        epsilon: Stabiliser of the epsilon rule, as a share of the layer's mean magnitude.
+        gamma: Weight of the favoured sign in ``epsilon_gamma_box``.
+        low: What black pixels are in the network's input, a number or one a channel, for the presets with a box; None
+            for each image's least value in each channel. ``LoadedModel.preprocess.bounds`` has both.
+        high: What white pixels are.
+        attention: "held" takes attention weights as constants (conserves relevance), "attnlrp" propagates through them.
+        pool: "winner" gives a max-pool's relevance to the input that it picked, "proportional" shares it out.
+    """
+
+    preset: str = "epsilon_plus"
+    rules: RuleTable | None = None
+    epsilon: float = 1e-7
+    gamma: float = 0.25
+    low: Bound | None = None
+    high: Bound | None = None
+    attention: Literal["held", "attnlrp"] = "held"
+    pool: Literal["winner", "proportional"] = "winner"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = list(presets.RELEVANCE)
+        if self.preset not in known:
+            raise InputError(
+                f"preset must be one of {', '.join(known)}, but is {self.preset!r}.{nearest(str(self.preset), known)}"
+            )
+        check(
+            self.rules is None or isinstance(self.rules, RelevanceTable),
+            "rules",
+            self.rules,
+            "a table made by backlit.rules.relevance.relevance(name, dense=..., convolution=...), or None",
+        )
+        check(self.attention in ("held", "attnlrp"), "attention", self.attention, "'held' or 'attnlrp'")
+        check(self.pool in ("winner", "proportional"), "pool", self.pool, "'winner' or 'proportional'")
+        self.table()  # its parameters are checked where they are used
+
+    def table(self) -> RuleTable:
+        """The rule table that these options ask for."""
+        if self.rules is not None:
+            return self.rules
+        takes = {"value": self.epsilon, "gamma": self.gamma, "low": self.low, "high": self.high}
+        make = presets.RELEVANCE[self.preset]
+        own = {k: v for k, v in takes.items() if k in make.__code__.co_varnames[: make.__code__.co_argcount]}
+        return presets.with_choices(make(**own), self.attention, proportional if self.pool == "proportional" else None)
+
+
+class Relevance(Method):
+    """What the methods of this family share: a table of multipliers, and an account of where the logit went."""
+
+    source = "Bach et al. 2015"
+    Options: ClassVar[type[Options]] = RelevanceOptions
+
+    def table(self, inputs: tuple[Tensor, ...]) -> RuleTable:
+        """The rules of every site."""
+        raise NotImplementedError
+
+    def __init__(self, model: torch.nn.Module, **options: Any) -> None:
+        super().__init__(model, **options)
+        self._warned = False
+
+    def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
+        table = self.table(inputs)
+        run = self.propagated(inputs, table)
+        targets = pick(run.output, targets)
+        weights = F.one_hot(targets.T, run.output.shape[1]).to(run.output.dtype)  # (t, n, k)
+        grads = run.gradient(weights if len(weights) > 1 else weights[0], to=(*run.inputs, run.unit))
+        *values, biases = grads if len(weights) > 1 else tuple(g[None] for g in grads)
+        output = run.output.detach().gather(1, targets).T
+        self._check_flow(run, tuple(values), inputs, targets, table)
+        values, completeness = self.account(tuple(values), biases, output, bool(run.mixed))
+        self._warn(completeness, output, inputs, targets, table)
+        return Maps(
+            values=values,
+            targets=targets,
+            output=output,
+            coverage=run.coverage,
+            activation_bytes=activation_bytes(run.trace, inputs[0]),
+            completeness=completeness,
+            notes={"rules": table.name},
+        )
+
+    def propagated(self, inputs: tuple[Tensor, ...], table: RuleTable) -> Propagation:
+        """The forward pass with the table behind it.
+
+        Raises:
+            UnsupportedOp: With all the sites that have no rule, and how to add one; if there are no weights at all.
+        """
+        try:
+            run = propagate(self.model, inputs, table)
+        except UnsupportedOp:
+            self._list_missing(inputs, table)
+            raise
+        if not any(site.primitive in LAYERS for site in run.trace):
+            raise UnsupportedOp(
+                f"{self.title} needs a layer with weights, and this network has none on its way to the output. Use "
+                "GradientXInput."
+            )
+        return run
+
+    def account(
+        self, values: tuple[Tensor, ...], biases: Tensor, output: Tensor, mixed: bool
+    ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """The maps, and what became of the logit: in the map, in the biases, nowhere; all (t, n)."""
+        relevance = torch.stack([v.flatten(2).sum(2) for v in values]).sum(0)
+        if mixed:  # some layers hold the images in an order of their own: what is lost in all is shared out
+            lost = (output - relevance - biases).mean(1, keepdim=True)
+            biases = output - relevance - lost
+        gap = output - relevance - biases
+        ratio = torch.where(output == 0, 1 + relevance, relevance / torch.where(output == 0, 1, output))
+        return values, {"relevance": relevance, "ratio": ratio, "biases": biases, "gap": gap}
+
+    def _list_missing(self, inputs: tuple[Tensor, ...], table: RuleTable) -> None:
+        trace = record(self.model, inputs, lambda call, signals, result: call.without_signals().run)[0].trace
+        missing = table.missing(trace)
+        if missing:
+            raise UnsupportedOp(
+                f"{len(missing)} sites have no rule in the table {table.name!r}: {'; '.join(map(str, missing))}. Give each "
+                f"primitive one: rules=table.but({{{missing[0].primitive!r}: rule}}), where TRUE stands for its true "
+                "derivative, right for what is linear or picks among its inputs."
+            )
+
+    def _check_flow(
+        self,
+        run: Propagation,
+        values: tuple[Tensor, ...],
+        inputs: tuple[Tensor, ...],
+        targets: Tensor,
+        table: RuleTable,
+    ) -> None:
+        """Name the site where relevance overflows.
+
+        Raises:
+            ModelStateError: If it does, although the output is finite.
+        """
+        if all(bool(v.isfinite().all()) for v in values) or not bool(run.output.isfinite().all()):
+            return
+        t, i = (~torch.stack([v.isfinite().flatten(2).all(2) for v in values]).all(0)).nonzero()[0].tolist()
+        leaks = self._audited(inputs, targets, table, t, i)
+        where = next((str(leak.site) for leak in leaks if not leak.finite), "a site that could not be found")
+        raise ModelStateError(
+            f"The relevance of image {i} overflows at {where} in {self.title}. Use float64, a larger epsilon, or rules "
+            "that do not divide by small sums (preset='epsilon_gamma_box')."
+        )
+
+    def _warn(
+        self,
+        completeness: dict[str, Tensor],
+        output: Tensor,
+        inputs: tuple[Tensor, ...],
+        targets: Tensor,
+        table: RuleTable,
+    ) -> None:
+        share = (completeness["gap"] / torch.where(output == 0, 1, output)).abs()
+        if self._warned or float(share.max()) <= self.options.tolerance:
+            return
+        self._warned = True
+        t, i = divmod(int(share.argmax()), share.shape[1])
+        leaks = sorted(self._audited(inputs, targets, table, t, i), key=lambda leak: -abs(leak.lost))[:5]
+        size = max(abs(float(output[t, i])), 1e-30)
+        named = "; ".join(f"{leak.site} ({leak.rule}) {leak.lost / size:+.1%}" for leak in leaks if leak.lost)
+        warnings.warn(
+            f"{self.title}: {float(share.max()):.1%} of the output is neither in the map nor in the biases (image {i}, more "
+            f"than tolerance={self.options.tolerance:g}). It is lost at {named or 'sites that could not be told apart'}.",
+            stacklevel=5,
+        )
+
+    def _audited(
+        self, inputs: tuple[Tensor, ...], targets: Tensor, table: RuleTable, t: int, i: int
+    ) -> tuple[Leak, ...]:
+        return audit(self.model, tuple(x[i : i + 1] for x in inputs), table, int(targets[i, t]))
+
+
+class LRP(Relevance):
+    """Layer-wise relevance propagation (Bach et al. 2015) by a preset or a rule table of one's own.
+
+    The map sums to the logit, but for what the biases absorb; ``completeness`` has both.
+    """
+
+    name = "lrp"
+    title = "LRP"
+    summary = "logit handed down layer by layer, by a rule for each role"
+    Options: ClassVar[type[Options]] = LRPOptions
+
+    def table(self, inputs: tuple[Tensor, ...]) -> RuleTable:
+        return self.options.table()
+
+
+@dataclass(frozen=True)
+class DeepTaylorOptions(RelevanceOptions):
+    """Options of deep Taylor decomposition.
+
+    Attributes:
+        bounded: Pixels have bounds (z-box in the first layer); else w-square.
+        low: What black pixels are in the network's input, a number or one a channel; None for each image's own least
+            value in each channel. ``LoadedModel.preprocess.bounds`` has both.
+        high: What white pixels are.
+    """
+
+    bounded: bool = True
+    low: Bound | None = None
+    high: Bound | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(isinstance(self.bounded, bool), "bounded", self.bounded, "True or False")
+
+
+class DeepTaylor(Relevance):
+    """Deep Taylor decomposition (Montavon et al. 2017): z+ in hidden layers, z-box or w-square at the pixels."""
+
+    name = "deep_taylor"
+    title = "Deep Taylor"
+    summary = "logit by what speaks for each unit, pixels between black and white"
+    source = "Montavon et al. 2017"
+    Options: ClassVar[type[Options]] = DeepTaylorOptions
+
+    def table(self, inputs: tuple[Tensor, ...]) -> RuleTable:
+        if not self.options.bounded:
+            return presets.deep_taylor_unbounded()
+        return presets.deep_taylor(self.options.low, self.options.high)
+
+
+@dataclass(frozen=True)
+class ExcitationOptions(RelevanceOptions):
+    """Options of excitation backprop.
+
+    Attributes:
+        contrastive: Subtract the probabilities that the negated class weights give (Sec. 3.3): the map is then what the
+            class has more than its opposite, and sums to zero.
+    """
+
+    contrastive: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(isinstance(self.contrastive, bool), "contrastive", self.contrastive, "True or False")
+
+
+class ExcitationBackprop(Relevance):
+    """Excitation backprop (Zhang et al. 2016): the probability that a top-down walk by positive weights ends at a pixel.
+
+    ``ExcitationBackprop.contrastive(model)`` is the contrastive form.
+    """
+
+    name = "excitation_backprop"
+    title = "Excitation backprop"
+    summary = "where a winner-take-all walk from the class ends"
+    source = "Zhang et al. 2016"
+    Options: ClassVar[type[Options]] = ExcitationOptions
+
+    @classmethod
+    def contrastive(cls, model: torch.nn.Module, **options: Any) -> ExcitationBackprop:
+        """Contrastive excitation backprop: the class against its opposite."""
+        return cls(model, **{"contrastive": True, **options})
+
+    def table(self, inputs: tuple[Tensor, ...]) -> RuleTable:
+        table = presets.excitation_backprop()
+        if not self.options.contrastive:
+            return table
+        nodes = record(self.model, inputs, _kept_call)[0].nodes
+        last = next(n.call.site.name for n in reversed(nodes) if n.call.site.primitive in LAYERS)
+        return table.where(lambda site: site.name == last, Contrast())
+
+    def account(
+        self, values: tuple[Tensor, ...], biases: Tensor, output: Tensor, mixed: bool
+    ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """Probabilities: the target starts with 1, whatever its logit."""
+        size = torch.where(output == 0, 1, output)
+        found = tuple(v / size[:, :, None, None, None] for v in values)
+        whole = torch.zeros_like(output) if self.options.contrastive else (output != 0).to(output.dtype)
+        return found, super().account(found, biases / size, whole, mixed)[1]
+
+    def _warn(self, completeness: dict[str, Tensor], output: Tensor, *rest: Any) -> None:
+        super()._warn(completeness, torch.ones_like(output), *rest)
+
+
+def _kept_call(call: Any, signals: tuple[Tensor, ...], result: Any) -> Callable[..., Any]:
+    return call.without_signals().run
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+__all__ = ["LRP", "DeepTaylor", "ExcitationBackprop", "Relevance", "Trace"]

@@ -1,0 +1,164 @@
+"""A layer with weights as its rules see it: one signal, its weights, its bias, and the batch norm that is part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backlit.capture import CONVOLUTIONS, Call
+from backlit.rules.exact import exact
+
+
+@dataclass(frozen=True)
+class Layer:
+    """``y = linear(x, weight) + bias``; :meth:`transposed` is the transpose of the linear map."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    call: Call
+    place: str  # the name of the weight among the call's arguments
+
+    @classmethod
+    def of(cls, call: Call, inputs: tuple[Tensor, ...]) -> Layer | None:
+        """The layer of a call on one signal; None where no single tensor of weights meets it."""
+        place = _weight_place(call)
+        if place is None or len(inputs) != 1:
+            return None
+        bias = call["input"] * call.get("beta", 1) if call.primitive.name == "addmm" else call.get("bias")
+        weight = call[place] * call.get("alpha", 1) if call.primitive.name == "addmm" else call[place]
+        for norm in call.joined:
+            if norm.primitive.name != "batch_norm":
+                break
+            scale, shift = affine_of(norm, weight.dtype)
+            bias = shift if bias is None else bias * scale + shift
+            weight = weight * _along_outputs(scale, weight, call)
+        return cls(inputs[0], weight, bias, call, place)
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The layer without its bias, on other values and with other weights."""
+        if self.call.primitive.name == "addmm":
+            return x @ weight if self.place == "mat2" else weight @ x
+        without = {"bias": None} if "bias" in self.call.arguments else {}
+        return self.call.run(x, **{self.place: weight}, **without)
+
+    def transposed(self, s: Tensor, weight: Tensor) -> Tensor:
+        """What ``linear`` reads from each input, weighted by ``s``."""
+        x, name = self.x, self.call.primitive.name
+        if name == "linear":
+            return s @ weight
+        if name in CONVOLUTIONS and x.dim() == weight.dim():
+            geometry = _geometry(self.call, weight)
+            if geometry is not None:
+                return _convolution_transposed(s, x, weight, geometry)
+        second = torch.is_grad_enabled()
+        with torch.enable_grad():
+            leaf = torch.zeros_like(x).requires_grad_()
+            return torch.autograd.grad(self.linear(leaf, weight), leaf, s, create_graph=second)[0]
+
+    @property
+    def bias_along(self) -> Tensor | None:
+        """The bias, shaped to be added to the output."""
+        if self.bias is None or self.call.primitive.name not in CONVOLUTIONS:
+            return self.bias
+        return self.bias.view(-1, *[1] * (self.weight.dim() - 2))
+
+    @property
+    def of_one(self) -> tuple[int, ...]:
+        """The output's dimensions that belong to one image for certain."""
+        if self.call.primitive.name in CONVOLUTIONS:
+            return tuple(range(1 - self.weight.dim(), 0))
+        return (-1,)
+
+    def taken(self, s: Tensor, bias: Tensor | None) -> Tensor | None:
+        """``s * bias`` for each image: the relevance of a bias, itself shaped to be added to the output."""
+        if bias is None:
+            return None
+        if bias.shape == s.shape:
+            return s * bias
+        if self.call.primitive.name in CONVOLUTIONS:
+            s = s.sum(tuple(range(2 - self.weight.dim(), 0)))
+            return s * bias.flatten()
+        return (s * bias).sum(-1)
+
+
+def affine_of(norm: Call, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Scale and shift (c,) of a batch norm on its running statistics."""
+    mean, variance = norm["running_mean"].double(), norm["running_var"].double()
+    scale = (variance + norm.get("eps", 1e-5)).rsqrt()
+    if norm.get("weight") is not None:
+        scale = scale * norm["weight"].double()
+    shift = -mean * scale
+    if norm.get("bias") is not None:
+        shift = shift + norm["bias"].double()
+    return scale.to(dtype), shift.to(dtype)
+
+
+def without_weights(
+    g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call
+) -> tuple[tuple[Tensor | None, ...], Tensor | None]:
+    """The true derivative of an affine call with no single tensor of weights, and what its constants take."""
+    grads = exact(g, inputs, output, call)
+    return grads, difference(g, output, inputs, grads)
+
+
+def difference(g: Tensor, output: Tensor, inputs: tuple[Tensor, ...], grads: tuple[Tensor | None, ...]) -> Tensor:
+    """``sum g output - sum m_i x_i``: what a call's constants take, apart by the dimensions that all its tensors share."""
+    pairs = [(g, output), *((-m, x) for m, x in zip(grads, inputs, strict=True) if m is not None)]
+    kept = 0
+    while kept < 2 and all(y.dim() > kept and y.shape[kept] == output.shape[kept] for _, y in pairs):
+        kept += 1
+    sums = [(m * y).sum(tuple(range(kept, y.dim()))) if y.dim() > kept else m * y for m, y in pairs]
+    return torch.stack(sums).sum(0)
+
+
+def _weight_place(call: Call) -> str | None:
+    name, signals = call.primitive.name, {place for place, _ in call.places}
+    if name in CONVOLUTIONS or name == "linear":
+        return "weight"
+    if name == "matmul":
+        return "other" if "input" in signals else "input"
+    if name == "addmm":
+        return None if "input" in signals else "mat2" if "mat1" in signals else "mat1"
+    if name == "einsum":
+        constants = [k for k, v in call.arguments.items() if isinstance(v, Tensor) and k not in signals]
+        return constants[0] if len(constants) == 1 else None
+    return None
+
+
+def _along_outputs(scale: Tensor, weight: Tensor, call: Call) -> Tensor:
+    """One number an output channel, shaped to multiply the weights of a convolution or a linear layer."""
+    if "transpose" not in call.primitive.name:
+        return scale.view(-1, *[1] * (weight.dim() - 1))
+    groups = call.get("groups", 1)  # a transposed convolution's weights are (in, out / groups, ...)
+    per_group = scale.view(groups, 1, -1).expand(-1, weight.shape[0] // groups, -1)
+    return per_group.reshape(*weight.shape[:2], *[1] * (weight.dim() - 2))
+
+
+def _geometry(call: Call, weight: Tensor) -> tuple[Any, ...] | None:
+    """stride, padding, dilation, transposed, output padding and groups as torch's own kernels want them."""
+    d = weight.dim() - 2
+
+    def each(name: str, default: int) -> list[int]:
+        value = call.get(name, default)
+        return [value] * d if isinstance(value, int) else list(value) * (d if len(value) == 1 else 1)
+
+    dilation, padding = each("dilation", 1), call.get("padding", 0)
+    if padding == "same":
+        total = [step * (k - 1) for step, k in zip(dilation, weight.shape[2:], strict=True)]
+        if any(t % 2 for t in total):
+            return None
+        padding = [t // 2 for t in total]
+    else:
+        padding = [0] * d if padding == "valid" else each("padding", 0)
+    transposed = "transpose" in call.primitive.name
+    return each("stride", 1), padding, dilation, transposed, each("output_padding", 0), call.get("groups", 1)
+
+
+def _convolution_transposed(s: Tensor, x: Tensor, weight: Tensor, geometry: tuple[Any, ...]) -> Tensor:
+    backward: Callable[..., tuple[Tensor, ...]] = torch.ops.aten.convolution_backward.default
+    return backward(s, x, weight, None, *geometry, [True, False, False])[0]

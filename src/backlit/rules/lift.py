@@ -1,0 +1,362 @@
+"""DeepLIFT's rules: multipliers between an input and a reference, complete at every operation.
+
+g is the multiplier of the output; a rule returns multipliers m with ``sum_i m_i (x_i - x0_i) = g (y - y0)``, which makes
+the map sum to the difference of the logits. Affine operations need none: their true derivative does it. The subscript 0
+marks the reference's value of a thing. An operation that is linear in each of two signals takes both at their mid-points;
+others are written as such products and elementwise functions, each with its secant:
+
+* an elementwise f: ``dy / dx``, f' where dx vanishes (Shrikumar et al. 2017, Eq. 12, rescale);
+* softmax: ``dy_i = L_i (dz_i - sum_j L_j dz_j / sum_j L_j)``, L the logarithmic mean of y and y0;
+* norms: ``d(c r) = dc (r + r0) / 2 + dr (c + c0) / 2`` with ``r = 1 / sigma``, ``dr = -dv r r0 / (sigma + sigma0)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backlit._errors import UnsupportedOp
+from backlit.capture import LAYERS, PRIMITIVES, Call, Rule, Trace
+from backlit.capture.primitives import attention_scores
+from backlit.capture.record import record
+from backlit.rules import activation, norm
+from backlit.rules.exact import exact
+from backlit.rules.layer import Layer
+from backlit.rules.linear import Part, over
+from backlit.rules.table import TRUE, RuleTable
+
+Tensors = tuple[Tensor, ...]
+Result = tuple[Tensor | None, ...]
+
+
+class Reference:
+    """What every operation that is not affine reads and gives at the reference; of layers, too, if ``layers``."""
+
+    def __init__(self, model: nn.Module, inputs: Tensors, *, layers: bool = False) -> None:
+        self._values: dict[str, tuple[Tensors, Any]] = {}
+
+        def keep(call: Call, signals: Tensors, result: Any) -> Callable[..., Any]:
+            if call.site.kind != "affine" or (layers and call.site.primitive in LAYERS):
+                self._values[call.site.name] = (signals, result)
+            return call.without_signals().run
+
+        recording, self.output = record(model, inputs, keep)
+        self.trace: Trace = recording.trace
+
+    def of(self, call: Call, inputs: Tensors) -> tuple[Tensors, Any]:
+        """Inputs and output of the same call at the reference.
+
+        Raises:
+            UnsupportedOp: If the network took another way there.
+        """
+        inputs0, output0 = self._values.get(call.site.name, ((), None))
+        if [x.shape for x in inputs0] != [x.shape for x in inputs]:
+            raise UnsupportedOp(
+                f"{call.site} was not called alike for the reference: the network's way depends on the values, so input and "
+                "reference cannot be compared. Choose a reference for which the network takes the same way."
+            )
+        return inputs0, output0
+
+
+Formula = Callable[[Tensor, Tensors, Any, Tensors, Any, Call], Result]
+"""``formula(g, inputs, output, inputs0, output0, call) -> multipliers``."""
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """A formula as a rule, with the reference's values."""
+
+    formula: Formula
+    reference: Reference
+    joins: bool = False
+
+    @property
+    def __name__(self) -> str:
+        return self.formula.__name__
+
+    def __call__(self, g: Any, inputs: Tensors, output: Any, call: Call) -> Result:
+        return self.formula(g, inputs, output, *self.reference.of(call, inputs), call)
+
+    def changes(self, inputs: Tensors, output: Any, call: Call) -> tuple[Tensors, Tensor]:
+        """What differs from the reference, for the audit."""
+        inputs0, output0 = self.reference.of(call, inputs)
+        y, y0 = (output, output0) if isinstance(output, Tensor) else (output[0], output0[0])
+        return tuple(x - x0 for x, x0 in zip(inputs, inputs0, strict=True)), y - y0
+
+
+def table(reference: Reference, *, reveal_cancel: bool) -> RuleTable:
+    """DeepLIFT's rules for the values of one reference."""
+    rules: dict[str, Rule | None] = {p.name: TRUE for p in PRIMITIVES if p.kind == "affine"}
+    for primitive in PRIMITIVES:
+        if primitive.kind == "activation":
+            rules[primitive.name] = Lifted(rescale, reference, joins=reveal_cancel)
+        elif primitive.name in _FORMULAS:
+            rules[primitive.name] = Lifted(_FORMULAS[primitive.name], reference)
+        elif "max_pool" in primitive.name:
+            rules[primitive.name] = Lifted(largest, reference)
+    if reveal_cancel:
+        rules |= {name: RevealCancel(reference) for name in LAYERS} | {"batch_norm": _normed}
+    return RuleTable("reveal_cancel" if reveal_cancel else "rescale", rules)
+
+
+def _normed(g: Tensor, inputs: Tensors, output: Tensor, call: Call) -> Result:
+    return norm.batch_norm(g, inputs, output, call)[:1]
+
+
+_normed.joins = True  # type: ignore[attr-defined]
+
+
+def secant(x: Tensor, y: Tensor, x0: Tensor, y0: Tensor, call: Call | Callable[[Tensor], Tensor]) -> Tensor:
+    """``(y - y0) / (x - x0)`` of an elementwise function; its derivative at the mid-point where x is near x0."""
+    dx = x - x0
+    near = dx.abs() <= 100 * torch.finfo(x.dtype).eps * (x.abs() + x0.abs())
+    slope = (y - y0) / torch.where(near, 1, dx)
+    if not bool(near.any()):
+        return slope
+    middle = (x + x0) / 2
+    if isinstance(call, Call):
+        (limit,) = activation.derivative(torch.ones_like(y), (middle,), call.run(middle), call)
+        assert limit is not None
+    else:
+        limit = call(middle)
+    return torch.where(near, limit.nan_to_num(0, 0, 0), slope)
+
+
+def rescale(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call: Call) -> Result:
+    """``g dy / dx`` (Shrikumar et al. 2017, Sec. 3.5.2)."""
+    if len(x) != 1 or x[0].shape != y.shape:
+        raise UnsupportedOp(
+            f"{call.site} chooses between several signals by their values, which DeepLIFT has no rule for. Write it with "
+            "activations (relu, clamp), or give the primitive a rule of your own."
+        )
+    return (g * secant(x[0], y, x0[0], y0, call),)
+
+
+def largest(g: Any, x: Tensors, y: Any, x0: Tensors, y0: Any, call: Call) -> Result:
+    """Max-pool and maximum over dimensions: ``max(y, y0) - y0`` to x's winner, ``y - max(y, y0)`` to the reference's.
+
+    The winner differs from its reference wherever it gets something, and overlapping windows add up.
+    """
+    several = not isinstance(y, Tensor)
+    g, y, y0 = (g[0], y[0], y0[0]) if several else (g, y, y0)
+    between = torch.minimum(y, y0) if call.primitive.name in ("amin", "min") else torch.maximum(y, y0)
+
+    def to_winners(s: Tensor, at: Tensor) -> Tensor:
+        output = call.run(at)
+        grads = (s, *(None for _ in output[1:])) if several else s
+        (found,) = exact(grads, (at,), output, call)  # type: ignore[arg-type]
+        assert found is not None
+        return found
+
+    given = to_winners(g * (between - y0), x[0]) + to_winners(g * (y - between), x0[0])
+    return (given * over(1, x[0] - x0[0]),)
+
+
+def larger(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call: Call) -> Result:
+    """Maximum and minimum of two signals: ``max(a, b) = b + relu(a - b)``, and the minimum is the rest of a + b."""
+    d, d0 = x[0] - x[1], x0[0] - x0[1]
+    share = secant(d, d.clamp(min=0), d0, d0.clamp(min=0), lambda z: (z > 0).to(z.dtype))
+    if call.primitive.name == "minimum":
+        share = 1 - share
+    return (g * share).sum_to_size(x[0].shape), (g * (1 - share)).sum_to_size(x[1].shape)
+
+
+def middle(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call: Call) -> Result:
+    """Linear in each of two signals: the derivative at the mid-points, ``d(ab) = da (b + b0) / 2 + db (a + a0) / 2``."""
+    if len(x) > 2:
+        raise UnsupportedOp(f"{call.site} is a product of {len(x)} signals, and DeepLIFT has a rule for two. Split it.")
+    middles = tuple((a + a0) / 2 for a, a0 in zip(x, x0, strict=True))
+    return exact(g, middles, call.run(*middles), call)
+
+
+def quotient(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call: Call) -> Result:
+    """``a / b = a r`` with ``dr = -db r r0``."""
+    r, r0 = 1 / x[-1], 1 / x0[-1]
+    if len(x) == 1:
+        return ((-g * call["input"] * r * r0).sum_to_size(x[0].shape),)
+    a, a0 = x[0], x0[0]
+    return (g * (r + r0) / 2).sum_to_size(a.shape), (-g * (a + a0) / 2 * r * r0).sum_to_size(x[1].shape)
+
+
+def _logarithmic_mean(u: Tensor, u0: Tensor) -> Tensor:
+    """``(y - y0) / (u - u0)`` for y = exp(u), without overflow; zero where both are masked."""
+    d = (u - u0).abs()
+    d = torch.where(d.isfinite(), d, 0)
+    flat = d < torch.finfo(d.dtype).eps
+    return torch.maximum(u, u0).exp() * torch.where(flat, 1, -torch.expm1(-d) / torch.where(flat, 1, d))
+
+
+def _softmax(g: Tensor, u: Tensor, u0: Tensor, dim: int) -> Tensor:
+    """The multipliers of the scores, from those of their softmax and its logarithms."""
+    means = _logarithmic_mean(u, u0)
+    return means * (g - (g * means).sum(dim, keepdim=True) / means.sum(dim, keepdim=True))
+
+
+def softmax(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call: Call) -> Result:
+    """``m_i = L_i (g_i - sum_j g_j L_j / sum_j L_j)``."""
+    dim = call["dim"]
+    return (_softmax(g, x[0].log_softmax(dim), x0[0].log_softmax(dim), dim),)
+
+
+def log_softmax(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call: Call) -> Result:
+    """``m_i = g_i - L_i sum_j g_j / sum_j L_j``."""
+    dim = call["dim"]
+    means = _logarithmic_mean(y, y0)
+    return (g - means * g.sum(dim, keepdim=True) / means.sum(dim, keepdim=True),)
+
+
+def _scaled_by_deviation(g: Tensor, c: Tensor, c0: Tensor, eps: float) -> Tensor:
+    """Multipliers of z for ``y = c / sqrt(mean(c^2) + eps)``, c = z - mean(z), all over the last dimension."""
+    sigma, sigma0 = ((v.square().mean(-1, keepdim=True) + eps).sqrt() for v in (c, c0))
+    fall = -1 / (sigma * sigma0 * (sigma + sigma0))  # d(1 / sigma) / d(variance)
+    m = g * (1 / sigma + 1 / sigma0) / 2 + (c + c0) * fall * (g * (c + c0) / 2).mean(-1, keepdim=True)
+    return m - m.mean(-1, keepdim=True)
+
+
+def layer_norm(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call: Call) -> Result:
+    """The norm as a product of the centred signal and 1 / sigma."""
+    d = len(call["normalized_shape"])
+    g = g if call.get("weight") is None else g * call["weight"]
+    flat = [v.flatten(-d) for v in (x[0], x0[0])]
+    centred = [v - v.mean(-1, keepdim=True) for v in flat]
+    m = _scaled_by_deviation(g.reshape(flat[0].shape), centred[0], centred[1], call.get("eps", 1e-5))
+    return (m.reshape(x[0].shape),)
+
+
+def group_norm(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call: Call) -> Result:
+    """The same within each group of channels; an instance norm has as many groups as channels."""
+    z = x[0]
+    if call.primitive.name == "instance_norm" and not call.get("use_input_stats", True):
+        return norm.batch_norm(g, x, y, call)[:1]
+    weight = call.get("weight")
+    g = g if weight is None else g * weight.view(-1, *[1] * (z.dim() - 2))
+    shape = (z.shape[0], call.get("num_groups") or z.shape[1], -1)
+    flat = [v.reshape(shape) for v in (z, x0[0])]
+    centred = [v - v.mean(-1, keepdim=True) for v in flat]
+    m = _scaled_by_deviation(g.reshape(flat[0].shape), centred[0], centred[1], call.get("eps", 1e-5))
+    return (m.reshape(z.shape),)
+
+
+def local_response_norm(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call: Call) -> Result:
+    """``y = x p(d)``, ``d = k + alpha mean(x^2)`` over neighbouring channels, ``p(d) = d^-beta``."""
+    size, alpha, beta, k = call["size"], call.get("alpha", 1e-4), call.get("beta", 0.75), call.get("k", 1.0)
+
+    def around(v: Tensor, before: int) -> Tensor:
+        ends = [v.new_zeros(v.shape[0], c, *v.shape[2:]) for c in (before, size - 1 - before)]
+        return torch.cat([ends[0], v, ends[1]], 1).unfold(1, size, 1).mean(-1)
+
+    d, d0 = (k + alpha * around(v.square(), size // 2) for v in (x[0], x0[0]))
+    p, p0 = d**-beta, d0**-beta
+    slope = secant(d, p, d0, p0, lambda v: -beta * v ** (-beta - 1))
+    s = g * (x[0] + x0[0]) / 2 * slope * alpha
+    return (g * (p + p0) / 2 + around(s, size - 1 - size // 2) * (x[0] + x0[0]),)
+
+
+def length(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call: Call) -> Result:
+    """The Euclidean norm: ``d|x| = sum dx (x + x0) / (|x| + |x0|)``."""
+    sums, sums0 = (v.clamp(min=torch.finfo(v.dtype).tiny) for v in (y, y0))
+    size = (sums + sums0) / 2
+    # The derivative of |v| at v is v / |v|: taken at the middle, with the middle of the lengths instead of its own.
+    at = (x[0] + x0[0]) / 2
+    (m,) = exact(g, (at,), call.run(at), call)
+    own = call.run(at).clamp(min=torch.finfo(at.dtype).tiny)
+    if not torch.allclose(call.run(2 * at), 2 * own) or not _is_euclidean(call):
+        raise UnsupportedOp(f"{call.site} is no Euclidean norm over dimensions, and DeepLIFT has no rule for others.")
+    (m,) = exact(g * own / size, (at,), own, call)
+    return (m,)
+
+
+def _is_euclidean(call: Call) -> bool:
+    given = {**{k: v for k, v in call.arguments.items() if k.startswith("#") and k != "#0"}}
+    order = call.get("p", given.get("#1", "fro"))
+    return order in (2, 2.0, "fro", None)
+
+
+def glu(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call: Call) -> Result:
+    """``a s``, s the sigmoid of b."""
+    dim = call.get("dim", -1)
+    (a, b), (a0, b0) = x[0].chunk(2, dim), x0[0].chunk(2, dim)
+    s, s0 = b.sigmoid(), b0.sigmoid()
+    slope = secant(b, s, b0, s0, lambda z: z.sigmoid() * (-z).sigmoid())
+    return (torch.cat([g * (s + s0) / 2, g * (a + a0) / 2 * slope], dim),)
+
+
+def attention(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call: Call) -> Result:
+    """Two products and a softmax."""
+    names = [name for name, _ in call.places]
+    given, given0 = dict(zip(names, x, strict=True)), dict(zip(names, x0, strict=True))
+    q, k, v = (given.get(n, call[n]) for n in ("query", "key", "value"))
+    q0, k0, v0 = (given0.get(n, call[n]) for n in ("query", "key", "value"))
+    options = {o: call.arguments[o] for o in ("attn_mask", "is_causal", "scale", "enable_gqa") if o in call.arguments}
+    repeats = q.shape[-3] // v.shape[-3] if call.get("enable_gqa") else 1
+    u, u0 = (attention_scores(a, b, **options).log_softmax(-1) for a, b in ((q, k), (q0, k0)))
+    mean_value = ((v + v0) / 2).repeat_interleave(repeats, -3) if repeats > 1 else (v + v0) / 2
+    m_value = ((u.exp() + u0.exp()) / 2).transpose(-2, -1) @ g
+    if repeats > 1:
+        m_value = m_value.unflatten(-3, (-1, repeats)).sum(-3)
+    m_scores = _softmax(g @ mean_value.transpose(-2, -1), u, u0, -1)
+    second = torch.is_grad_enabled()
+    with torch.enable_grad():
+        at = tuple(
+            m if second and m.requires_grad else m.detach().requires_grad_() for m in ((q + q0) / 2, (k + k0) / 2)
+        )
+        scores = attention_scores(*at, **options)
+        m_query, m_key = torch.autograd.grad(scores, at, m_scores, create_graph=second)
+    found = {"query": m_query, "key": m_key, "value": m_value}
+    return tuple(found[name] for name in names)
+
+
+_FORMULAS: dict[str, Formula] = {
+    **dict.fromkeys(("amax", "amin", "max", "min"), largest),
+    **dict.fromkeys(("maximum", "minimum"), larger),
+    **dict.fromkeys(("product", "matrix_product", "einsum_product"), middle),
+    "quotient": quotient,
+    "softmax": softmax,
+    "log_softmax": log_softmax,
+    "layer_norm": layer_norm,
+    "group_norm": group_norm,
+    "instance_norm": group_norm,
+    "local_response_norm": local_response_norm,
+    "norm": length,
+    "glu": glu,
+    "attention": attention,
+}
+
+
+@dataclass(frozen=True)
+class RevealCancel:
+    """Positive and negative parts apart through the activation that a layer alone feeds (Shrikumar et al. 2017, 3.5.3).
+
+    P and N are what raises and what lowers z from its reference: ``dy+ = [f(z0 + P) - f(z0) + f(z0 + P + N) - f(z0 + N)]
+    / 2``, dy- alike; contributions above zero get ``dy+ / P``, those below ``dy- / N``. An activation that something else
+    feeds, such as a residual add, has no contributions by sign to tell apart and keeps the rescale rule.
+    """
+
+    reference: Reference
+
+    @property
+    def __name__(self) -> str:
+        return "reveal_cancel"
+
+    def __call__(self, g: Tensor, inputs: Tensors, output: Tensor, call: Call) -> Result:
+        after = call.joined[-1] if call.joined and call.joined[-1].site.kind == "activation" else None
+        layer = Layer.of(call, inputs)
+        if layer is None or after is None:
+            return exact(g, inputs, output, call) if layer is None else (layer.transposed(g, layer.weight),)
+        (x0,), _ = self.reference.of(call, inputs)
+        (z0,), y0 = self.reference.of(after, (output,))
+        changes = Layer(inputs[0] - x0, layer.weight, None, call, layer.place)
+        up, down = Part.of(changes, 1), Part.of(changes, -1)
+        f, p, n = after.run, up.z, down.z
+        y, raised, lowered = f(z0 + p + n), f(z0 + p), f(z0 + n)
+        s_up = g * (raised - y0 + y - lowered) / 2 * over(1, p)
+        s_down = g * (lowered - y0 + y - raised) / 2 * over(1, n)
+        m = up.transposed(s_up) + down.transposed(s_down)
+        still = changes.x == 0
+        if bool(still.any()):
+            m = torch.where(still, layer.transposed((s_up + s_down) / 2, layer.weight), m)
+        return (m,)

@@ -1,0 +1,345 @@
+"""Rules of layer-wise relevance propagation at layers with weights.
+
+What flows is not the relevance R but the multiplier m = R / value (DeepLIFT's word). Then adds, concatenations, means,
+pools and whatever else is linear need no rule: their true derivative shares R in proportion to each contribution, is
+exact for signed and vanishing sums, and costs nothing. A rule computes, from the multiplier g of the output z,
+
+    m_i = sum_j q_ij / x_i * s_j        s_j = g_j z_j / sum_i q_ij
+
+with its own q: what input i contributes to output j. As every q here but those of the last section has the factor x_i, no
+rule divides by a value. b is the bias, w+ and w- the positive and negative parts, P and N the positive and the negative
+contributions: P = x+ w+ + x- w-, N = x+ w- + x- w+.
+
+Sources: Bach et al. 2015 (epsilon, alpha-beta), Montavon et al. 2017 (z+, w-square, z-box), Montavon et al. 2019 (gamma),
+Lapuschkin et al. 2019 (flat).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backlit._errors import InputError
+from backlit.capture import Call
+from backlit.rules.layer import Layer, without_weights
+
+Result = tuple[Tensor | None, ...]
+_TINY = 1e-30
+"""A sum of contributions below this is none: float32 holds 1e-38."""
+
+
+class LayerRule:
+    """A rule at a layer with weights; it returns one tensor more, what the bias takes."""
+
+    absorbs = True
+    reads_pixels = False
+    """Whether the rule gives relevance to inputs that are zero, so that it returns relevance instead of multipliers."""
+
+    @property
+    def __name__(self) -> str:
+        return self.name
+
+    name = "layer rule"
+
+    def __call__(self, g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
+        layer = Layer.of(call, inputs)
+        if layer is None:
+            grads, absorbed = without_weights(g, inputs, output, call)
+            return (*grads, absorbed)
+        return self.through(g, output, layer)
+
+    def through(self, g: Tensor, z: Tensor, layer: Layer) -> tuple[Tensor, Tensor | None]:
+        """The multiplier of the layer's input, and what its bias takes."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Epsilon(LayerRule):
+    """``q = x w`` over ``z + eps sign(z)`` (Bach et al. 2015, Eq. 58): the gradient, damped by ``|z| / (|z| + eps)``.
+
+    It needs the output only, no second forward pass. ``eps`` is ``epsilon`` times the image's mean |z| in the layer, so
+    that it means the same in every network (random MobileNets have activations of 1e-8, where an absolute 1e-6 takes all
+    the relevance); ``relative=False`` takes it as it is, as other libraries do, whose usual value is 1e-6. What it takes is lost.
+    """
+
+    epsilon: float = 1e-7
+    relative: bool = True
+    name = "epsilon"
+
+    def __post_init__(self) -> None:
+        _positive_number("epsilon", self.epsilon)
+
+    def through(self, g: Tensor, z: Tensor, layer: Layer) -> tuple[Tensor, Tensor | None]:
+        size = z.abs()
+        epsilon = self.epsilon * size.mean(layer.of_one, keepdim=True) if self.relative else self.epsilon
+        s = g * torch.where(size > 0, size / torch.where(size > 0, size + epsilon, 1), 0)
+        return layer.transposed(s, layer.weight), layer.taken(s, layer.bias_along)
+
+
+@dataclass(frozen=True)
+class ZPlus(LayerRule):
+    """``q = P`` over ``P + b+`` (Montavon et al. 2017, Eq. 13): only what speaks for the output counts.
+
+    ``bias=False`` leaves b+ out, so that biases absorb nothing: deep Taylor decomposition and excitation backprop. An
+    output that nothing speaks for would lose its relevance; it gives it to its inputs by the epsilon rule.
+    """
+
+    bias: bool = True
+    name = "z_plus"
+
+    def through(self, g: Tensor, z: Tensor, layer: Layer) -> tuple[Tensor, Tensor | None]:
+        part = Part.of(layer, 1)
+        bias = layer.bias_along.clamp(min=0) if self.bias and layer.bias is not None else None
+        total = part.z if bias is None else part.z + bias
+        s = g * over(z, total)
+        m = part.transposed(s)
+        without = z if layer.bias is None else z - layer.bias_along
+        rounding = (
+            100 * torch.finfo(z.dtype).eps * (z.abs() if layer.bias is None else z.abs() + layer.bias_along.abs())
+        )
+        empty = (total <= _TINY) & (without.abs() > rounding)
+        if bool(empty.any()):
+            rest = g * torch.where(empty, over(z, without), 0)
+            m = m + layer.transposed(rest, layer.weight)
+        if layer.bias is None:
+            return m, None
+        alone = (total <= _TINY) & ~empty  # the bias is all there is
+        taken = layer.taken(torch.where(alone, g * z, 0), torch.ones_like(layer.bias_along))  # type: ignore[arg-type]
+        return m, taken if bias is None else taken + layer.taken(s, bias)  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class Contrast(LayerRule):
+    """``P / sum P - N / sum N``: a class against the unit with its weights negated (Zhang et al. 2016, Sec. 3.3).
+
+    For the last layer of excitation backprop, both shares of the class's own relevance; they sum to zero.
+    """
+
+    name = "contrast"
+
+    def through(self, g: Tensor, z: Tensor, layer: Layer) -> tuple[Tensor, Tensor | None]:
+        up, down = Part.of(layer, 1), Part.of(layer, -1)
+        return up.transposed(g * over(z, up.z)) - down.transposed(g * over(z, down.z)), None
+
+
+@dataclass(frozen=True)
+class AlphaBeta(LayerRule):
+    """``alpha P / (P + b+) - beta N / (N + b-)``, alpha - beta = 1 (Bach et al. 2015, Eq. 60).
+
+    An output with contributions of one sign only gives its relevance to those, as if the other side's parameter were 0:
+    the formula taken literally (``balanced=False``) would then make relevance out of nothing.
+    """
+
+    alpha: float = 2.0
+    beta: float = 1.0
+    balanced: bool = True
+    name = "alpha_beta"
+
+    def __post_init__(self) -> None:
+        ok = isinstance(self.alpha, (int, float)) and isinstance(self.beta, (int, float))
+        if not ok or abs(self.alpha - self.beta - 1) > 1e-9 or self.beta < 0:
+            raise InputError(
+                f"alpha and beta must be numbers with alpha - beta = 1 and beta >= 0, but are {self.alpha!r} and "
+                f"{self.beta!r}; otherwise relevance is not conserved. Use alpha=2, beta=1 or alpha=1, beta=0."
+            )
+
+    def through(self, g: Tensor, z: Tensor, layer: Layer) -> tuple[Tensor, Tensor | None]:
+        up, down = Part.of(layer, 1), Part.of(layer, -1)
+        bias = layer.bias_along
+        p, n = (up.z, down.z) if bias is None else (up.z + bias.clamp(min=0), down.z + bias.clamp(max=0))
+        alpha, beta = self.alpha, self.beta
+        if self.balanced:
+            alpha = torch.where(p <= _TINY, 0.0, torch.where(n >= -_TINY, 1.0, alpha)).to(z.dtype)
+            beta = torch.where(p <= _TINY, -1.0, torch.where(n >= -_TINY, 0.0, beta)).to(z.dtype)
+        relevance = g * z
+        s_up, s_down = relevance * (alpha * over(1, p)), relevance * (-beta * over(1, n))
+        m = up.transposed(s_up) + down.transposed(s_down)
+        if bias is None:
+            return m, None
+        taken = layer.taken(s_up, bias.clamp(min=0))
+        below = layer.taken(s_down, bias.clamp(max=0))
+        return m, taken + below  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class Gamma(LayerRule):
+    """``q = x w + gamma P`` where z > 0, ``x w + gamma N`` where z < 0 (Montavon et al. 2019, Sec. 10.2.3).
+
+    The form for signed inputs and outputs; for inputs >= 0 and z > 0 it is the paper's ``x (w + gamma w+)``. The
+    denominator ``z + gamma P`` has z's own sign, so nothing is divided by a sum that may vanish.
+    """
+
+    gamma: float = 0.25
+    name = "gamma"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.gamma, (int, float)) or not self.gamma >= 0:
+            raise InputError(f"gamma must be a number of at least 0, but is {self.gamma!r}. The usual one is 0.25.")
+
+    def through(self, g: Tensor, z: Tensor, layer: Layer) -> tuple[Tensor, Tensor | None]:
+        up = Part.of(layer, 1)
+        bias = layer.bias_along
+        p = up.z if bias is None else up.z + bias.clamp(min=0)
+        same = torch.where(z > 0, p, z - p)  # P above zero, N below
+        s = g * over(z, z + self.gamma * same)
+        s_up, s_down = torch.where(z > 0, s, 0), torch.where(z > 0, 0, s)
+        m = up.transposed(s_up, layer.weight, self.gamma) + up.opposite.transposed(s_down, layer.weight, self.gamma)
+        if bias is None:
+            return m, None
+        taken = layer.taken(s, bias)
+        up_bias, down_bias = self.gamma * bias.clamp(min=0), self.gamma * bias.clamp(max=0)
+        return m, taken + layer.taken(s_up, up_bias) + layer.taken(s_down, down_bias)  # type: ignore[operator]
+
+
+class PixelRule(LayerRule):
+    """A rule that gives relevance to inputs that are zero: for layers that read the network's input, and for no other."""
+
+    reads_pixels = True
+
+
+@dataclass(frozen=True)
+class Flat(PixelRule):
+    """``q = 1`` for every weight: an output shares its relevance evenly (Lapuschkin et al. 2019)."""
+
+    name = "flat"
+
+    def through(self, g: Tensor, z: Tensor, layer: Layer) -> tuple[Tensor, Tensor | None]:
+        return _shared(g * z, layer, torch.ones_like(layer.weight)), None
+
+
+@dataclass(frozen=True)
+class WSquare(PixelRule):
+    """``q = w^2`` (Montavon et al. 2017, Eq. 12): for inputs without bounds."""
+
+    name = "w_square"
+
+    def through(self, g: Tensor, z: Tensor, layer: Layer) -> tuple[Tensor, Tensor | None]:
+        return _shared(g * z, layer, layer.weight**2), None
+
+
+Bound = float | Sequence[float] | Tensor
+
+
+@dataclass(frozen=True)
+class ZBox(PixelRule):
+    """``q = x w - low w+ - high w-`` (Montavon et al. 2017, Eq. 14), for inputs between ``low`` and ``high``.
+
+    A bound is a number, one a channel (the pixel values 0 and 1 after the network's normalisation), or a tensor that
+    broadcasts with the input. None stands for the image's own least and largest value in each channel.
+    """
+
+    low: Bound | None = None
+    high: Bound | None = None
+    name = "z_box"
+
+    def through(self, g: Tensor, z: Tensor, layer: Layer) -> tuple[Tensor, Tensor | None]:
+        low, high = self.bounds(layer.x)
+        above, below = layer.x - low, layer.x - high
+        up, down = layer.weight.clamp(min=0), layer.weight.clamp(max=0)
+        total = layer.linear(above, up) + layer.linear(below, down)
+        s = g * z * over(1, total)
+        return above * layer.transposed(s, up) + below * layer.transposed(s, down), None
+
+    def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The bounds, shaped to broadcast with ``x``.
+
+        Raises:
+            InputError: If there are as many as no dimension of ``x`` has, or the input lies outside.
+        """
+        own = tuple(range(2, x.dim())) or (1,)
+        low = x.amin(own, keepdim=True) if self.low is None else _bound("low", self.low, x)
+        high = x.amax(own, keepdim=True) if self.high is None else _bound("high", self.high, x)
+        slack = 1e-4 * (high - low).abs()
+        if not bool(((low - slack <= x) & (x <= high + slack)).all()):
+            raise InputError(
+                f"low and high must bound the input, but it reaches from {float(x.detach().min()):.4g} to "
+                f"{float(x.detach().max()):.4g} and they are {self.low!r} and {self.high!r}. For pixels in [0, 1] they are "
+                "-mean / std and (1 - mean) / std of the network's normalisation: LoadedModel.preprocess.bounds."
+            )
+        return low, high
+
+
+@dataclass(frozen=True)
+class Part:
+    """The positive (sign 1) or negative (-1) contributions of a layer, and their transpose.
+
+    Inputs of one sign, as after a ReLU, need one convolution; others two. Whether they are is read off once.
+    """
+
+    layer: Layer
+    sign: int
+    nonnegative: bool
+    z: Tensor
+    weight: Tensor  # for the inputs above zero
+
+    @classmethod
+    def of(cls, layer: Layer, sign: int) -> Part:
+        """Compute the contributions of that sign."""
+        x = layer.x
+        nonnegative = not bool((x < 0).any())
+        weight = _half(layer.weight, sign)
+        if nonnegative:
+            return cls(layer, sign, True, layer.linear(x, weight), weight)
+        z = layer.linear(x.clamp(min=0), weight) + layer.linear(x.clamp(max=0), _half(layer.weight, -sign))
+        return cls(layer, sign, False, z, weight)
+
+    @property
+    def opposite(self) -> Part:
+        """The other sign's transpose; its sums are not computed."""
+        return Part(self.layer, -self.sign, self.nonnegative, self.z, _half(self.layer.weight, -self.sign))
+
+    def transposed(self, s: Tensor, base: Tensor | None = None, factor: float = 1.0) -> Tensor:
+        """The multipliers ``q / x`` for ``q = factor *`` this part, plus ``base`` weights where given."""
+        weight = self.weight if base is None else base + factor * self.weight
+        m = self.layer.transposed(s, weight)
+        if self.nonnegative:
+            return m
+        weight = _half(self.layer.weight, -self.sign)
+        weight = weight if base is None else base + factor * weight
+        return torch.where(self.layer.x < 0, self.layer.transposed(s, weight), m)
+
+
+def _half(weight: Tensor, sign: int) -> Tensor:
+    return weight.clamp(min=0) if sign > 0 else weight.clamp(max=0)
+
+
+def over(a: Any, b: Tensor) -> Tensor:
+    """``a / b``, and zero where b is."""
+    safe = torch.where(b.abs() > _TINY, b, 1)
+    return torch.where(b.abs() > _TINY, a / safe, 0)
+
+
+def _shared(relevance: Tensor, layer: Layer, weight: Tensor) -> Tensor:
+    """Relevance shared by fixed weights, whatever the input."""
+    alone = layer.place == "weight" and layer.x.dim() > 1
+    ones = torch.ones_like(layer.x[:1] if alone else layer.x)
+    return layer.transposed(relevance * over(1, layer.linear(ones, weight)), weight)
+
+
+def _bound(name: str, value: Bound, x: Tensor) -> Tensor:
+    bound = torch.as_tensor(value, dtype=x.dtype, device=x.device)
+    if bound.dim() == 1 and len(bound) > 1 and x.dim() > 1:
+        bound = bound.view(-1, *[1] * (x.dim() - 2))
+    try:
+        torch.broadcast_shapes(bound.shape, x.shape)
+    except RuntimeError:
+        raise InputError(
+            f"{name} must be a number, one for each channel, or a tensor that broadcasts with the input "
+            f"{tuple(x.shape)}, but has shape {tuple(bound.shape)}."
+        ) from None
+    return bound
+
+
+def _positive_number(name: str, value: Any) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise InputError(
+            f"{name} must be a positive number, but is {value!r}. A usual one is 1e-7; larger ones keep fewer, stronger "
+            "contributions."
+        )
+
+
+Make = Callable[..., LayerRule]

@@ -1,0 +1,59 @@
+"""Rules of relevance propagation at norms: the deviation is held, the mean follows the signal, the shift is a bias."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from backlit.capture import Call
+from backlit.rules.layer import affine_of
+
+Result = tuple[Tensor | None, ...]
+
+
+def batch_norm(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
+    """``m = scale g``, the shift is a bias; for those that are not part of a layer."""
+    scale, shift = affine_of(call, g.dtype)
+    along = (-1, *[1] * (inputs[0].dim() - 2))
+    return g * scale.view(along), g * shift.view(along)
+
+
+# Read by nothing but this norm, a convolution's or linear layer's rule takes it as part of the layer.
+batch_norm.joins = True  # type: ignore[attr-defined]
+batch_norm.absorbs = True  # type: ignore[attr-defined]
+
+
+def layer_norm(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
+    """``m = centred(g weight / sigma)``: the identity rule for the division (AttnLRP, Prop. 3.4), exact for the mean."""
+    dims = tuple(range(-len(call["normalized_shape"]), 0))
+    sigma = (inputs[0].var(dims, unbiased=False, keepdim=True) + call.get("eps", 1e-5)).sqrt()
+    weight, bias = call.get("weight"), call.get("bias")
+    scaled = (g if weight is None else g * weight) / sigma
+    return scaled - scaled.mean(dims, keepdim=True), None if bias is None else g * bias
+
+
+layer_norm.absorbs = True  # type: ignore[attr-defined]
+
+
+def group_norm(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
+    """The same within each group of channels; an instance norm has as many groups as channels."""
+    x = inputs[0]
+    if call.primitive.name == "instance_norm" and not call.get("use_input_stats", True):
+        return batch_norm(g, inputs, output, call)
+    groups = call.get("num_groups") or x.shape[1]
+    along = (-1, *[1] * (x.dim() - 2))
+    weight, bias = call.get("weight"), call.get("bias")
+    scaled = (g if weight is None else g * weight.view(along)).reshape(x.shape[0], groups, -1)
+    variance = x.reshape(x.shape[0], groups, -1).var(-1, unbiased=False, keepdim=True)
+    scaled = scaled / (variance + call.get("eps", 1e-5)).sqrt()
+    m = (scaled - scaled.mean(-1, keepdim=True)).reshape(x.shape)
+    return m, None if bias is None else g * bias.view(along)
+
+
+group_norm.absorbs = True  # type: ignore[attr-defined]
+
+
+def local_response_norm(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
+    """``m = g y / x``: the divisor is held."""
+    x = inputs[0]
+    return (g * torch.where(x == 0, 0, output / torch.where(x == 0, 1, x)),)

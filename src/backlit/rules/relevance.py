@@ -1,0 +1,125 @@
+"""Tables of relevance propagation: a rule for each role of a layer, and one for everything else.
+
+>>> table = relevance("mine", dense=Epsilon(), convolution=Gamma(0.25), first=ZBox(low, high))
+
+is a whole table: every primitive has an entry, and what is not in it is an error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from backlit._errors import InputError
+from backlit.capture import CONVOLUTIONS, LAYERS, PRIMITIVES, Rule, Site
+from backlit.rules import activation, attention, norm, structural
+from backlit.rules.table import TRUE, RuleTable, rule_name
+
+# f(z) = z f'(z): the true derivative passes the relevance.
+_HOMOGENEOUS = "relu leaky_relu rrelu prelu abs gate gated hardshrink".split()
+_MOVES = frozenset("cat stack pad interpolate reshape permute slice expand copy dropout where setitem".split())
+_ELEMENTWISE = frozenset("add sub mul div neg addcmul batch_norm".split())
+
+_OTHERS: dict[str, Rule | None] = {
+    **{p.name: TRUE for p in PRIMITIVES if p.kind in ("affine", "selection")},
+    **{p.name: activation.secant for p in PRIMITIVES if p.kind == "activation"},
+    **dict.fromkeys(_HOMOGENEOUS, TRUE),
+    "batch_norm": norm.batch_norm,
+    "layer_norm": norm.layer_norm,
+    "group_norm": norm.group_norm,
+    "instance_norm": norm.group_norm,
+    "local_response_norm": norm.local_response_norm,
+    "norm": TRUE,
+    "softmax": TRUE,
+    "log_softmax": attention.log_softmax,
+    "attention": attention.attention,
+    "glu": attention.glu,
+    "product": structural.product,
+    "quotient": structural.quotient,
+    "matrix_product": structural.shared,
+    "einsum_product": structural.shared,
+}
+_WITH_CONSTANTS = frozenset("add sub cat stack".split())
+
+
+@dataclass(frozen=True)
+class RelevanceTable(RuleTable):
+    """A rule table for multipliers (see :mod:`backlit.rules.linear`), with relevance itself at the pixels.
+
+    What no layer with weights has touched (the input, and a normalisation or a crop inside the network) carries
+    relevance, so that rules for pixels can give some to a pixel that is zero.
+    """
+
+    def rule_for(self, site: Site) -> tuple[str, Rule | None]:
+        """Name and rule of a site.
+
+        Raises:
+            UnsupportedOp: If the table has no rule for it.
+            InputError: If a rule for pixels stands where no pixels are read.
+        """
+        name, rule = super().rule_for(site)
+        pixels = tuple(depth == 0 for depth in site.depths)
+        given = getattr(rule, "reads_pixels", False)
+        if given and not (all(pixels) and site.primitive in LAYERS):
+            raise InputError(
+                f"rules must give {name} to layers that read the network's input, but {self.name!r} gives it to {site}. It "
+                "shares relevance without regard to the values, so it would reach units that are off. Use first=..."
+            )
+        if given or not any(pixels):
+            return name, rule
+        untouched = all(pixels) and site.primitive not in LAYERS
+        if untouched and site.primitive in _MOVES:
+            return name, rule
+        if untouched and len(pixels) == 1 and (site.kind == "activation" or site.primitive in _ELEMENTWISE):
+            return rule_name(structural.passed), structural.passed
+        return name, structural.AtPixels(rule, pixels, untouched)
+
+
+def relevance(
+    name: str,
+    *,
+    dense: Rule | None,
+    convolution: Rule | None,
+    first: Rule | None = None,
+    pool: Rule | None = TRUE,
+    attention_weights: Literal["attnlrp", "held"] = "held",
+) -> RelevanceTable:
+    """A table from the roles of layers.
+
+    Args:
+        name: The table's name, for messages.
+        dense: The rule of linear layers, and of matrix products with constants.
+        convolution: The rule of convolutions.
+        first: The rule of the layers that read the network's input, if it is another.
+        pool: The rule of max-pools; TRUE is winner-takes-all, :func:`backlit.rules.pooling.proportional` the other.
+        attention_weights: "held" takes softmax and attention weights as constants (Ali et al. 2022), which conserves
+            relevance; "attnlrp" propagates through them (Achtibat et al. 2024), which does not.
+
+    Further rules by primitive or predicate: ``table.but({"conv2d": rule})``, ``table.where(lambda site: ..., rule)``.
+    """
+    pools = [p.name for p in PRIMITIVES if "max_pool" in p.name]
+    rules = {
+        **_OTHERS,
+        **dict.fromkeys(LAYERS, dense),
+        **dict.fromkeys(CONVOLUTIONS, convolution),
+        **dict.fromkeys(pools, pool),
+    }
+    if attention_weights == "held":
+        rules |= {"attention": attention.held, "softmax": attention.constant}
+        rules |= dict.fromkeys(("matrix_product", "einsum_product"), attention.mixture)
+    elif attention_weights != "attnlrp":
+        raise InputError(f"attention_weights must be 'attnlrp' or 'held', but is {attention_weights!r}.")
+    table = RelevanceTable(name, rules).where(_adds_constants, structural.with_constants)
+    return table if first is None else replace(table.where(reads_pixels, first), name=name)
+
+
+def reads_pixels(site: Site) -> bool:
+    """Whether the site is a first layer: one with weights and none before it."""
+    return site.primitive in LAYERS and max(site.depths, default=1) == 0
+
+
+def _adds_constants(site: Site) -> bool:
+    """``x + c``, also for numbers; ``cat`` and ``stack`` with tensors that do not depend on the input."""
+    if site.primitive in ("cat", "stack"):
+        return site.constants
+    return site.primitive in ("add", "sub") and len(site.input_shapes) == 1

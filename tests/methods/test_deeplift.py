@@ -1,0 +1,266 @@
+"""DeepLIFT and DeepSHAP: complete on every operation and network, against the papers by hand and captum where it is right."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from captum.attr import DeepLift, DeepLiftShap
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from _networks import ARCHITECTURES, SPELLINGS, build, images
+from backlit import DeepLIFT, DeepSHAP, InputError, UnsupportedOp
+from backlit.capture import propagate
+from backlit.rules import lift, presets
+
+TARGET = torch.tensor([2, 0])
+GENERATOR = torch.Generator().manual_seed(0)
+X, X0 = torch.randn(2, 3, 4, 6, 6, generator=GENERATOR, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("rule", ["rescale", "reveal_cancel"])
+def test_every_spelling_is_complete_and_gives_the_twins_map(architecture: str, rule: str) -> None:
+    xs = images(architecture)
+    reference = tuple(torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(i)).double() for i in range(len(xs)))
+    for given in ("zero", reference):
+        whole = DeepLIFT(build(architecture, "module"), rule=rule, reference=given)(xs, TARGET)
+        c = whole[0].completeness
+        torch.testing.assert_close(c["ratio"], torch.ones(2).double(), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(sum(w.values.flatten(1).sum(1) for w in whole), c["total"])
+        net = build(architecture, "module")
+        zeros = (
+            tuple(torch.zeros_like(x) for x in xs)
+            if given == "zero"
+            else tuple(r.expand_as(x) for r, x in zip(reference, xs, strict=True))
+        )
+        difference = (net(*xs) - net(*zeros)).gather(1, TARGET[:, None])[:, 0]
+        torch.testing.assert_close(c["difference"], difference.detach())
+        for spelling in SPELLINGS:
+            found = DeepLIFT(build(architecture, spelling), rule=rule, reference=given)(xs, TARGET)
+            for ours, theirs in zip(found, whole, strict=True):
+                torch.testing.assert_close(ours.values, theirs.values, rtol=1e-9, atol=1e-12)
+
+
+OPERATIONS: dict[str, Any] = {
+    **{type(m).__name__: m for m in (nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.GELU(), nn.Sigmoid(), nn.Hardswish(), nn.ELU(), nn.PReLU(4), nn.Softplus())},
+    "softmax": lambda x: (5 * x).softmax(1), "log_softmax": lambda x: x.log_softmax(2), "layer norm": nn.LayerNorm((6, 6)),
+    "group norm": nn.GroupNorm(2, 4), "instance norm": nn.InstanceNorm2d(4, affine=True), "lrn": nn.LocalResponseNorm(3, alpha=0.5),
+    "even lrn": nn.LocalResponseNorm(2, alpha=0.5), "max-pool": nn.MaxPool2d(3, 2, padding=1), "overlapping": nn.MaxPool2d(3, 1),
+    "indices": lambda x: F.max_pool2d(x, 2, return_indices=True)[0], "adaptive": nn.AdaptiveMaxPool2d(2), "amax": lambda x: x.amax((2, 3)),
+    "amin": lambda x: x.amin(1), "max": lambda x: x.max(2)[0], "min": lambda x: x.min(2)[0], "maximum": lambda x: torch.maximum(x, x.flip(1)),
+    "minimum": lambda x: torch.minimum(x[:, :1], x.flip(1)), "product": lambda x: x * x.sigmoid(), "gate": lambda x: x * x.mean((2, 3), keepdim=True),
+    "square": lambda x: x * x, "quotient": lambda x: x / (2 + x.flip(1) ** 2), "one over": lambda x: 3 / (2 + x**2),
+    "matmul": lambda x: x @ x.mT, "einsum": lambda x: torch.einsum("nchw,ncvw->nchv", x, x.flip(1)), "glu": lambda x: F.glu(x, 1),
+    "attention": lambda x: F.scaled_dot_product_attention(3 * x, x.flip(1), x), "causal": lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
+    "grouped": lambda x: F.scaled_dot_product_attention(x, x[:, :2], x[:, 2:], enable_gqa=True), "gated": lambda x: torch.where(x > 0, x, 0),
+    "by hand": lambda x: x * (x > 0), "norm": lambda x: x.norm(dim=1), "square root": lambda x: (x**2 + 1).sqrt(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_is_complete(name: str) -> None:
+    """One dimension of the output at a time, from a reference that differs everywhere, in part and nowhere."""
+    operation = OPERATIONS[name]
+    model = _Flat(operation).double().eval()
+    half = torch.where(torch.arange(6) < 3, X, X0)
+    for reference in (X0, half, X.clone(), torch.zeros_like(X)):
+        given = lift.Reference(model, (reference,))
+        run = propagate(model, X, lift.table(given, reveal_cancel=False))
+        seed = torch.randn(run.output.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        (m,) = run.gradient(seed)
+        found = (m * (X - reference)).flatten(1).sum(1)
+        expected = (seed * (run.output - given.output)).sum(1).detach()
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+        assert bool(m.isfinite().all())
+
+
+class _Flat(nn.Module):
+    def __init__(self, operation: Any) -> None:
+        super().__init__()
+        self.operation = operation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operation(x).flatten(1)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_second_order_goes_through_every_rule(name: str) -> None:
+    """The derivative of a sum of multipliers to the image, against central differences; the reference is a constant."""
+    model = _Flat(OPERATIONS[name]).double().eval()
+    reference = lift.Reference(model, (X0,))
+    rules = lift.table(reference, reveal_cancel=False).rules
+    # The last one alone: the way from the image to its inputs is differentiated by the other rules, here the true ones.
+    last = [s.primitive for s in reference.trace if s.kind != "affine"][-1]
+    assert_second_order(model, presets.gradient.but({last: rules[last]}))
+
+
+def test_second_order_goes_through_reveal_cancel() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 3, 3), nn.BatchNorm2d(3), nn.SiLU(), nn.Flatten()).double().eval()
+    table = lift.table(lift.Reference(model, (X0,), layers=True), reveal_cancel=True)
+    assert_second_order(model, table)
+
+
+def assert_second_order(model: nn.Module, table: Any) -> None:
+    direction, reader = torch.randn(2, *X.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    seed = torch.randn(model(X).shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+    def read(step: float) -> Tensor:
+        run = propagate(model, X + step * direction, table)
+        return (run.gradient(seed)[0] * reader).sum()
+
+    run = propagate(model, X, table)
+    first = (run.gradient(seed, create_graph=True)[0] * reader).sum()
+    analytic = torch.zeros(())
+    if first.requires_grad:
+        (second,) = torch.autograd.grad(first, run.inputs, allow_unused=True)
+        analytic = torch.zeros(()) if second is None else (second * direction).sum()
+    numeric = (read(1e-6) - read(-1e-6)) / 2e-6
+    assert float((analytic - numeric).abs()) < 1e-4 * (1 + float(numeric.abs()))
+
+
+def small() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(2, 4, 3),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(4, 4, 2),
+        nn.Sigmoid(),
+        nn.Flatten(),
+        nn.Linear(16, 5),
+    ]
+    return nn.Sequential(*layers, nn.ReLU(), nn.Linear(5, 3)).double().eval()
+
+
+def test_equals_captum_where_it_is_right() -> None:
+    """Sequential, each activation a module of its own; not with a max-pool after one, where its sum misses by 0.2 of 1."""
+    net = small()
+    x, r = torch.randn(2, 2, 2, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = DeepLift(net).attribute(x, r[:1].expand_as(x), target=TARGET)
+        shap = DeepLiftShap(net).attribute(x, r, target=TARGET)
+    torch.testing.assert_close(
+        DeepLIFT(net, reference=r[0]).attribute(x, TARGET), theirs.detach(), rtol=1e-6, atol=1e-8
+    )
+    torch.testing.assert_close(DeepSHAP(net, references=r).attribute(x, TARGET), shap.detach(), rtol=1e-6, atol=1e-8)
+
+
+def test_deep_shap_is_the_mean_over_references_whatever_the_groups() -> None:
+    net = small()
+    x = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    r = torch.randn(11, 2, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    found = DeepSHAP(net, references=r)(x)
+    expected = torch.stack([DeepLIFT(net, reference=one).attribute(x) for one in r]).mean(0)
+    torch.testing.assert_close(found.values, expected)
+    torch.testing.assert_close(found.completeness["ratio"], torch.ones(3).double())
+    assert found.provenance["references"] == 11
+    default = DeepSHAP(net)(x)
+    each = [DeepLIFT(net, reference=name).attribute(x) for name in ("zero", "blur", "mean")]
+    torch.testing.assert_close(default.values, torch.stack(each).mean(0))
+    several = DeepSHAP(net, references=r).each(x, torch.tensor([[0, 1], [2, 0], [1, 1]]))
+    torch.testing.assert_close(several[1].values, DeepSHAP(net, references=r).attribute(x, torch.tensor([1, 0, 1])))
+
+
+def test_reveal_cancel_is_the_papers_example_and_formula() -> None:
+    """y = min(x1, x2) = x2 - relu(x2 - x1): rescale gives all to one input, reveal-cancel half to each (Sec. 3.5.3)."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False)).double()
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([[0.0, 1.0], [-1.0, 1.0]]))  # x2 and x2 - x1, both above zero here
+        net[3].weight.copy_(torch.tensor([[1.0, -1.0]]))
+    x = torch.tensor([[[[1.0, 3.0]]]], dtype=torch.float64)
+    torch.testing.assert_close(DeepLIFT(net).attribute(x, 0).flatten(), torch.tensor([1.0, 0.0]).double())
+    found = DeepLIFT(net, rule="reveal_cancel")(x, 0)
+    torch.testing.assert_close(found.values.flatten(), torch.tensor([0.5, 0.5]).double())
+    assert found.coverage.count() == {"true": 1, "reveal_cancel": 2, "joined to its layer": 1}
+
+
+def test_reveal_cancel_by_hand_with_a_batch_norm_and_a_reference() -> None:
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 1)).double()
+    with torch.no_grad():
+        net[2].running_mean.normal_()
+        net[2].running_var.uniform_(0.5, 2)
+    net.eval()
+    x, r = torch.randn(2, 1, 1, 4, 4, dtype=torch.float64)
+    scale = (net[2].weight / (net[2].running_var + 1e-5).sqrt()).detach()
+    w = net[1].weight.detach() * scale[:, None]
+    z0 = net[:3](r).detach()[0]
+    c = w * (x - r).flatten()
+    p, n = c.clamp(min=0).sum(1), c.clamp(max=0).sum(1)
+    up = (torch.tanh(z0 + p) - torch.tanh(z0) + torch.tanh(z0 + p + n) - torch.tanh(z0 + n)) / 2
+    down = (torch.tanh(z0 + n) - torch.tanh(z0) + torch.tanh(z0 + p + n) - torch.tanh(z0 + p)) / 2
+    top = net[4].weight.detach()[0]
+    expected = (top[:, None] * (c.clamp(min=0) * (up / p)[:, None] + c.clamp(max=0) * (down / n)[:, None])).sum(0)
+    torch.testing.assert_close(DeepLIFT(net, rule="reveal_cancel", reference=r[0]).attribute(x, 0).flatten(), expected)
+
+
+def test_networks_that_mix_the_first_dimension_are_complete_and_keep_their_images_apart() -> None:
+    class Sequence(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2)  # positions first
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = x.flatten(2).permute(2, 0, 1)
+            z = self.attention(z, z, z, need_weights=False)[0]
+            return self.fc(F.gelu(z.reshape(-1, 4)).reshape(z.shape).mean(0))
+
+    torch.manual_seed(0)
+    net = Sequence().double().eval()
+    for rule in ("rescale", "reveal_cancel"):
+        found = DeepLIFT(net, rule=rule, reference=X0[0])(X, torch.tensor([0, 1, 2]))
+        torch.testing.assert_close(found.completeness["ratio"], torch.ones(3).double(), rtol=1e-8, atol=1e-8)
+        alone = DeepLIFT(net, rule=rule, reference=X0[0]).attribute(X[1:2], 1)
+        torch.testing.assert_close(found.values[1:2], alone)
+
+
+def test_what_a_constant_hides_warns_once_with_the_number() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * x.detach().abs().amax((1, 2, 3), keepdim=True)).flatten(1)
+
+    method = DeepLIFT(Scaled(), reference=X0[0])
+    with pytest.warns(
+        UserWarning, match=r"DeepLIFT: the map misses \d+\.\d% of the difference .* at mul\[0\] at <model>"
+    ):
+        method(X, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        method(X, 0)
+
+
+def test_bad_references_say_what_they_must_be() -> None:
+    net, x = small(), torch.randn(2, 2, 8, 8, dtype=torch.float64)
+    for given, message in (
+        (torch.zeros(2, 7, 8), r"reference must be shaped as one image, \(2, 8, 8\), but is \(2, 7, 8\)"),
+        (torch.zeros(2, 2, 8, 8), r"but is \(2, 2, 8, 8\)\. For one reference an image give a function"),
+        (lambda x: x[:1, :1], r"but is \(1, 1, 8, 8\)"),
+        ((torch.zeros(2, 8, 8),) * 2, "one tensor for each of 1 inputs, but has 2"),
+        (torch.full((2, 8, 8), torch.nan), "reference must be finite"),
+    ):
+        with pytest.raises(InputError, match=message):
+            DeepLIFT(net, reference=given)(x)
+    with pytest.raises(InputError, match="reference must be one of zero, blur, mean, a tensor"):
+        DeepLIFT(net, reference="black")
+    with pytest.raises(InputError, match="rule must be 'rescale' or 'reveal_cancel', but is 'x'"):
+        DeepLIFT(net, rule="x")
+    with pytest.raises(InputError, match=r"references must be images \(r, c, h, w\), but is \(2, 8, 8\)"):
+        DeepSHAP(net, references=torch.zeros(2, 8, 8))
+    with pytest.raises(
+        InputError, match=r"references must be shaped as the images, \(r, 2, 8, 8\), but have shape \(1, 2, 8, 9\)"
+    ):
+        DeepSHAP(net, references=torch.zeros(1, 2, 8, 9))(x)
+
+    class Branching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x.relu() if float(x.detach().sum()) > 0 else x.sigmoid()).flatten(1)
+
+    with pytest.raises(UnsupportedOp, match=r"relu\[0\] at <model> .* was not called alike for the reference"):
+        DeepLIFT(Branching(), reference=-torch.ones(2, 8, 8))(x.abs())
