@@ -8,6 +8,9 @@
 zennit (LGPL) is used where it is installed, as an oracle and a rival; nothing depends on it.
 """
 
+# zennit is an oracle of these measurements, installed beside the project and not by it.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import argparse

@@ -316,8 +316,15 @@ class ExcitationBackprop(Relevance):
         whole = torch.zeros_like(output) if self.options.contrastive else (output != 0).to(output.dtype)
         return found, super().account(found, biases / size, whole, mixed)[1]
 
-    def _warn(self, completeness: dict[str, Tensor], output: Tensor, *rest: Any) -> None:
-        super()._warn(completeness, torch.ones_like(output), *rest)
+    def _warn(
+        self,
+        completeness: dict[str, Tensor],
+        output: Tensor,
+        inputs: tuple[Tensor, ...],
+        targets: Tensor,
+        table: RuleTable,
+    ) -> None:
+        super()._warn(completeness, torch.ones_like(output), inputs, targets, table)
 
 
 def _kept_call(call: Any, signals: tuple[Tensor, ...], result: Any) -> Callable[..., Any]:

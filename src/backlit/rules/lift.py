@@ -289,9 +289,11 @@ def attention(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call: C
     """Two products and a softmax."""
     names = [name for name, _ in call.places]
     given, given0 = dict(zip(names, x, strict=True)), dict(zip(names, x0, strict=True))
-    q, k, v = (given.get(n, call[n]) for n in ("query", "key", "value"))
-    q0, k0, v0 = (given0.get(n, call[n]) for n in ("query", "key", "value"))
-    options = {o: call.arguments[o] for o in ("attn_mask", "is_causal", "scale", "enable_gqa") if o in call.arguments}
+    q, k, v = (_tensor(given.get(n, call[n])) for n in ("query", "key", "value"))
+    q0, k0, v0 = (_tensor(given0.get(n, call[n])) for n in ("query", "key", "value"))
+    options: dict[str, Any] = {
+        o: call.arguments[o] for o in ("attn_mask", "is_causal", "scale", "enable_gqa") if o in call.arguments
+    }
     repeats = q.shape[-3] // v.shape[-3] if call.get("enable_gqa") else 1
     u, u0 = (attention_scores(a, b, **options).log_softmax(-1) for a, b in ((q, k), (q0, k0)))
     mean_value = ((v + v0) / 2).repeat_interleave(repeats, -3) if repeats > 1 else (v + v0) / 2
@@ -301,13 +303,18 @@ def attention(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call: C
     m_scores = _softmax(g @ mean_value.transpose(-2, -1), u, u0, -1)
     second = torch.is_grad_enabled()
     with torch.enable_grad():
-        at = tuple(
+        at, to = (
             m if second and m.requires_grad else m.detach().requires_grad_() for m in ((q + q0) / 2, (k + k0) / 2)
         )
-        scores = attention_scores(*at, **options)
-        m_query, m_key = torch.autograd.grad(scores, at, m_scores, create_graph=second)
+        scores = attention_scores(at, to, **options)
+        m_query, m_key = torch.autograd.grad(scores, (at, to), m_scores, create_graph=second)
     found = {"query": m_query, "key": m_key, "value": m_value}
     return tuple(found[name] for name in names)
+
+
+def _tensor(value: Any) -> Tensor:
+    assert isinstance(value, Tensor)
+    return value
 
 
 _FORMULAS: dict[str, Formula] = {

@@ -93,22 +93,21 @@ class ZPlus(LayerRule):
 
     def through(self, g: Tensor, z: Tensor, layer: Layer) -> tuple[Tensor, Tensor | None]:
         part = Part.of(layer, 1)
-        bias = layer.bias_along.clamp(min=0) if self.bias and layer.bias is not None else None
+        along = layer.bias_along
+        bias = along.clamp(min=0) if self.bias and along is not None else None
         total = part.z if bias is None else part.z + bias
         s = g * over(z, total)
         m = part.transposed(s)
-        without = z if layer.bias is None else z - layer.bias_along
-        rounding = (
-            100 * torch.finfo(z.dtype).eps * (z.abs() if layer.bias is None else z.abs() + layer.bias_along.abs())
-        )
+        without, size = (z, z.abs()) if along is None else (z - along, z.abs() + along.abs())
+        rounding = 100 * torch.finfo(z.dtype).eps * size
         empty = (total <= _TINY) & (without.abs() > rounding)
         if bool(empty.any()):
             rest = g * torch.where(empty, over(z, without), 0)
             m = m + layer.transposed(rest, layer.weight)
-        if layer.bias is None:
+        if along is None:
             return m, None
         alone = (total <= _TINY) & ~empty  # the bias is all there is
-        taken = layer.taken(torch.where(alone, g * z, 0), torch.ones_like(layer.bias_along))  # type: ignore[arg-type]
+        taken = layer.taken(torch.where(alone, g * z, 0), torch.ones_like(along))
         return m, taken if bias is None else taken + layer.taken(s, bias)  # type: ignore[operator]
 
 

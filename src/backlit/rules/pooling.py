@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,8 +37,9 @@ def proportional(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Ca
         some = (total > 0) & (y > 0)
         s = torch.where(some, g * y / torch.where(some, total, 1), 0)
         (m,) = torch.autograd.grad(total, leaf, s, create_graph=second)
-    rest = exact(torch.where(some, 0, g), inputs, y, _values_only(call))[0]
-    return (torch.where(x > 0, m, 0) + rest,)
+    (rest,) = exact(torch.where(some, 0, g), inputs, y, _values_only(call))
+    shared = torch.where(x > 0, m, 0)
+    return (shared if rest is None else shared + rest,)
 
 
 def _of(call: Call, name: str, default: int) -> tuple[int, ...]:
@@ -45,6 +48,4 @@ def _of(call: Call, name: str, default: int) -> tuple[int, ...]:
 
 
 def _values_only(call: Call) -> Call:
-    from dataclasses import replace
-
     return replace(call, arguments={**call.arguments, "return_indices": False})

@@ -89,9 +89,9 @@ def with_choices(table: RelevanceTable, attention_weights: str, pool: Rule | Non
     """The table with AttnLRP's rules for attention ("attnlrp"), and with another rule at max-pools, if asked for."""
     if attention_weights == "attnlrp":
         products = dict.fromkeys(("matrix_product", "einsum_product"), structural.shared)
-        table = table.but({"attention": attention.attention, "softmax": TRUE, **products})  # type: ignore[assignment]
+        table = table.but({"attention": attention.attention, "softmax": TRUE, **products})
     pools = (p.name for p in PRIMITIVES if "max_pool" in p.name)
-    return table if pool is None else table.but(dict.fromkeys(pools, pool))  # type: ignore[return-value]
+    return table if pool is None else table.but(dict.fromkeys(pools, pool))
 
 
 RELEVANCE: dict[str, Callable[..., RelevanceTable]] = {

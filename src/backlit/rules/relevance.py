@@ -7,7 +7,7 @@ is a whole table: every primitive has an entry, and what is not in it is an erro
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from backlit._errors import InputError
@@ -110,7 +110,7 @@ def relevance(
     elif attention_weights != "attnlrp":
         raise InputError(f"attention_weights must be 'attnlrp' or 'held', but is {attention_weights!r}.")
     table = RelevanceTable(name, rules).where(_adds_constants, structural.with_constants)
-    return table if first is None else replace(table.where(reads_pixels, first), name=name)
+    return table if first is None else table.where(reads_pixels, first)
 
 
 def reads_pixels(site: Site) -> bool:

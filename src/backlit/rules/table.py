@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Self
 
 from backlit._errors import UnsupportedOp
 from backlit.capture import Rule, Site
@@ -43,11 +44,11 @@ class RuleTable:
         rule = self.rules[site.primitive]
         return rule_name(rule), rule
 
-    def but(self, rules: Mapping[str, Rule | None], name: str | None = None) -> RuleTable:
+    def but(self, rules: Mapping[str, Rule | None], name: str | None = None) -> Self:
         """The same table with other rules for some primitives."""
         return replace(self, name=name or self.name, rules={**self.rules, **rules})
 
-    def where(self, matches: Predicate, rule: Rule | None) -> RuleTable:
+    def where(self, matches: Predicate, rule: Rule | None) -> Self:
         """The same table with ``rule`` at the sites that match, before everything else."""
         return replace(self, choices=((matches, rule), *self.choices))
 
