@@ -6,7 +6,7 @@ from dataclasses import MISSING, fields
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch.nn import functional as F
 
 from backlit.cli.settings import Chosen, Compute
@@ -17,7 +17,8 @@ from backlit.models import LoadedModel
 
 def print_methods() -> None:
     """One row a method: name, what it computes, its options with their defaults, its source."""
-    table = Table("method", "what the map is", "options", "source", show_lines=True)
+    name = Column("method", no_wrap=True, min_width=max(len(m.name) for m in METHODS))  # whole, to be copied
+    table = Table(name, "what the map is", Column("options", overflow="fold"), "source", show_lines=True)
     for method in METHODS + BASELINES:
         options = ", ".join(
             f"{f.name}={f.default!r}"
