@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from _relevance_oracle import matrix, relevance
 
 from backlit import InputError, UnsupportedOp, check_rule
-from backlit.capture import extend, propagate
+from backlit.capture import Call, Tap, extend, propagate
 from backlit.rules import TRUE, presets
 from backlit.rules import attention as attention_rules
 from backlit.rules import relevance as tables
@@ -115,6 +115,61 @@ def test_the_norm_joins_only_a_layer_that_it_alone_reads() -> None:
     seed = torch.ones_like(run.output)
     (found, unit) = run.gradient(seed, to=(*run.inputs, run.unit))
     torch.testing.assert_close(found.flatten(1).sum(1) + unit, run.output.sum(1).detach(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("preset", ["epsilon", "epsilon_plus", "epsilon_alpha2_beta1", "epsilon_gamma_box"])
+def test_folding_or_joining_a_norm_is_the_same(preset: str) -> None:
+    model = _normed()
+    x, rules = torch.randn(2, 2, 5, 5, dtype=torch.float64), presets.RELEVANCE[preset]()
+    weights = F.one_hot(torch.tensor([0, 2]), 3).double()
+    joined, folded = propagate(model, x, rules), propagate(model, x, rules, fold=True)
+    assert joined.coverage.count()["joined to its layer"] == 1
+    for one, other in zip(
+        joined.gradient(weights, to=(*joined.inputs, joined.unit)),
+        folded.gradient(weights, to=(*folded.inputs, folded.unit)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_tap_reads_what_reaches_its_site_and_changes_nothing() -> None:
+    model, rules = _normed(), presets.epsilon(1e-14)
+    x, weights = torch.randn(2, 2, 5, 5, dtype=torch.float64), torch.eye(3, dtype=torch.float64)[:2]
+    read: dict[str, Tensor] = {}
+
+    def tap(call: Call, output: Tensor) -> Tap | None:
+        if call.site.primitive not in ("conv2d", "batch_norm"):
+            return None
+
+        def note(g: Tensor) -> tuple[Tensor, ...]:
+            read[call.site.name] = g
+            return ()
+
+        return Tap((), note)
+
+    tapped = propagate(model, x, rules, tap=tap)
+    (found,) = tapped.gradient(weights, retain_graph=True)
+    torch.testing.assert_close(found, propagate(model, x, rules).gradient(weights)[0])
+    folded = propagate(model, x, rules, fold=True, tap=tap)  # the norm is an identity there, and no rule is asked
+    torch.testing.assert_close(folded.gradient(weights)[0], found)
+    tapped.gradient(weights)
+    scale = model.norm.weight / (model.norm.running_var + model.norm.eps).sqrt()  # what the norm hands to its layer
+    torch.testing.assert_close(read["conv2d[0]"], read["batch_norm[0]"] * scale.view(1, -1, 1, 1))
+
+
+def _normed() -> Any:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.head = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
+            for values, low in ((self.norm.running_mean, -1.0), (self.norm.running_var, 0.5), (self.norm.weight, 0.5)):
+                nn.init.uniform_(values, low, 2.0)  # type: ignore[arg-type]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+    torch.manual_seed(0)
+    return Normed().double().eval().requires_grad_(False)
 
 
 def test_outputs_without_contributions_of_one_sign_lose_nothing() -> None:

@@ -62,8 +62,8 @@ class Epsilon(LayerRule):
     """``q = x w`` over ``z + eps sign(z)`` (Bach et al. 2015, Eq. 58): the gradient, damped by ``|z| / (|z| + eps)``.
 
     It needs the output only, no second forward pass. ``eps`` is ``epsilon`` times the image's mean |z| in the layer, so
-    that it means the same in every network (random MobileNets have activations of 1e-8, where an absolute 1e-6 takes all
-    the relevance); ``relative=False`` takes it as it is, as other libraries do, whose usual value is 1e-6. What it takes is lost.
+    that it means the same in every network (where activations are far below it, an absolute 1e-6 takes nearly all the
+    relevance); ``relative=False`` takes it as it is, as other libraries do, whose usual value is 1e-6. What it takes is lost.
     """
 
     epsilon: float = 1e-7
