@@ -138,7 +138,7 @@ def small() -> nn.Sequential:
 
 
 def test_equals_captum_where_it_is_right() -> None:
-    """Sequential, each activation a module of its own; not with a max-pool after one, where its sum misses by 0.2 of 1."""
+    """Sequential, each activation a module of its own."""
     net = small()
     x, r = torch.randn(2, 2, 2, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     with warnings.catch_warnings():
