@@ -16,26 +16,26 @@ from backlit.methods.relevance import LRP, DeepTaylor, ExcitationBackprop
 from backlit.methods.tr_gbp import TRGBP
 
 METHODS: tuple[type[Method], ...] = (
-    Saliency,
-    Gradient,
-    GradientXInput,
-    Deconvnet,
-    GuidedBackprop,
-    GradCAM,
-    GuidedGradCAM,
     DMBP,
     LPR,
     TRGBP,
-    FullGrad,
-    BBp,
     MIPIN,
     PatternNet,
     PatternAttribution,
+    FullGrad,
+    BBp,
     LRP,
     DeepTaylor,
     ExcitationBackprop,
     DeepLIFT,
     DeepSHAP,
+    GradCAM,
+    GuidedGradCAM,
+    GuidedBackprop,
+    Deconvnet,
+    GradientXInput,
+    Saliency,
+    Gradient,
 )
 BASELINES: tuple[type[Method], ...] = (Random,)
 """What a comparison may add, though nobody would explain with it."""
