@@ -29,7 +29,7 @@ from protocols import real_examples
 
 
 class GuidedXInput(GuidedBackprop):
-    """Guided back-propagation times input, one of the methods that the issue of LPR names."""
+    """Guided back-propagation times input, a usual companion of gradient times input."""
 
     name = "guided_x_input"
 
