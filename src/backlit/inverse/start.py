@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backlit._errors import InputError, UnsupportedOp, nearest
-from backlit.capture.primitives import CONVOLUTIONS
+from backlit.capture.features import last_features
 from backlit.capture.sites import Site, Trace
 
 
@@ -23,7 +23,7 @@ def feature_site(trace: Trace, start: str | None, classes: int) -> Site:
                 "The network has no feature map (n, c, h, w) of more than one position to begin with. Say where: start='input', "
                 "or a module's path."
             )
-        return _last_features(maps)
+        return last_features(maps)
     matching = [s for s in found if start in (s.name, s.module) or s.module.startswith(f"{start}.")]
     if not matching:
         known = list(dict.fromkeys([*(s.module for s in found if s.module), *(s.name for s in found), "input"]))
@@ -32,14 +32,3 @@ def feature_site(trace: Trace, start: str | None, classes: int) -> Site:
             f"ones are {', '.join(known[-7:-1])}.{nearest(start, known)}"
         )
     return matching[-1]
-
-
-def _last_features(found: list[Site]) -> Site:
-    """What the last convolution ends in before anything is pooled: its activation, its block's residual add or concat."""
-    start = max((i for i, s in enumerate(found) if s.primitive in CONVOLUTIONS), default=len(found) - 1)
-    last = found[start]
-    for site in found[start + 1 :]:
-        if "pool" in site.primitive or site.output_shape[2:] != last.output_shape[2:]:
-            break
-        last = site
-    return last

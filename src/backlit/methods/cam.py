@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from backlit._errors import InputError, UnsupportedOp, nearest
 from backlit.capture import Propagation, Site, propagate
-from backlit.capture.primitives import CONVOLUTIONS
+from backlit.capture.features import last_features
 from backlit.methods.base import Maps, Method, Options, activation_bytes, check
 from backlit.methods.inputs import pick
 from backlit.rules import presets
@@ -110,7 +110,7 @@ def feature_map(run: Propagation, layer: str | None) -> Site:
     if not found:
         raise UnsupportedOp("The network has no feature map (n, c, h, w) of more than one position to weight.")
     if layer is None:
-        return _last_features([s for s in found if s.output_shape[1] != run.output.shape[1]] or found)
+        return last_features([s for s in found if s.output_shape[1] != run.output.shape[1]] or found)
     matching = [s for s in found if layer in (s.name, s.module) or s.module.startswith(f"{layer}.")]
     if not matching:
         known: list[str] = list(dict.fromkeys(s.module for s in found if s.module)) + [s.name for s in found]
@@ -120,17 +120,6 @@ def feature_map(run: Propagation, layer: str | None) -> Site:
             f"{shown}.{nearest(layer, known)}"
         )
     return matching[-1]
-
-
-def _last_features(found: list[Site]) -> Site:
-    """What the last convolution ends in before anything is pooled: its activation, its block's residual add or concat."""
-    start = max((i for i, s in enumerate(found) if s.primitive in CONVOLUTIONS), default=len(found) - 1)
-    last = found[start]
-    for site in found[start + 1 :]:
-        if "pool" in site.primitive or site.output_shape[2:] != last.output_shape[2:]:
-            break
-        last = site
-    return last
 
 
 def _may_be_one(site: Site) -> bool:
