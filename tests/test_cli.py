@@ -61,6 +61,35 @@ def digits(tmp_path: Path) -> Path:
     return folder
 
 
+def test_rules_for_pixels_know_black_and_white(digits: Path, tmp_path: Path) -> None:
+    """The box is that of the preprocessing, not each image's own range; an option overrides it."""
+    black, white = backlit.load_model("digits", mean=0.3, std=0.6).preprocess.bounds
+    words = (
+        "explain",
+        digits / "a.png",
+        "--method",
+        "deep_taylor",
+        "--mean",
+        0.3,
+        "--std",
+        0.6,
+        "--target",
+        3,
+        "--out",
+    )
+    assert command(*words, tmp_path / "given").returncode == 0
+    assert command(*words, tmp_path / "own", "--option", "low=None", "--option", "high=-0.0").returncode == 1
+    (row,) = json.loads((tmp_path / "given" / "summary.json").read_text())["maps"]
+    assert row["provenance"]["options"]["low"] == list(black)
+    found = backlit.Attribution.load(tmp_path / "given" / row["map"])
+    model = backlit.load_model("digits", mean=0.3, std=0.6)
+    box = backlit.DeepTaylor(model.network, low=black, high=white)(found.inputs, 3)
+    assert torch.equal(found.values, box.values)
+    assert not torch.allclose(
+        found.values, backlit.DeepTaylor(model.network, low=-2.0, high=3.0)(found.inputs, 3).values
+    )
+
+
 def test_explain_writes_pictures_maps_and_a_summary(digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = command(

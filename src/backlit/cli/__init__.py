@@ -88,7 +88,7 @@ def explain(
     compute = settings.Compute(device, dtype, seed)
     loaded = settings.load(model, weights, compute, settings.preprocessing(size, mean, std))
     chosen = settings.with_fitted(settings.methods(method, option or [], seed), fitted or [])
-    failures = run(images, loaded, target, chosen, out, compute)
+    failures = run(images, loaded, target, settings.with_bounds(chosen, loaded.preprocess), out, compute)
     if failures:
         raise typer.Exit(1)
 
@@ -140,6 +140,7 @@ def compare(
     chosen, measured = settings.methods_and_metrics(methods, metrics, option or [], seed)
     chosen = settings.with_fitted(chosen, fitted or [])
     loaded = settings.load(model, weights, compute, settings.preprocessing(size, mean, std))
+    chosen = settings.with_bounds(chosen, loaded.preprocess)
     source = Source(images or [], data, target, class_index, boxes, limit, mosaic, seed)
     if run(source, loaded, chosen, measured, out, compute, classes=classes, force=force):
         raise typer.Exit(1)
@@ -268,7 +269,8 @@ def trace(
     loaded = settings.load(
         model, weights or "random", compute, settings.preprocessing(size, None, None), bare=weights is None
     )
-    print_trace(loaded, settings.with_fitted(settings.methods(method, [], seed), fitted or [])[0], compute)
+    chosen = settings.with_fitted(settings.methods(method, [], seed), fitted or [])
+    print_trace(loaded, settings.with_bounds(chosen, loaded.preprocess)[0], compute)
 
 
 def main() -> None:

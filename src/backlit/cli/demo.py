@@ -15,10 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from backlit._version import __version__
 from backlit.attribution import Attribution
-from backlit.cli.settings import Compute
+from backlit.cli.settings import Chosen, Compute, with_bounds
 from backlit.inverse import Fitted
 from backlit.methods import METHODS, FittedMethod
-from backlit.models import load_model
+from backlit.models import LoadedModel, load_model
 from backlit.models.digits import demo_scenes, digits_images
 from backlit.report.page import Page, row, write_page
 
@@ -45,7 +45,7 @@ def run(out: Path, compute: Compute) -> Path:
     target = torch.tensor([label for _, label, _ in cases])
     with torch.no_grad():
         chances = model.network(x).float().softmax(1)
-    found = _explain(model.network, x, target, compute)
+    found = _explain(model, x, target, compute)
     rows = [
         row(
             model.preprocess.restore(x[i].float()),
@@ -73,9 +73,7 @@ def run(out: Path, compute: Compute) -> Path:
     return path
 
 
-def _explain(
-    network: torch.nn.Module, x: torch.Tensor, target: torch.Tensor, compute: Compute
-) -> dict[str, Attribution]:
+def _explain(model: LoadedModel, x: torch.Tensor, target: torch.Tensor, compute: Compute) -> dict[str, Attribution]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     found: dict[str, Attribution] = {}
     learned: dict[str, Fitted] = {}
@@ -87,9 +85,10 @@ def _explain(
                 options["callback"] = lambda s, task=task: progress.update(task, completed=s.index, total=s.steps)
             if issubclass(method, FittedMethod):
                 if method.artefact not in learned:
-                    learned[method.artefact] = fit_on_digits(method, network, x)
+                    learned[method.artefact] = fit_on_digits(method, model.network, x)
                 options["fitted"] = learned[method.artefact]
-            found[method.title] = method(network, **options)(x, target)
+            (chosen,) = with_bounds([Chosen(method, options)], model.preprocess)
+            found[method.title] = method(model.network, **chosen.options)(x, target)
             progress.update(task, completed=progress.tasks[-1].total)
     return found
 

@@ -65,7 +65,7 @@ def run(setting: Setting, methods: Sequence[Chosen], options: RoarOptions) -> Ro
         width=setting.width,
         dropout=setting.dropout,
     )
-    named = {c.method.name: partial(c.method, **c.options) for c in methods}
+    named = {c.method.name: partial(c.method, **c.options) for c in settings.with_bounds(methods, preprocess)}
     with _progress(console) as progress:
         result = roar(data, make, named, options, out=setting.out, progress=progress)
     print(result.table())  # rich would break its lines

@@ -16,7 +16,7 @@ from backlit.methods import BASELINES, METHODS, FittedMethod, Method
 from backlit.methods.lookup import find_method, same_name
 from backlit.metrics import Metric
 from backlit.metrics.lookup import find_metric
-from backlit.models import LoadedModel, load_model
+from backlit.models import LoadedModel, Preprocess, load_model
 
 Kind = TypeVar("Kind", type[Method], type[Metric])
 
@@ -100,6 +100,17 @@ def with_fitted(chosen: list[Chosen], files: Sequence[Path]) -> list[Chosen]:
             f"fitted: no method that was asked for uses {idle[0]!r}, which is for {found[Path(idle[0])].kind}."
         )
     return result
+
+
+def with_bounds(chosen: Sequence[Chosen], preprocess: Preprocess) -> list[Chosen]:
+    """The methods, those whose rules bound the pixels with what black and white are behind the preprocessing."""
+    low, high = preprocess.bounds
+    return [
+        replace(one, options={"low": low, "high": high, **one.options})
+        if {"low", "high"} <= set(option_names(one.method))
+        else one
+        for one in chosen
+    ]
 
 
 def methods_and_metrics(names: str, metrics: str, options: list[str], seed: int) -> tuple[list[Chosen], list[Metric]]:

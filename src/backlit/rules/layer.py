@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,12 +40,14 @@ class Layer:
             weight = weight * _along_outputs(scale, weight, call)
         return cls(inputs[0], weight, bias, call, place)
 
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The layer without its bias, on other values and with other weights."""
-        if self.call.primitive.name == "addmm":
-            return x @ weight if self.place == "mat2" else weight @ x
-        without = {"bias": None} if "bias" in self.call.arguments else {}
-        return self.call.run(x, **{self.place: weight}, **without)
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The layer on other values, with other weights and another bias or none, shaped as ``bias_along``."""
+        name = self.call.primitive.name
+        if name in CONVOLUTIONS or name == "linear":
+            return self.call.run(x, **{self.place: weight, "bias": None if bias is None else bias.flatten()})
+        if name == "addmm" and self.place == "mat1":
+            return _plus(weight @ x, bias)
+        return _plus(x @ weight if name == "addmm" else self.call.run(x, **{self.place: weight}), bias)
 
     def transposed(self, s: Tensor, weight: Tensor) -> Tensor:
         """What ``linear`` reads from each input, weighted by ``s``."""
@@ -59,6 +62,11 @@ class Layer:
         with torch.enable_grad():
             leaf = torch.zeros_like(x).requires_grad_()
             return torch.autograd.grad(self.linear(leaf, weight), leaf, s, create_graph=second)[0]
+
+    @cached_property
+    def nonnegative(self) -> bool:
+        """Whether no input is below zero, as behind a ReLU."""
+        return self.x.numel() == 0 or not bool(self.x.amin() < 0)
 
     @property
     def bias_along(self) -> Tensor | None:
@@ -84,6 +92,10 @@ class Layer:
             s = s.sum(tuple(range(2 - self.weight.dim(), 0)))
             return s * bias.flatten()
         return (s * bias).sum(-1)
+
+
+def _plus(y: Tensor, bias: Tensor | None) -> Tensor:
+    return y if bias is None else y + bias
 
 
 def affine_of(norm: Call, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
