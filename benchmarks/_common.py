@@ -67,9 +67,10 @@ def write(name: str, device: torch.device, rows: list[dict[str, Any]]) -> Path:
 
 def shared_model(name: str) -> backlit.LoadedModel:
     """A network with real weights from the shared folder."""
-    files = {
+    files: dict[str, tuple[str, dict[str, Any]]] = {
         "squeezenet1_0": ("squeezenet1_0-imagenet.safetensors", {"size": 227}),
         "mobilenet_v2": ("mobilenet_v2-imagenet.safetensors", {"size": 225, "mean": 0.5, "std": 0.5}),
+        "cifar_resnet20": ("resnet20-cifar10.safetensors", {}),
     }
     file, preprocessing = files[name]
     return backlit.load_model(name, weights=SHARED / "models" / file, **preprocessing)

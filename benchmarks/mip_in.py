@@ -31,9 +31,9 @@ from mip_in_networks import images, network, trained
 
 PAPER = {"mlp_mnist": (0.101, 0.026), "cnn_mnist": (0.165, 0.023), "cnn_cifar10": (0.211, 0.106)}
 SAMPLES = {  # training images of a fit, by whose samples a class learns from
-    "mlp_mnist": {"own": 60000, "all": 10000},
-    "cnn_mnist": {"own": 3000, "all": 500},
-    "cnn_cifar10": {"own": 20000, "all": 500},
+    "mlp_mnist": {"own": 60000, "all": 60000},
+    "cnn_mnist": {"own": 60000, "all": 3000},
+    "cnn_cifar10": {"own": 20000, "all": 3000},
 }
 
 

@@ -4,6 +4,7 @@
     uv run python benchmarks/relevance.py agreement              # every rule against zennit, float64
     uv run python benchmarks/relevance.py conservation           # random weights and batch norm statistics, biases or none
     uv run python benchmarks/relevance.py completeness           # DeepLIFT: sum of the map over the difference of the logits
+    uv run python benchmarks/relevance.py real                   # both, on networks with real weights (needs BACKLIT_SHARED)
 
 zennit (LGPL) is used where it is installed, as an oracle and a rival; nothing depends on it.
 """
@@ -31,8 +32,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import backlit
-from _common import write
+from _common import SHARED, shared_model, write
 from backlit.capture import propagate
+from backlit.data import CIFAR10, Batches, ImageFolder
 from backlit.rules import presets
 from backlit.rules.linear import AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
 from backlit.rules.relevance import relevance
@@ -46,11 +48,12 @@ TIMED = ("epsilon", "epsilon_plus", "z_plus", "epsilon_alpha2_beta1", "epsilon_g
 LOW, HIGH = (-2.2, -2.1, -1.9), (2.3, 2.5, 2.7)
 
 
-def randomised(name: str, biases: bool = True) -> nn.Module:
+def randomised(name: str, biases: bool = True, blind: bool = False) -> nn.Module:
     """Random weights and batch norm statistics in float64; without biases, every constant is zero, too.
 
-    The statistics are those of random images, perturbed: drawn blindly, they let the signal of some networks (MobileNets,
-    EfficientNet) die out under their biases, and a logit's difference from a reference is rounding alone.
+    The statistics are those of random images, perturbed. Drawn blindly, without regard to what the layer puts out, they let
+    the signal of some networks (MobileNets, EfficientNet) die out under their biases: a logit is then the same for all images,
+    and its difference from a reference is rounding alone.
     """
     torch.manual_seed(0)
     options: dict[str, Any] = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
@@ -61,7 +64,7 @@ def randomised(name: str, biases: bool = True) -> nn.Module:
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for module in norms:
         module.momentum = 1.0
-    if norms:
+    if norms and not blind:
         model.train()(torch.randn(8, 3, SIZES.get(name, 64), SIZES.get(name, 64), dtype=torch.float64))
         model.eval()
     for module in norms:
@@ -103,11 +106,13 @@ def conservation(names: list[str]) -> list[dict[str, Any]]:
 
 
 def completeness(names: list[str]) -> list[dict[str, Any]]:
-    """DeepLIFT's sum over F(x) - F(reference), the worse of two images."""
+    """DeepLIFT's sum over F(x) - F(reference), the worse of two images; what is missing over the logit, too."""
     rows = []
-    for name in names:
+    for name, blind in [(name, blind) for blind in (False, True) for name in names]:
         x = torch.randn(2, 3, SIZES.get(name, 64), SIZES.get(name, 64), dtype=torch.float64)
-        model = randomised(name)
+        model = randomised(name, blind=blind)
+        if blind and not any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
+            continue
         target = model(x).argmax(1)
         for dtype, rule, reference in (
             (torch.float64, "rescale", "zero"),
@@ -119,12 +124,56 @@ def completeness(names: list[str]) -> list[dict[str, Any]]:
                 warnings.simplefilter("ignore")
                 found = backlit.DeepLIFT(model, rule=rule, reference=reference)(x, target)
             c = found.completeness
-            row: dict[str, Any] = {"network": name, "dtype": str(dtype), "rule": rule, "reference": reference}
+            row: dict[str, Any] = {"network": name, "statistics": "blind" if blind else "perturbed"}
+            row |= {"dtype": str(dtype), "rule": rule, "reference": reference}
             row["off_by"] = float((c["ratio"] - 1).abs().max())
             row["difference_over_logit"] = float((c["difference"] / found.output).abs().min())
+            row["missing_over_logit"] = float((c["gap"] / found.output).abs().max())
             rows.append(row)
             print(row, flush=True)
     return rows
+
+
+def real() -> list[dict[str, Any]]:
+    """Networks with real weights on three images each: their own, and a copy whose every bias and shift is zero."""
+    rows = []
+    for name in ("squeezenet1_0", "mobilenet_v2", "cifar_resnet20"):
+        loaded = shared_model(name)
+        if name == "cifar_resnet20":
+            pictures: Any = CIFAR10(SHARED / "data" / "cifar10", train=False)
+        else:
+            pictures = ImageFolder(SHARED / "data" / "ilsvrc2012-val", SHARED / "data" / "imagenet_classes.json")
+        chosen = [pictures[i * len(pictures) // 3] for i in range(3)]
+        x, _ = next(iter(Batches(chosen, loaded.preprocess, batch=3)))
+        x = x.double()
+        low, high = loaded.preprocess.bounds
+        for biases in (True, False):
+            model = copy.deepcopy(loaded.network).double()
+            if not biases:
+                _without_biases(model)
+            for preset in (*TIMED, "deep_taylor"):
+                method = backlit.LRP(model, preset=preset, low=low, high=high)
+                rows.append({"network": name, "biases": biases, "method": preset, **_accounted(method(x))})
+            for rule, reference in (("rescale", "zero"), ("rescale", "blur"), ("reveal_cancel", "zero")):
+                c = backlit.DeepLIFT(model, rule=rule, reference=reference)(x).completeness
+                row = {"network": name, "biases": biases, "method": f"deeplift {rule}, {reference}"}
+                rows.append({**row, "off_by": float((c["ratio"] - 1).abs().max())})
+            for row in rows[-len(TIMED) - 4 :]:
+                print(row, flush=True)
+    return rows
+
+
+def _without_biases(model: nn.Module) -> None:
+    for key, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if key.endswith(("bias", "running_mean")):
+            tensor.data.zero_()
+
+
+def _accounted(found: backlit.Attribution) -> dict[str, Any]:
+    c = found.completeness
+    shares = (c["biases"] / found.output).tolist()
+    rounded = {"ratio": [round(v, 6) for v in c["ratio"].tolist()], "share_of_biases": [round(v, 4) for v in shares]}
+    return {**rounded, "gap": float((c["gap"] / found.output).abs().max())}
 
 
 def _zennit_rules() -> list[tuple[str, Any, Any, Any, Any]]:
@@ -160,6 +209,9 @@ def agreement(names: list[str]) -> list[dict[str, Any]]:
     rows = []
     for name in names:
         model = randomised(name)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = 0.0  # zennit's merge leaves it where it is, so that the merged network has other outputs
         x = torch.randn(2, 3, 64, 64, dtype=torch.float64).clamp(-1.8, 2.2)
         plain = model(x)
         seed = F.one_hot(plain.argmax(1), 1000).double()
@@ -267,7 +319,7 @@ def _zennit_runs(name: str, model: nn.Module, x: Tensor, target: Tensor) -> dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["cost", "agreement", "conservation", "completeness", "peak"])
+    parser.add_argument("what", choices=["cost", "agreement", "conservation", "completeness", "real", "peak"])
     parser.add_argument("--networks", nargs="+")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-memory", action="store_true")
@@ -280,6 +332,8 @@ def main() -> None:
         rows = cost(
             arguments.networks or ["vgg16", "resnet50"], arguments.rounds, arguments.size, not arguments.no_memory
         )
+    elif arguments.what == "real":
+        rows = real()
     elif arguments.what == "agreement":
         rows = agreement(arguments.networks or ["vgg11", "vgg11_bn", "alexnet", "squeezenet1_0", "resnet18"])
     else:

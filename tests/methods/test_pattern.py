@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from _networks import ARCHITECTURES, SPELLINGS, build, images
-from backlit import InputError, PatternAttribution, PatternNet, UnsupportedOp
-from backlit.inverse import Fitted
+from backlit import FileError, InputError, PatternAttribution, PatternNet, UnsupportedOp
+from backlit.inverse import Fitted, patterns
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -175,3 +176,40 @@ def test_dead_neurons_and_what_has_no_patterns() -> None:
     normed = nn.Sequential(nn.Flatten(), nn.Linear(72, 4), nn.LayerNorm(4), nn.Linear(4, 3)).double().eval()
     with pytest.raises(UnsupportedOp, match=r"layer_norm\[0\] .* has no rule in the table 'pattern'"):
         PatternNet(normed, fitted=PatternNet.fit(normed, [x]))(x[:1], 0)
+
+
+class _Fails:
+    """Batches, of which one raises the first time."""
+
+    def __init__(self, batches: list[Tensor], at: int) -> None:
+        self.batches, self.at, self.read = batches, at, 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for i, batch in enumerate(self.batches):
+            if i == self.at and self.read > 1:  # the first look is at one batch alone
+                raise KeyboardInterrupt
+            self.read += 1
+            yield batch
+
+
+def test_an_interrupted_fit_goes_on_and_gives_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patterns, "PAUSE", 0.0)
+    monkeypatch.setattr(patterns, "SHARE", float("inf"))  # after each batch
+    net, x = network(), list((drawn(40, 2, 6, 6) + 0.3).split(8))
+    path = tmp_path / "patterns.safetensors"
+    whole = PatternNet.fit(net, x)
+    with pytest.raises(KeyboardInterrupt):
+        PatternNet.fit(net, _Fails(x, 3), out=path)
+    assert not path.exists()
+    with pytest.raises(FileError, match=r"of another fit: its precision is \"float64\", and now it is \"float32\""):
+        PatternNet.fit(net, x, out=path, precision=torch.float32)
+    with pytest.raises(InputError, match=r"data must be the same, in the same order, .* but 3 batches held 24 images"):
+        PatternNet.fit(net, [x[0], x[2] + 1, x[1], *x[3:]], out=path)
+    ran: list[int] = []
+    resumed = PatternNet.fit(net, x, out=path, progress=lambda step: ran.append(step.samples))
+    assert ran == [32, 40]  # the first 24 images are not run again
+    assert not Path(f"{path}.parts").exists()
+    for layer, found in whole.layers.items():
+        for name, value in found.items():
+            assert torch.equal(resumed.layers[layer][name], value)
+    assert resumed.facts == whole.facts

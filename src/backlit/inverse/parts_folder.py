@@ -1,4 +1,4 @@
-"""The finished layers of a fit that is under way, in a folder beside its file."""
+"""What a fit that is under way has finished, in a folder beside its file."""
 
 from __future__ import annotations
 
@@ -48,6 +48,9 @@ class PartsFolder:
             write_whole(folder / _PLAN, text.encode(), "out")
         yield cls(folder)
         shutil.rmtree(folder, ignore_errors=True)
+
+    def __bool__(self) -> bool:
+        return self._folder is not None
 
     def read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and facts of a layer that is finished."""

@@ -12,6 +12,7 @@ is the layer's output, whose sign is what the ReLU behind it sees.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from math import prod
@@ -22,16 +23,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backlit._errors import UnsupportedOp
+from backlit._errors import InputError, UnsupportedOp
 from backlit._version import __version__
 from backlit.capture.canonical import Call
 from backlit.inverse.artefact import Fitted, weights_of
 from backlit.inverse.data import Data, Digest, batches, check_data, check_values
 from backlit.inverse.fit import FitStep
 from backlit.inverse.part import INPUT, Part, Step, find_layers
+from backlit.inverse.parts_folder import PartsFolder
 from backlit.inverse.regressions import per_dimension
 
 LAYERS = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
+PAUSE, SHARE = 10.0, 0.05
+"""The sums are written to the folder beside the file after so many seconds, and in at most this share of the time."""
 _AT_ONCE = 2**22  # numbers of one block of patches: 32 MiB in float64
 
 
@@ -49,6 +53,21 @@ class Sums:
         self.samples = 0
         self.x, self.y, self.yx = zeros(1, q), zeros(o, 1), zeros(o, q)
         self.count_pos, self.x_pos, self.yx_pos = zeros(o, 1), zeros(o, q), zeros(o, q)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """All that was summed, by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    @classmethod
+    def of(cls, state: dict[str, Tensor], samples: int, device: torch.device) -> Sums:
+        """What ``state`` and ``samples`` were read from."""
+        groups, o, q = state["yx"].shape
+        sums = cls(groups, q, o, device)
+        sums.samples = samples
+        for name, value in state.items():
+            setattr(sums, name, value.to(device))
+        return sums
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add rows: x (g, r, q) and y (g, r, o)."""
@@ -97,7 +116,8 @@ def fit_patterns(
     Args:
         model: The network, in eval mode. It is not changed.
         data: An iterable of batches, images (n, c, h, w) or (images, labels), whose labels are not used.
-        out: A file for the result.
+        out: A file for the result. The sums so far are kept every so often in a folder beside it (``OUT.parts``), from which
+            the same call goes on after an interruption.
         precision: Dtype of the products inside a batch; their sums are float64.
         description: Of the data, for the record.
         progress: Called after each batch.
@@ -106,25 +126,86 @@ def fit_patterns(
         InputError: If a batch cannot be used.
         UnsupportedOp: If the network holds products with a constant matrix that are no linear layer, or nothing to learn.
         ModelStateError: If an activation is not finite; names the batch.
-        FileError: If ``out`` cannot be written.
+        FileError: If ``out`` cannot be written, or its folder of parts belongs to another fit.
     """
     check_data(data)
-    layers: Part | None = None
-    sums: dict[str, Sums] = {}
-    digest, shapes = Digest(), ()
-    for batch in batches(data, model):
-        if layers is None:
-            layers = find_layers(model, tuple(x[:2] for x in batch.inputs), _has_pattern)
-            shapes = tuple(tuple(x.shape[1:]) for x in batch.inputs)
-        with torch.no_grad():
-            values = layers.values(model, batch.inputs)
-            for step in layers.steps:
-                x, y = values.slots[step.sources[0]], values.slots[step.outputs[0]]
-                check_values([x, y], step.name, batch.index)
-                _add(sums, step, x.to(precision), y.to(precision))
-        digest.add(batch)
-        progress(FitStep(1, 1, tuple(sums), digest.samples, None))
-    assert layers is not None
+    first = next(iter(batches(data, model)))
+    layers = find_layers(model, tuple(x[:2] for x in first.inputs), _has_pattern)
+    shapes = tuple(tuple(x.shape[1:]) for x in first.inputs)
+    asked = {"kind": "pattern", "network": weights_of(model), "input_shapes": [list(s) for s in shapes]}
+    asked |= {"precision": str(precision).removeprefix("torch.")}
+    with PartsFolder.beside(out, asked) as folder:
+        kept = _Kept(folder, first.inputs[0].device)
+        sums, digest = kept.sums, Digest()
+        for batch in batches(data, model):
+            digest.add(batch)
+            if digest.batches <= kept.digest.batches:
+                kept.check(digest)
+                continue
+            with torch.no_grad():
+                values = layers.values(model, batch.inputs)
+                for step in layers.steps:
+                    x, y = values.slots[step.sources[0]], values.slots[step.outputs[0]]
+                    check_values([x, y], step.name, batch.index)
+                    _add(sums, step, x.to(precision), y.to(precision))
+            kept.keep(digest)
+            progress(FitStep(1, 1, tuple(sums), digest.samples, None))
+        patterns = _patterns(model, layers, sums, digest, shapes, description, precision)
+        if out is not None:
+            patterns.save(out)
+    return patterns
+
+
+class _Kept:
+    """The sums so far, in the folder beside the file."""
+
+    NAME = "sums"
+
+    def __init__(self, folder: PartsFolder, device: torch.device) -> None:
+        self._folder = folder
+        found = folder.read(self.NAME)
+        tensors, facts = found or ({}, {"samples": {}, "digest": asdict(Digest())})
+        self.digest = Digest(**facts["digest"])
+        self.sums: dict[str, Sums] = {}
+        for name, samples in facts["samples"].items():
+            state = {key.rpartition("/")[2]: t for key, t in tensors.items() if key.rpartition("/")[0] == name}
+            self.sums[name] = Sums.of(state, samples, device)
+        self._next = time.monotonic() + PAUSE
+
+    def check(self, digest: Digest) -> None:
+        """Refuse other data than were summed.
+
+        Raises:
+            InputError: When as many batches were seen.
+        """
+        if digest.batches == self.digest.batches and not digest.same(self.digest):
+            raise InputError(
+                f"data must be the same, in the same order, as before the interruption, but {self.digest.batches} batches held "
+                f"{self.digest.samples} images of sum {self.digest.total:.6g}, and now {digest.samples} of sum "
+                f"{digest.total:.6g}. Switch shuffling and augmentation off, or remove the folder of parts."
+            )
+
+    def keep(self, digest: Digest) -> None:
+        """Write the sums, if it is time."""
+        start = time.monotonic()
+        if not self._folder or start < self._next:
+            return
+        tensors = {f"{name}/{key}": t for name, sums in self.sums.items() for key, t in sums.state.items()}
+        samples = {name: sums.samples for name, sums in self.sums.items()}
+        self._folder.write(self.NAME, tensors, {"samples": samples, "digest": asdict(digest)})
+        end = time.monotonic()
+        self._next = end + max(PAUSE, (end - start) / SHARE)
+
+
+def _patterns(
+    model: nn.Module,
+    layers: Part,
+    sums: dict[str, Sums],
+    digest: Digest,
+    shapes: tuple[tuple[int, ...], ...],
+    description: str,
+    precision: torch.dtype,
+) -> Patterns:
     found: dict[str, dict[str, Tensor]] = {}
     said = []
     for step in layers.steps:
@@ -142,10 +223,7 @@ def fit_patterns(
         "data": asdict(digest),
         "versions": {"backlit": __version__, "torch": str(torch.__version__)},
     }
-    patterns = Patterns("pattern", found, tuple(range(layers.classes)), weights_of(model), shapes, facts)
-    if out is not None:
-        patterns.save(out)
-    return patterns
+    return Patterns("pattern", found, tuple(range(layers.classes)), weights_of(model), shapes, facts)
 
 
 def _has_pattern(call: Call) -> bool:
