@@ -15,6 +15,7 @@ ORDER = [
         "_errors",
         "_types",
         "_version",
+        "_warn",
         "_files",
         "_fingerprint",
         "_layout",

@@ -207,6 +207,11 @@ RECTIFIERS: tuple[str, ...] = tuple(p.name for p in PRIMITIVES[: PRIMITIVES.inde
 LAYERS: tuple[str, ...] = (*CONVOLUTIONS, "linear", "matmul", "addmm", "einsum")
 """The affine operations that sum over weights; with two signals they are products, of other names."""
 
+CARRIERS: frozenset[str] = frozenset(
+    "reshape permute slice expand copy dropout interpolate where setitem mul div add sub neg".split()
+)
+"""What, on one signal, only moves, scales or shifts values that another operation made."""
+
 _T: Any = Tensor
 _OWNERS = {"F": F, "t": torch, "T": Tensor}
 WRITERS: tuple[Function, ...] = (_T.__setitem__, _T.masked_fill_, _T.copy_)

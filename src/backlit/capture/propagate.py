@@ -74,8 +74,8 @@ class Propagation:
     ``inputs`` are the leaves to differentiate to, ``output`` the network's (n, k) logits with the rules' graph behind
     it, ``kept`` the outputs of the sites that were asked for, ``taps`` the sites that were tapped, in order. ``unit`` is a
     leaf of ones (n,) whose gradient is what the rules' biases absorb of each image; ``mixed`` fills, while that is
-    computed, with the sites whose images stand in neither of the first two dimensions, so that only the sum over the
-    batch is right.
+    computed, with the sites whose images do not stand for certain in the first dimension, so that only the sum over the
+    batch is.
     """
 
     inputs: tuple[Tensor, ...]
@@ -333,7 +333,7 @@ class _Ruled(torch.autograd.Function):
             *result, absorbed = result
             if absorbed is not None:
                 unit = _per_image(absorbed, ctx.images)
-                if ctx.images not in absorbed.shape[:2]:
+                if absorbed.shape[:1] != (ctx.images,) or absorbed.shape[1:2] == (ctx.images,):
                     ctx.mixed.add(call.site.name)
         check_result(tuple(result), inputs, call)
         return (*none, unit, *result)

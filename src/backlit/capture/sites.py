@@ -16,7 +16,9 @@ class Site:
     ``index`` counts the calls of the same primitive from 0, so ``relu[6]`` is the seventh ReLU; ``module`` is
     the dotted path of the innermost module that made the call ("" for the model itself). ``depths`` counts, for each
     input, the layers with weights that it has behind it (the most on any path): 0 is the network's input or what was
-    made of it without weights. ``constants`` says whether a tensor that is no signal stands among the arguments.
+    made of it without weights. ``makers`` names, for each input, the primitive that gave it its values, seen through what
+    only moves, scales or shifts them ("input" for the network's own). ``constants`` says whether a tensor that is no signal
+    stands among the arguments.
     """
 
     primitive: str
@@ -27,6 +29,7 @@ class Site:
     input_shapes: tuple[tuple[int, ...], ...]
     output_shape: tuple[int, ...]
     depths: tuple[int, ...] = ()
+    makers: tuple[str, ...] = ()
     constants: bool = False
 
     @property

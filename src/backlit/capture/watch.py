@@ -21,8 +21,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 from backlit._errors import UnsupportedOp
 from backlit.capture import refuse
 from backlit.capture.canonical import Call, at, canonical, name_by_signals, places_of
-from backlit.capture.primitives import BY_NAME, CONSTANT, LAYERS, SHADOWS, SPELLINGS
+from backlit.capture.primitives import BY_NAME, CARRIERS, CONSTANT, LAYERS, SHADOWS, SPELLINGS
 from backlit.capture.sites import Site, Trace
+
+INPUT = "input"
+"""The maker of the network's inputs."""
 
 
 class Watch(TorchFunctionMode):
@@ -35,6 +38,7 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self._paths = {id(module): name for name, module in model.named_modules()}
         self._live: Any = WeakIdKeyDictionary()  # signal -> layers with weights behind it
+        self._makers: Any = WeakIdKeyDictionary()  # signal -> the primitive that gave it its values
         self._seen: Any = WeakIdKeyDictionary()  # values off the signal's path -> whether autograd has their history
         self._gates: Any = WeakIdKeyDictionary()  # x > 0 and what is made of it
         self._shadows: Any = WeakIdKeyDictionary()  # signals cut from autograd: x.detach(), x.data
@@ -150,6 +154,10 @@ class Watch(TorchFunctionMode):
             if value in self._severed:
                 raise UnsupportedOp(refuse.SEVERED.format(self._severed[value]))
         depth = max(call.site.depths, default=0) + (call.site.primitive in LAYERS)
+        # Of two signals, as in y.expand_as(x), the first is carried; a sum or a product of two is a new value.
+        like = call.primitive.name in ("expand", "reshape", "copy")
+        carried = call.primitive.name in CARRIERS and (like or len(call.places) == 1)
+        maker = call.site.makers[0] if carried else call.primitive.name
         target = call.target if call.inplace else None
         if target is not None and target in self._split:
             self._stale.update(
@@ -162,6 +170,7 @@ class Watch(TorchFunctionMode):
             self.visit(call)
             if target._base is not None:
                 self._live[target._base] = max(depth, self._live.get(target._base, 0))
+                self._makers[target._base] = maker
         else:  # out of place, so that nothing that was saved is overwritten; later reads of the target find the result
             written = replace(call, spelled=lambda: call.run(*call.signals).to(target.dtype), inplace=False)
             result = self.visit(written)
@@ -170,7 +179,7 @@ class Watch(TorchFunctionMode):
         if outputs:
             self.sites.append(replace(call.site, output_shape=tuple(outputs[0].shape)))
         for tensor in outputs:
-            self._live[tensor] = depth
+            self._live[tensor], self._makers[tensor] = depth, maker
             if tensor._base is not None:
                 self._viewed[tensor._base] = True
         self._note(result, self._gates)  # indices and the like
@@ -193,8 +202,9 @@ class Watch(TorchFunctionMode):
         spelling = _name(func).removeprefix("torch.")
         shapes = tuple(tuple(at(lean, place).shape) for place in places)
         depths = tuple(self._live[at(arguments, place)] for place in places)
+        makers = tuple(self._makers.get(at(arguments, place), INPUT) for place in places)
         constants = len(list(_tensors(arguments.values()))) > len(places)
-        site = Site(name, self._counts[name], kind, path, spelling, shapes, (), depths, constants)
+        site = Site(name, self._counts[name], kind, path, spelling, shapes, (), depths, makers, constants)
         return Call(site, primitive, lean, places, lambda: func(*lean_args, **lean_kwargs), inplace)
 
     def current(self, value: Any) -> Any:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
 
 Result = TypeVar("Result")
+
+FIRST: ContextVar[int] = ContextVar("FIRST", default=0)
+"""The number of the first image of the chunk that is running, so that a message can name an image of the whole batch."""
 
 _FIRST = {"cpu": 4, "cuda": 8}
 _LARGEST = {"cpu": 16, "cuda": 256}
@@ -43,7 +47,11 @@ def run_in_chunks(
     start = 0
     while start < n:
         try:
-            result = run(slice(start, min(start + size, n)))
+            token = FIRST.set(start)
+            try:
+                result = run(slice(start, min(start + size, n)))
+            finally:
+                FIRST.reset(token)
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error) or size == 1:
                 raise

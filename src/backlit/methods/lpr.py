@@ -16,7 +16,6 @@ of all images in one batch, and one pass back through the first.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,9 +27,11 @@ from torch import Tensor, nn
 from backlit._errors import InputError, UnsupportedOp
 from backlit._layout import fast_layout
 from backlit._types import Heatmap
+from backlit._warn import warn
 from backlit.capture import CONVOLUTIONS, Propagation, Rule, Site, propagate
 from backlit.capture.record import record
 from backlit.methods.base import Maps, Method, Options, activation_bytes, check
+from backlit.methods.chunks import FIRST
 from backlit.methods.inputs import pick
 from backlit.methods.sites import Sites, check_sites, is_wanted
 from backlit.rules import presets
@@ -352,25 +353,24 @@ class Learning:
         return maps
 
     def _warn(self, maps: tuple[Tensor, ...]) -> None:
-        n, steps = len(self._target), self._options.steps
+        first, steps = FIRST.get(), self._options.steps
         for i in (~self._finite).nonzero().flatten().tolist():
             step = int(self._failed[i])
             when = f"at step {step} of {steps}" if step <= steps else "after the last step"
             _say(
-                f"loss or map of image {i} is not finite {when}; its last finite map is returned. Use a smaller lr.", n
+                f"loss or map of image {first + i} is not finite {when}; its last finite map is returned. Use a smaller lr."
             )
         constant = torch.stack([a.amax((1, 2, 3)) == a.amin((1, 2, 3)) for a in maps]).all(0)
         if bool(constant.any()):
-            which = ", ".join(map(str, constant.nonzero().flatten().tolist()))
+            which = ", ".join(str(first + i) for i in constant.nonzero().flatten().tolist())
             _say(
                 f"the map of image {which} is constant, so its scaled map (Eq. 4) is undefined and nothing was learned from it. "
-                "Is the image zero, or does the target not depend on it?",
-                n,
+                "Is the image zero, or does the target not depend on it?"
             )
 
 
-def _say(text: str, n: int) -> None:
-    warnings.warn(f"LPR: {text} (Images are counted from 0 in their chunk of {n}.)", RuntimeWarning, stacklevel=8)
+def _say(text: str) -> None:
+    warn(f"LPR: {text}", RuntimeWarning)
 
 
 def smoothed(a: Heatmap, sigma: float) -> Heatmap:

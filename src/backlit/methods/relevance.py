@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,13 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backlit._errors import InputError, ModelStateError, UnsupportedOp, nearest
-from backlit.capture import LAYERS, Propagation, Trace, propagate
+from backlit._warn import warn
+from backlit.capture import CARRIERS, LAYERS, Propagation, Trace, propagate
 from backlit.capture.record import record
 from backlit.methods.audit import Leak, audit
 from backlit.methods.base import Maps, Method, Options, activation_bytes, check
+from backlit.methods.box import box_of
+from backlit.methods.chunks import FIRST
 from backlit.methods.inputs import pick
-from backlit.rules import RuleTable, presets
-from backlit.rules.linear import Bound, Contrast
+from backlit.rules import RuleTable, attention, presets
+from backlit.rules.linear import Bound, Contrast, Gamma
 from backlit.rules.pooling import proportional
 from backlit.rules.relevance import RelevanceTable
 
@@ -78,13 +80,28 @@ class LRPOptions(RelevanceOptions):
         )
         check(self.attention in ("held", "attnlrp"), "attention", self.attention, "'held' or 'attnlrp'")
         check(self.pool in ("winner", "proportional"), "pool", self.pool, "'winner' or 'proportional'")
+        others = [f.name for f in fields(self) if f.name in _OF_PRESETS and getattr(self, f.name) != f.default]
+        check(
+            self.rules is None or not others,
+            "rules",
+            f"a table, beside {', '.join(others)}, which it would not read",
+            "alone, for it says all of that itself",
+        )
+        Gamma(self.gamma)
+        for name in ("low", "high"):
+            check(_is_bound(getattr(self, name)), name, getattr(self, name), "a number, one for each channel, or None")
         self.table()  # its parameters are checked where they are used
 
-    def table(self) -> RuleTable:
-        """The rule table that these options ask for."""
+    @property
+    def has_box(self) -> bool:
+        """Whether the preset reads ``low`` and ``high``."""
+        return self.rules is None and "low" in presets.RELEVANCE[self.preset].__code__.co_varnames
+
+    def table(self, low: Bound | None = None, high: Bound | None = None) -> RuleTable:
+        """The rule table that these options ask for, with the box of the first layer."""
         if self.rules is not None:
             return self.rules
-        takes = {"value": self.epsilon, "gamma": self.gamma, "low": self.low, "high": self.high}
+        takes = {"value": self.epsilon, "gamma": self.gamma, "low": low, "high": high}
         make = presets.RELEVANCE[self.preset]
         own = {k: v for k, v in takes.items() if k in make.__code__.co_varnames[: make.__code__.co_argcount]}
         return presets.with_choices(make(**own), self.attention, proportional if self.pool == "proportional" else None)
@@ -112,9 +129,12 @@ class Relevance(Method):
         grads = run.gradient(weights if len(weights) > 1 else weights[0], to=(*run.inputs, run.unit))
         *values, biases = grads if len(weights) > 1 else tuple(g[None] for g in grads)
         output = run.output.detach().gather(1, targets).T
+        self._check_end(run, tuple(values), table)
         self._check_flow(run, tuple(values), inputs, targets, table)
-        values, completeness = self.account(tuple(values), biases, output, bool(run.mixed))
-        self._warn(completeness, output, inputs, targets, table)
+        if run.mixed and len(inputs[0]) > 1:
+            biases = self._of_each(inputs, targets, table, tuple(values), biases, output)
+        values, completeness = self.account(tuple(values), biases, output)
+        self._warn(completeness, values, output, inputs, targets, table)
         return Maps(
             values=values,
             targets=targets,
@@ -143,14 +163,49 @@ class Relevance(Method):
             )
         return run
 
+    def _check_end(self, run: Propagation, values: tuple[Tensor, ...], table: RuleTable) -> None:
+        """Refuse a network that ends in a softmax, where that is held.
+
+        Raises:
+            UnsupportedOp: If all of the output stops there.
+        """
+        last = [site for site in run.trace if site.primitive not in CARRIERS][-1]
+        held = last.primitive == "softmax" and table.rule_for(last)[1] is attention.constant
+        if held and not any(bool(v.any()) for v in values):
+            raise UnsupportedOp(
+                f"{self.title} hands down logits, but this network ends in {last}, whose probabilities are held: the map is "
+                "zero. Explain the network without it."
+            )
+
+    def _of_each(
+        self,
+        inputs: tuple[Tensor, ...],
+        targets: Tensor,
+        table: RuleTable,
+        values: tuple[Tensor, ...],
+        biases: Tensor,
+        output: Tensor,
+    ) -> Tensor:
+        """What the biases take of each image (t, n), where some layers may hold the images in an order of their own.
+
+        What the batch's biases take in all is known. Where nothing is lost that settles it; else the images go one by one.
+        """
+        rest = output - _sums(values)
+        lost, size = (rest - biases).sum(1).abs(), (output.abs() + rest.abs()).sum(1)
+        if bool((lost <= 1e-4 * size).all()):
+            return rest
+        alone = []
+        for i in range(len(inputs[0])):
+            run = self.propagated(tuple(x[i : i + 1] for x in inputs), table)
+            weights = F.one_hot(targets[i : i + 1].T, run.output.shape[1]).to(output.dtype)
+            alone.append(run.gradient(weights, to=(run.unit,))[0])
+        return torch.cat(alone, 1)
+
     def account(
-        self, values: tuple[Tensor, ...], biases: Tensor, output: Tensor, mixed: bool
+        self, values: tuple[Tensor, ...], biases: Tensor, output: Tensor
     ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """The maps, and what became of the logit: in the map, in the biases, nowhere; all (t, n)."""
-        relevance = torch.stack([v.flatten(2).sum(2) for v in values]).sum(0)
-        if mixed:  # some layers hold the images in an order of their own: what is lost in all is shared out
-            lost = (output - relevance - biases).mean(1, keepdim=True)
-            biases = output - relevance - lost
+        relevance = _sums(values)
         gap = output - relevance - biases
         ratio = torch.where(output == 0, 1 + relevance, relevance / torch.where(output == 0, 1, output))
         return values, {"relevance": relevance, "ratio": ratio, "biases": biases, "gap": gap}
@@ -184,19 +239,23 @@ class Relevance(Method):
         leaks = self._audited(inputs, targets, table, t, i)
         where = next((str(leak.site) for leak in leaks if not leak.finite), "a site that could not be found")
         raise ModelStateError(
-            f"The relevance of image {i} overflows at {where} in {self.title}. Use float64, a larger epsilon, or rules "
-            "that do not divide by small sums (preset='epsilon_gamma_box')."
+            f"The relevance of image {FIRST.get() + i} overflows at {where} in {self.title}. Use float64, a larger epsilon, or "
+            "rules that do not divide by small sums (preset='epsilon_gamma_box')."
         )
 
     def _warn(
         self,
         completeness: dict[str, Tensor],
+        values: tuple[Tensor, ...],
         output: Tensor,
         inputs: tuple[Tensor, ...],
         targets: Tensor,
         table: RuleTable,
     ) -> None:
-        share = (completeness["gap"] / torch.where(output == 0, 1, output)).abs()
+        whole = completeness["relevance"] + completeness["biases"] + completeness["gap"]
+        rounding = 100 * torch.finfo(output.dtype).eps * _sums(tuple(v.abs() for v in values))
+        lost = (completeness["gap"].abs() - rounding).clamp(min=0)
+        share = lost / torch.where(whole == 0, 1, whole).abs()
         if self._warned or float(share.max()) <= self.options.tolerance:
             return
         self._warned = True
@@ -204,10 +263,10 @@ class Relevance(Method):
         leaks = sorted(self._audited(inputs, targets, table, t, i), key=lambda leak: -abs(leak.lost))[:5]
         size = max(abs(float(output[t, i])), 1e-30)
         named = "; ".join(f"{leak.site} ({leak.rule}) {leak.lost / size:+.1%}" for leak in leaks if leak.lost)
-        warnings.warn(
-            f"{self.title}: {float(share.max()):.1%} of the output is neither in the map nor in the biases (image {i}, more "
-            f"than tolerance={self.options.tolerance:g}). It is lost at {named or 'sites that could not be told apart'}.",
-            stacklevel=5,
+        warn(
+            f"{self.title}: {float(share.max()):.1%} of the output is neither in the map nor in the biases (image "
+            f"{FIRST.get() + i}, more than tolerance={self.options.tolerance:g}). It is lost at "
+            f"{named or 'sites that could not be told apart'}."
         )
 
     def _audited(
@@ -228,7 +287,9 @@ class LRP(Relevance):
     Options: ClassVar[type[Options]] = LRPOptions
 
     def table(self, inputs: tuple[Tensor, ...]) -> RuleTable:
-        return self.options.table()
+        if not self.options.has_box:
+            return self.options.table()
+        return self.options.table(*box_of(self.model, inputs, self.options.low, self.options.high))
 
 
 @dataclass(frozen=True)
@@ -249,6 +310,8 @@ class DeepTaylorOptions(RelevanceOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(isinstance(self.bounded, bool), "bounded", self.bounded, "True or False")
+        for name in ("low", "high"):
+            check(_is_bound(getattr(self, name)), name, getattr(self, name), "a number, one for each channel, or None")
 
 
 class DeepTaylor(Relevance):
@@ -263,7 +326,7 @@ class DeepTaylor(Relevance):
     def table(self, inputs: tuple[Tensor, ...]) -> RuleTable:
         if not self.options.bounded:
             return presets.deep_taylor_unbounded()
-        return presets.deep_taylor(self.options.low, self.options.high)
+        return presets.deep_taylor(*box_of(self.model, inputs, self.options.low, self.options.high))
 
 
 @dataclass(frozen=True)
@@ -304,31 +367,35 @@ class ExcitationBackprop(Relevance):
         if not self.options.contrastive:
             return table
         nodes = record(self.model, inputs, _kept_call)[0].nodes
-        last = next(n.call.site.name for n in reversed(nodes) if n.call.site.primitive in LAYERS)
-        return table.where(lambda site: site.name == last, Contrast())
+        last = [n.call.site.name for n in nodes if n.call.site.primitive in LAYERS][-1:]
+        return table.where(lambda site: site.name in last, Contrast())
 
     def account(
-        self, values: tuple[Tensor, ...], biases: Tensor, output: Tensor, mixed: bool
+        self, values: tuple[Tensor, ...], biases: Tensor, output: Tensor
     ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """Probabilities: the target starts with 1, whatever its logit."""
+        """Probabilities: the target starts with 1, whatever its logit, unless that is 0."""
         size = torch.where(output == 0, 1, output)
         found = tuple(v / size[:, :, None, None, None] for v in values)
         whole = torch.zeros_like(output) if self.options.contrastive else (output != 0).to(output.dtype)
-        return found, super().account(found, biases / size, whole, mixed)[1]
+        return found, super().account(found, biases / size, whole)[1]
 
-    def _warn(
-        self,
-        completeness: dict[str, Tensor],
-        output: Tensor,
-        inputs: tuple[Tensor, ...],
-        targets: Tensor,
-        table: RuleTable,
-    ) -> None:
-        super()._warn(completeness, torch.ones_like(output), inputs, targets, table)
+
+def _sums(values: tuple[Tensor, ...]) -> Tensor:
+    """The sum of each image's maps of all inputs, (t, n)."""
+    return torch.stack([v.flatten(2).sum(2) for v in values]).sum(0)
 
 
 def _kept_call(call: Any, signals: tuple[Tensor, ...], result: Any) -> Callable[..., Any]:
     return call.without_signals().run
+
+
+_OF_PRESETS = frozenset({"preset", "epsilon", "gamma", "attention", "pool"})
+
+
+def _is_bound(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(_is_number(v) for v in value)
+    return value is None or _is_number(value) or isinstance(value, Tensor)
 
 
 def _is_number(value: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backlit._errors import InputError
+from backlit._warn import warn
 from backlit.capture import CONVOLUTIONS, Call, Propagation, Tap
 from backlit.methods.base import Maps, Options, activation_bytes, check
 from backlit.methods.biases import BiasMethod, Channels, bias_of, enlarged, propagated, site_names, with_biases
@@ -87,7 +87,7 @@ class TRGBP(BiasMethod):
 
         run = with_biases(self.model, inputs, presets.guided, reader, fold=options.fold)
         if not sizes or not bool(torch.stack(sizes).any()):
-            warnings.warn(_BARE, stacklevel=2)
+            warn(_BARE)
         targets = pick(run.output, targets)
         leaves = (*run.inputs, *(t.inputs[0] for t in run.taps.values()))
         maps = self._contrasted(run, targets, leaves)

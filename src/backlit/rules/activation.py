@@ -79,6 +79,8 @@ def secant(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) ->
         return (*exact(g, inputs, output, call), None)
     zero = torch.zeros_like(z[:1]) if not call.site.constants else torch.zeros_like(z)
     start = call.run(zero)
+    if not bool(start.isfinite().all()):  # 1 / z and its like: as a quotient, all of it is a constant's
+        return None, g * output
     near = z.abs() < (torch.finfo(z.dtype).eps ** 0.5 if bool((start != 0).any()) else torch.finfo(z.dtype).tiny)
     rise = output - start if bool((start != 0).any()) else output
     slope = rise / torch.where(near, 1, z)

@@ -62,7 +62,8 @@ class LayerRule:
 class Epsilon(LayerRule):
     """``q = x w`` over ``z + eps sign(z)`` (Bach et al. 2015, Eq. 58): the gradient, damped by ``|z| / (|z| + eps)``.
 
-    It needs the output only, no second forward pass. ``eps`` is ``epsilon`` times the image's mean |z| in the layer, so
+    It needs the output only, no second forward pass. ``eps`` is ``epsilon`` times the mean |z| of the image's map, or of the
+    token's features, so
     that it means the same in every network (where activations are far below it, an absolute 1e-6 takes nearly all the
     relevance); ``relative=False`` takes it as it is, as other libraries do, whose usual value is 1e-6. What it takes is lost.
     """
@@ -85,10 +86,10 @@ class Epsilon(LayerRule):
 
 @dataclass(frozen=True)
 class ZPlus(LayerRule):
-    """``q = P`` over ``P + b+`` (Montavon et al. 2017, Eq. 13): only what speaks for the output counts.
+    """``q = P`` over ``P + b+``: only what speaks for the output counts (Montavon et al. 2017, Eq. 13, for inputs >= 0 and b = 0).
 
-    ``bias=False`` leaves b+ out, so that biases absorb nothing: deep Taylor decomposition and excitation backprop. An
-    output that nothing speaks for would lose its relevance; it gives it to its inputs by the epsilon rule.
+    ``bias=False`` leaves b+ out: deep Taylor decomposition and excitation backprop. An output that nothing speaks for would
+    lose its relevance; it gives it to its inputs by the epsilon rule, and to its bias where all of its inputs are zero.
     """
 
     bias: bool = True
@@ -141,7 +142,7 @@ class AlphaBeta(LayerRule):
 
     def __post_init__(self) -> None:
         ok = isinstance(self.alpha, (int, float)) and isinstance(self.beta, (int, float))
-        if not ok or abs(self.alpha - self.beta - 1) > 1e-9 or self.beta < 0:
+        if not ok or not (abs(self.alpha - self.beta - 1) <= 1e-9 and 0 <= self.beta < float("inf")):
             raise InputError(
                 f"alpha and beta must be numbers with alpha - beta = 1 and beta >= 0, but are {self.alpha!r} and "
                 f"{self.beta!r}; otherwise relevance is not conserved. Use alpha=2, beta=1 or alpha=1, beta=0."
@@ -177,7 +178,7 @@ class Gamma(LayerRule):
     name = "gamma"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.gamma, (int, float)) or not self.gamma >= 0:
+        if not isinstance(self.gamma, (int, float)) or not 0 <= self.gamma < float("inf"):
             raise InputError(f"gamma must be a number of at least 0, but is {self.gamma!r}. The usual one is 0.25.")
 
     def through(self, g: Tensor, z: Tensor, layer: Layer) -> tuple[Tensor, Tensor | None]:
@@ -252,8 +253,8 @@ class ZBox(PixelRule):
             InputError: If there are as many as no dimension of ``x`` has, or the input lies outside by a tenth of the box.
         """
         own = tuple(range(2, x.dim())) or (1,)
-        low = x.amin(own, keepdim=True) if self.low is None else _bound("low", self.low, x)
-        high = x.amax(own, keepdim=True) if self.high is None else _bound("high", self.high, x)
+        low = x.amin(own, keepdim=True) if self.low is None else bound_of("low", self.low, x)
+        high = x.amax(own, keepdim=True) if self.high is None else bound_of("high", self.high, x)
         slack = 0.1 * (high - low).abs()
         if not bool(((low - slack <= x) & (x <= high + slack)).all()):
             raise InputError(
@@ -330,17 +331,24 @@ def _evenly(relevance: Tensor, layer: Layer, weight: Tensor) -> Tensor:
     return layer.transposed(relevance * over(1, layer.linear(ones, weight)), weight)
 
 
-def _bound(name: str, value: Bound, x: Tensor) -> Tensor:
+def bound_of(name: str, value: Bound, x: Tensor) -> Tensor:
+    """A bound as a tensor that broadcasts with ``x``.
+
+    Raises:
+        InputError: If it does not.
+    """
     bound = torch.as_tensor(value, dtype=x.dtype, device=x.device)
     if bound.dim() == 1 and len(bound) > 1 and x.dim() > 1:
         bound = bound.view(-1, *[1] * (x.dim() - 2))
     try:
-        torch.broadcast_shapes(bound.shape, x.shape)
+        fits = torch.broadcast_shapes(bound.shape, x.shape) == x.shape
     except RuntimeError:
+        fits = False
+    if not fits:
         raise InputError(
             f"{name} must be a number, one for each channel, or a tensor that broadcasts with the input "
             f"{tuple(x.shape)}, but has shape {tuple(bound.shape)}."
-        ) from None
+        )
     return bound
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -15,25 +16,20 @@ from backlit.rules.exact import exact
 def proportional(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> tuple[Tensor | None, ...]:
     """A window's relevance to its inputs in proportion to their values above zero; all to the winner where none is.
 
-    ``m_i = sum_j g_j y_j / sum_i x_i+`` for x_i > 0 (Bach et al. 2015, Sec. 2.4, a pool as a sum over its window).
+    ``m_i = sum_j g_j y_j / sum_i x_i+`` for x_i > 0 (Bach et al. 2015, Sec. 2.4, a pool as a sum over its window). An adaptive
+    pool whose windows differ in size gives all to the winners.
     """
     x, y = inputs[0], output if isinstance(output, Tensor) else output[0]
     g = g if isinstance(g, Tensor) else g[0]
-    winner = exact(g, inputs, y, _values_only(call))[0]
-    if call.primitive.name.startswith("adaptive") or x.dim() != y.dim() or _of(call, "dilation", 1) != (1,):
-        return (winner,)
-    d = int(call.primitive.name[-2])
-    size = call["kernel_size"]
-    options = {"stride": call.get("stride") or size, "padding": call.get("padding", 0), "divisor_override": 1}
-    options["ceil_mode"] = call.get("ceil_mode", False)
-    pool = {2: F.avg_pool2d, 3: F.avg_pool3d}.get(d)
-    if pool is None:
+    (winner,) = exact(g, inputs, y, _values_only(call))
+    window = _window(call, x, y)
+    if window is None:
         return (winner,)
     second = torch.is_grad_enabled()
     with torch.enable_grad():
         above = x.clamp(min=0)
         leaf = above if second and above.requires_grad else above.detach().requires_grad_()
-        total = pool(leaf, size, **options)
+        total = _sums(leaf, y, *window)
         some = (total > 0) & (y > 0)
         s = torch.where(some, g * y / torch.where(some, total, 1), 0)
         (m,) = torch.autograd.grad(total, leaf, s, create_graph=second)
@@ -42,9 +38,37 @@ def proportional(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Ca
     return (shared if rest is None else shared + rest,)
 
 
-def _of(call: Call, name: str, default: int) -> tuple[int, ...]:
-    value = call.get(name, default)
-    return (value,) if isinstance(value, int) else tuple(set(value))
+def _window(call: Call, x: Tensor, y: Tensor) -> tuple[tuple[int, ...], ...] | None:
+    """Kernel, stride, padding and dilation of a pool; None where its windows differ in size."""
+    d = int(call.primitive.name[-2])
+    if call.primitive.name.startswith("adaptive"):
+        sizes = tuple(zip(x.shape[-d:], y.shape[-d:], strict=True))
+        if any(a % b for a, b in sizes):
+            return None
+        kernel = tuple(a // b for a, b in sizes)
+        return kernel, kernel, (0,) * d, (1,) * d
+    size = call["kernel_size"]
+    found = (size, call.get("stride") or size, call.get("padding", 0), call.get("dilation", 1))
+    return tuple((v,) * d if isinstance(v, int) else tuple(v) * (d // len(tuple(v))) for v in found)
+
+
+def _sums(
+    x: Tensor,
+    y: Tensor,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Tensor:
+    """The sum of x over each window of y."""
+    d, margins = len(kernel), list[int]()
+    for i in reversed(range(d)):
+        end = (y.shape[i - d] - 1) * stride[i] + dilation[i] * (kernel[i] - 1) + 1
+        margins += [padding[i], end - padding[i] - x.shape[i - d]]
+    convolution: Callable[..., Tensor] = getattr(F, f"conv{d}d")
+    padded = F.pad(x, margins)
+    planes = padded.reshape(-1, 1, *padded.shape[-d:])
+    return convolution(planes, x.new_ones(1, 1, *kernel), stride=stride, dilation=dilation).reshape(y.shape)
 
 
 def _values_only(call: Call) -> Call:

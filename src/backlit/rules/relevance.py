@@ -18,6 +18,7 @@ from backlit.rules.table import TRUE, RuleTable, rule_name
 # f(z) = z f'(z): the true derivative passes the relevance.
 _HOMOGENEOUS = "relu leaky_relu rrelu prelu abs gate gated hardshrink".split()
 _MOVES = frozenset("cat stack pad interpolate reshape permute slice expand copy dropout where setitem".split())
+_AVERAGES = frozenset([*(p.name for p in PRIMITIVES if "avg_pool" in p.name), "mean"])
 _ELEMENTWISE = frozenset("add sub mul div neg addcmul batch_norm".split())
 
 _OTHERS: dict[str, Rule | None] = {
@@ -39,7 +40,6 @@ _OTHERS: dict[str, Rule | None] = {
     "matrix_product": structural.shared,
     "einsum_product": structural.shared,
 }
-_WITH_CONSTANTS = frozenset("add sub cat stack".split())
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,11 @@ class RelevanceTable(RuleTable):
         if given or not any(pixels):
             return name, rule
         untouched = all(pixels) and site.primitive not in LAYERS
+        if untouched and site.primitive in _AVERAGES:
+            return rule_name(structural.averaged), structural.averaged
         if untouched and site.primitive in _MOVES:
-            return name, rule
+            moved = None if rule is TRUE else structural.moved
+            return rule_name(moved), moved
         if untouched and len(pixels) == 1 and (site.kind == "activation" or site.primitive in _ELEMENTWISE):
             return rule_name(structural.passed), structural.passed
         return name, structural.AtPixels(rule, pixels, untouched)
@@ -97,6 +100,12 @@ def relevance(
 
     Further rules by primitive or predicate: ``table.but({"conv2d": rule})``, ``table.where(lambda site: ..., rule)``.
     """
+    for role, rule in (("dense", dense), ("convolution", convolution), ("first", first), ("pool", pool)):
+        if rule is not None and (isinstance(rule, type) or not callable(rule)):
+            raise InputError(
+                f"{role} must be a rule, such as Epsilon() or ZPlus() of backlit.rules.linear, or None for the true "
+                f"derivative, but is {rule!r}."
+            )
     pools = [p.name for p in PRIMITIVES if "max_pool" in p.name]
     rules = {
         **_OTHERS,
@@ -119,7 +128,9 @@ def reads_pixels(site: Site) -> bool:
 
 
 def _adds_constants(site: Site) -> bool:
-    """``x + c``, also for numbers; ``cat`` and ``stack`` with tensors that do not depend on the input."""
-    if site.primitive in ("cat", "stack"):
+    """``x + c``, also for numbers, pads and masks; ``cat`` and ``stack`` with tensors that do not depend on the input."""
+    if site.primitive in ("cat", "stack", "addcmul"):
         return site.constants
+    if site.primitive in ("pad", "where"):
+        return True
     return site.primitive in ("add", "sub") and len(site.input_shapes) == 1

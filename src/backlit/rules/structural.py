@@ -19,6 +19,14 @@ from backlit.rules.table import rule_name
 Result = tuple[Tensor | None, ...]
 
 
+_GATES = {
+    **dict.fromkeys(("softmax", "sigmoid", "hardsigmoid"), 0),
+    **dict.fromkeys(("tanh", "softsign"), 1),
+    "hardtanh": 2,
+}
+"""Bounded functions by how surely their value is a gate; what is none of them comes last."""
+
+
 def with_constants(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
     """The true derivative of an affine call; its constants (``x + c``, ``cat(token, x)``) take ``g c``, as biases do."""
     grads = exact(g, inputs, output, call)
@@ -29,12 +37,18 @@ with_constants.absorbs = True  # type: ignore[attr-defined]
 
 
 def product(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
-    """``a b`` of two signals: all to the larger factor where the other is broadcast, a gate; else half to each."""
-    a, b = inputs
-    if a.shape == b.shape:
+    """``a b`` of two signals: all to the one that is no gate; else half to each.
+
+    A gate is the value of a bounded function (a sigmoid, whatever it was scaled by or reshaped to), where the other is none
+    or a less bounded one; else the factor that is broadcast.
+    """
+    a, b = (_GATES.get(maker, len(_GATES)) for maker in call.site.makers)
+    if a == b:
+        a, b = (x.numel() for x in inputs)
+    if a == b:
         return shared(g, inputs, output, call)
     m = exact(g, inputs, output, call)
-    return (m[0], None) if a.numel() > b.numel() else (None, m[1])
+    return (m[0], None) if a > b else (None, m[1])
 
 
 def shared(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
@@ -50,6 +64,22 @@ def quotient(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) 
 
 
 quotient.absorbs = True  # type: ignore[attr-defined]
+
+
+def averaged(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
+    """An average of pixels: each output's relevance by the weights of its average, whatever the values; conserved."""
+    ones = call.run(*(torch.ones_like(x) for x in inputs))
+    return exact(torch.where(ones == 0, 0, g / torch.where(ones == 0, 1, ones)), inputs, output, call)
+
+
+def moved(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
+    """Pixels beside constants (``cat(x, coordinates)``): relevance goes where each came from; the constants take theirs."""
+    grads = exact(g, inputs, output, call)
+    ones = tuple(torch.ones_like(x) for x in inputs)
+    return (*grads, difference(g, torch.ones_like(g), ones, grads))
+
+
+moved.absorbs = True  # type: ignore[attr-defined]
 
 
 def passed(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:

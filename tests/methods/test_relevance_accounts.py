@@ -1,0 +1,313 @@
+"""Relevance propagation where the account is easily wrong: images in other dimensions, constants, gates, pixels, messages."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backlit import LRP, DeepTaylor, ExcitationBackprop, GuidedBackprop, InputError, UnsupportedOp
+from backlit.capture import propagate
+from backlit.rules import presets
+from backlit.rules.linear import AlphaBeta, Epsilon, Gamma
+from backlit.rules.pooling import proportional
+from backlit.rules.relevance import relevance
+
+
+class Net(nn.Module):
+    """Two convolutions and a linear layer in float64, and a forward pass of its own."""
+
+    def __init__(self, forward: Callable[[Net, Tensor], Tensor], bias: bool = True, channels: int = 3) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.a = nn.Conv2d(channels, 4, 3, padding=1, bias=bias)
+        self.b = nn.Conv2d(4, 4, 1, bias=bias)
+        self.f = nn.Linear(4, 3, bias=bias)
+        self._forward = forward
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._forward(self, x)
+
+
+def drawn(n: int = 2, size: int = 6, channels: int = 3, seed: int = 0) -> Tensor:
+    return torch.randn(n, channels, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def quietly(method: object, *arguments: object) -> object:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return method(*arguments)  # type: ignore[operator]
+
+
+def tokens_first(net: Net, x: Tensor) -> Tensor:
+    z = net.a(x).relu().flatten(2).permute(2, 0, 1)  # (tokens, images, channels)
+    return net.f(F.linear(z, net.b.weight[:, :, 0, 0], net.b.bias).relu() + 0.3).mean(0)
+
+
+def patches(net: Net, x: Tensor) -> Tensor:
+    z = x.unfold(2, 3, 3).unfold(3, 3, 3).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, 3, 3)  # (images * patches, 3, 3, 3)
+    return net.f(net.a(z).relu().mean((2, 3))).reshape(len(x), 4, 3).mean(1)
+
+
+@pytest.mark.parametrize(
+    ("forward", "n", "size"), [(tokens_first, 4, 2), (tokens_first, 3, 2), (patches, 4, 6), (patches, 3, 6)]
+)
+@pytest.mark.parametrize("epsilon", [1e-7, 0.3])
+def test_biases_are_each_images_own_wherever_the_images_stand(
+    forward: Callable[[Net, Tensor], Tensor], n: int, size: int, epsilon: float
+) -> None:
+    """Four tokens and four images; four channels and four images; and a rule that loses relevance on the way."""
+    net, x = Net(forward), drawn(n, size)
+    together = quietly(LRP(net, preset="epsilon", epsilon=epsilon, chunk=n), x, 1)
+    for i in range(n):
+        alone = quietly(LRP(net, preset="epsilon", epsilon=epsilon), x[i : i + 1], 1)
+        for key in ("biases", "gap", "ratio"):
+            torch.testing.assert_close(
+                together.completeness[key][i],
+                alone.completeness[key][0],
+                rtol=1e-5,
+                atol=1e-6,  # type: ignore[attr-defined]
+            )
+
+
+def test_a_network_that_ends_in_a_softmax_is_refused() -> None:
+    net = Net(lambda net, x: net.f(net.a(x).relu().mean((2, 3))).softmax(1))
+    for method in (LRP(net), DeepTaylor(net), ExcitationBackprop(net)):
+        with pytest.raises(UnsupportedOp, match=r"ends in softmax\[0\] .* probabilities are held: the map is zero"):
+            method(drawn())
+    GuidedBackprop(net)(drawn())
+
+    def aside(net: Net, x: Tensor) -> Tensor:
+        y = net.f(net.a(x).relu().mean((2, 3)))
+        net.probabilities = y.softmax(1)  # type: ignore[assignment]  no part of the output
+        return y
+
+    assert float(LRP(Net(aside)).attribute(drawn()).abs().max()) > 0
+
+
+@pytest.mark.parametrize(
+    "gated",
+    [
+        lambda h, y: h * y,
+        lambda h, y: h * y.expand_as(h),
+        lambda h, y: y.expand_as(h) * h,
+        lambda h, y: h * (2 * y).expand(-1, -1, *h.shape[2:]) / 2,
+        lambda h, y: h * y.view(len(h), 4, 1, 1).repeat(1, 1, *h.shape[2:]),
+    ],
+)
+@pytest.mark.parametrize("size", [6, 1])
+def test_a_gate_is_one_in_every_spelling_and_at_every_size(gated: Callable[..., Tensor], size: int) -> None:
+    """Squeeze and excitation: the sigmoid gets none, also where both factors have one shape."""
+
+    def forward(net: Net, x: Tensor, gate: Callable[..., Tensor]) -> Tensor:
+        h = net.a(x).relu()
+        return net.f(gate(h, net.b(h.mean((2, 3), keepdim=True)).sigmoid()).mean((2, 3)))
+
+    x = drawn(2, size)
+    net = Net(lambda net, x: forward(net, x, gated), bias=False)
+    found = LRP(net, preset="epsilon")(x, 1)
+    torch.testing.assert_close(found.completeness["ratio"], torch.ones(2).double(), rtol=1e-5, atol=1e-5)
+    h = net.a(x).relu().detach()
+    held = net.b(h.mean((2, 3), keepdim=True)).sigmoid().detach()
+    fixed = Net(lambda net, x: net.f((net.a(x).relu() * held).mean((2, 3))), bias=False)
+    torch.testing.assert_close(found.values, LRP(fixed, preset="epsilon")(x, 1).values, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        lambda s: s.softmax(-1),
+        lambda s: s.softmax(-1) * 0.9,
+        lambda s: F.dropout(s.softmax(-1), 0.5, training=False).transpose(-1, -2).contiguous().transpose(-1, -2),
+    ],
+)
+def test_attention_weights_are_known_by_where_they_come_from(
+    weights: Callable[..., Tensor], dtype: torch.dtype
+) -> None:
+    def forward(net: Net, x: Tensor) -> Tensor:
+        h = net.a(x).relu().flatten(2).transpose(1, 2)
+        mixed = weights(8 * h @ h.transpose(1, 2)) @ h
+        return net.f(mixed).mean(1)
+
+    for size in (3, 1):  # one token has the weight 1
+        net, x = Net(forward, bias=False).to(dtype), drawn(2, size).to(dtype)
+        found = quietly(LRP(net, preset="epsilon_plus"), x, 1)
+        off = 1e-3 if dtype != torch.bfloat16 else 0.1
+        assert float((found.completeness["ratio"] - 1).abs().max()) < off  # type: ignore[attr-defined]
+
+
+def test_averages_of_pixels_share_by_their_weights_alone() -> None:
+    """A pool before the first layer: no division by what it put out, which may vanish."""
+    for average in (
+        lambda x: F.avg_pool2d(x, 2),
+        lambda x: F.avg_pool2d(x, 3, padding=1),
+        lambda x: F.adaptive_avg_pool2d(x, 4),
+    ):
+        net = Net(lambda net, x, average=average: net.f(net.a(average(x)).relu().mean((2, 3))), bias=False)
+        x = drawn(2, 6)
+        x[:, :, :2, :2] = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])  # an average of 0
+        found = DeepTaylor(net, bounded=False)(x, 1)
+        torch.testing.assert_close(found.completeness["ratio"], torch.ones(2).double())
+        signs = found.values * found.output.sign()[:, None, None, None]
+        assert float(signs.min()) >= -1e-12
+        bare = Net(lambda net, x: net.f(net.a(x).relu().mean((2, 3))), bias=False)
+        below = DeepTaylor(bare, bounded=False)(average(x), 1).values
+        with torch.enable_grad():
+            leaf = torch.zeros_like(x).requires_grad_()
+            scale = average(torch.ones_like(x))
+            (expected,) = torch.autograd.grad(average(leaf), leaf, below / scale)
+        torch.testing.assert_close(found.values, expected)
+    grey = Net(lambda net, x: net.f(net.a(x.mean(1, keepdim=True)).relu().mean((2, 3))), bias=False, channels=1)
+    found = DeepTaylor(grey, bounded=False)(drawn(), 1)
+    torch.testing.assert_close(found.values[:, 0], found.values[:, 2])
+    torch.testing.assert_close(found.completeness["ratio"], torch.ones(2).double())
+
+
+def test_coordinates_beside_the_pixels_take_their_own_share() -> None:
+    def forward(net: Net, x: Tensor) -> Tensor:
+        rows = torch.linspace(-1, 1, 6, dtype=x.dtype).view(1, 1, 6, 1).expand(len(x), 1, 6, 6)
+        return net.f(net.a(torch.cat([x, rows], 1)).relu().mean((2, 3)))
+
+    net, x = Net(forward, bias=False, channels=3), drawn(channels=2)
+    whole = Net(lambda net, x: net.f(net.a(x).relu().mean((2, 3))), bias=False)
+    rows = torch.linspace(-1, 1, 6, dtype=x.dtype).view(1, 1, 6, 1).expand(2, 1, 6, 6)
+    for preset in ("epsilon", "epsilon_plus", "epsilon_plus_flat"):
+        found = LRP(net, preset=preset)(x, 1)
+        both = LRP(whole, preset=preset)(torch.cat([x, rows], 1), 1).values
+        torch.testing.assert_close(found.values, both[:, :2])
+        torch.testing.assert_close(found.completeness["biases"], both[:, 2:].sum((1, 2, 3)), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "constant",
+    [
+        lambda h: F.pad(h, [1, 1, 1, 1], value=1.0),
+        lambda h: torch.where(torch.arange(6) % 2 == 0, h, torch.full((), 0.5, dtype=h.dtype)),
+        lambda h: h.masked_fill(torch.arange(6) % 2 == 0, 0.5),
+        lambda h: torch.addcmul(torch.ones(6, dtype=h.dtype), h, torch.full((6,), 2.0, dtype=h.dtype)),
+    ],
+)
+def test_constants_on_the_way_are_biases(constant: Callable[[Tensor], Tensor]) -> None:
+    net = Net(lambda net, x: net.f(net.b(constant(net.a(x).relu())).mean((2, 3))), bias=False)
+    found = LRP(net, preset="epsilon")(drawn(), 1)
+    c = found.completeness
+    assert float(c["biases"].abs().min()) > 1e-3
+    torch.testing.assert_close(c["relevance"] + c["biases"], found.output, rtol=1e-5, atol=1e-7)
+
+
+def test_a_power_without_a_value_at_zero_is_a_divisor() -> None:
+    """RMS norm by hand, in two spellings."""
+    one = Net(lambda net, x: net.f((h := net.a(x).relu()).mul((h.pow(2).mean(1, True) + 1e-5).pow(-0.5)).mean((2, 3))))
+    two = Net(lambda net, x: net.f((h := net.a(x).relu()).div((h.pow(2).mean(1, True) + 1e-5) ** 0.5).mean((2, 3))))
+    found, other = (quietly(LRP(net, preset="epsilon"), drawn(), 1) for net in (one, two))
+    torch.testing.assert_close(found.values, other.values)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("name", "pool", "shape"),
+    [
+        ("max_pool1d", nn.MaxPool1d(3, 2, padding=1), (2, 3, 9)),
+        ("max_pool2d", nn.MaxPool2d(3, 2, padding=1, ceil_mode=True), (2, 3, 8, 7)),
+        ("max_pool2d", nn.MaxPool2d(2, 1, dilation=2), (2, 3, 6, 6)),
+        ("max_pool3d", nn.MaxPool3d(2), (2, 2, 4, 4, 4)),
+        ("adaptive_max_pool2d", nn.AdaptiveMaxPool2d(3), (2, 3, 6, 9)),
+    ],
+)
+def test_proportional_pools_of_every_kind(name: str, pool: nn.Module, shape: tuple[int, ...]) -> None:
+    x = torch.rand(shape, dtype=torch.float64) + 0.1
+    net = nn.Sequential(pool, nn.Flatten())
+    run = propagate(net, x, presets.gradient.but({name: proportional}))
+    seed = torch.rand(run.output.shape, dtype=torch.float64)
+    (m,) = run.gradient(seed)
+    torch.testing.assert_close((m * x).flatten(1).sum(1), (seed * run.output).sum(1).detach())
+    (winner,) = propagate(net, x, presets.gradient).gradient(seed)
+    assert int((m != 0).sum()) > int((winner != 0).sum())
+    for i in range(5):  # one window alone: in proportion to the values
+        one = torch.zeros_like(seed)
+        one[0, i] = 1.0
+        (alone,) = propagate(net, x, presets.gradient.but({name: proportional})).gradient(one)
+        inside = alone != 0
+        torch.testing.assert_close(alone[inside], (net(x)[0, i] / x[inside].sum()).expand(int(inside.sum())))
+
+
+def test_a_box_is_that_of_the_networks_input() -> None:
+    """A normalisation inside the network: black and white are what it makes of them."""
+    mean = torch.tensor([0.4, 0.5, 0.6], dtype=torch.float64).view(3, 1, 1)
+    inside = Net(lambda net, x: net.f(net.a((x - mean) / 0.2).relu().mean((2, 3))))
+    outside = Net(lambda net, x: net.f(net.a(x).relu().mean((2, 3))))
+    x = torch.rand(2, 3, 6, 6, dtype=torch.float64)
+    low, high = (-mean / 0.2).flatten().tolist(), ((1 - mean) / 0.2).flatten().tolist()
+    expected = DeepTaylor(outside, low=low, high=high)((x - mean) / 0.2, 1).values
+    torch.testing.assert_close(DeepTaylor(inside, low=0.0, high=1.0)(x, 1).values, expected)
+    found = LRP(inside, preset="epsilon_gamma_box", low=0, high=[1.0, 1.0, 1.0])(x, 1).values
+    theirs = LRP(outside, preset="epsilon_gamma_box", low=low, high=high)((x - mean) / 0.2, 1).values
+    torch.testing.assert_close(found, theirs)
+
+
+def test_a_warning_counts_the_images_of_the_batch_and_points_here() -> None:
+    net, x = Net(lambda net, x: net.f(net.a(x).relu().mean((2, 3))), bias=False), drawn(6)
+    x[5] *= 1e-3
+    x[:5] *= 10
+    with pytest.warns(UserWarning, match=r"\(image 5, more than") as seen:
+        LRP(net, rules=relevance("lossy", dense=Epsilon(1e-4, relative=False), convolution=Epsilon()), chunk=4)(x, 1)
+    assert seen[0].filename == __file__
+
+
+def test_shares_of_a_probability_are_of_the_logit() -> None:
+    """Excitation backprop starts with 1, its sites with the logit: both are told as shares."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        h = net.a(x).relu()
+        h = h * h.detach().amax((1, 2, 3), keepdim=True)
+        return 50 * net.f(
+            torch.where(h > 0.5, h, -0.5).mean((2, 3))
+        )  # the rule for gates passes what it made of others
+
+    net, x = Net(forward, bias=False), drawn(1)
+    with pytest.warns(UserWarning, match="neither in the map nor in the biases") as seen:
+        found = ExcitationBackprop(net)(x)
+    text = str(seen[0].message)
+    headline, (first, *_) = float(text.split("%")[0].split()[-1]), text.split("lost at ")[1].split("; ")
+    assert abs(float(found.completeness["gap"][0]) * 100) == pytest.approx(headline, abs=0.1)
+    assert float(first.split()[-1].rstrip(".%")) == pytest.approx(headline, abs=0.2 * headline)
+
+
+def test_rounding_of_a_vanishing_logit_is_no_leak() -> None:
+    net = Net(lambda net, x: net.f(net.a(x).relu().mean((2, 3)))).float()
+    for seed in range(8):
+        x = drawn(1, seed=seed).float()
+        with torch.no_grad():
+            net.f.bias[1] -= net(x)[0, 1] * (1 - 1e-7)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            LRP(net, preset="epsilon", tolerance=1e-3)(x, 1)
+
+
+def test_more_bad_options() -> None:
+    net, x = Net(lambda net, x: net.f(net.a(x).relu().mean((2, 3)))), drawn()
+    nan = float("nan")
+    for make, message in (
+        (lambda: AlphaBeta(nan, nan), "alpha and beta must be numbers"),
+        (lambda: AlphaBeta(float("inf"), float("inf")), "alpha and beta must be numbers"),
+        (lambda: Gamma(float("inf")), "gamma must be a number of at least 0, but is inf"),
+        (lambda: LRP(net, gamma=-4), "gamma must be a number of at least 0, but is -4"),
+        (lambda: LRP(net, low="black"), "low must be a number, one for each channel, or None, but is 'black'"),
+        (lambda: DeepTaylor(net, high=[None, 1, 2]), "high must be a number, one for each channel, or None"),
+        (lambda: relevance("t", dense="epsilon", convolution=None), "dense must be a rule, such as Epsilon"),  # type: ignore[arg-type]
+        (lambda: relevance("t", dense=None, convolution=Epsilon), "convolution must be a rule"),  # type: ignore[arg-type]
+        (lambda: DeepTaylor(net, low=[0.0] * 5, high=9)(x), "low must be a number, one for each channel"),
+        (lambda: DeepTaylor(net, low=torch.zeros(5, 1, 6, 6), high=9)(x[:1]), "low must be a number, one for each"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make()
+    table = relevance("t", dense=Epsilon(), convolution=Epsilon())
+    with pytest.raises(InputError, match=r"rules must be alone, .* but is 'a table, beside preset, pool"):
+        LRP(net, rules=table, preset="z_plus", pool="proportional")
+    with pytest.raises(UnsupportedOp, match="needs a layer with weights"):
+        ExcitationBackprop(nn.Sequential(nn.ReLU(), nn.Flatten()), contrastive=True)(torch.rand(1, 1, 2, 2))
