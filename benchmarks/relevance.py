@@ -17,12 +17,12 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib.util
-import resource
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -257,12 +257,11 @@ def cost(names: list[str], rounds: int, size: int, memory: bool) -> list[dict[st
         seconds = _processor_seconds(runs, rounds)
         row: dict[str, Any] = {"network": name, "batch": 4, "size": size, "seconds": seconds["gradient"]}
         row |= {f"{k}_over_gradient": v / seconds["gradient"] for k, v in seconds.items() if k != "gradient"}
-        for preset in ("import", "gradient", *TIMED) if memory else ():
+        for preset in ("gradient", *TIMED) if memory else ():
             command = [sys.executable, __file__, "peak", "--networks", name, "--preset", preset, "--size", str(size)]
             row[f"peak_{preset}"] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         for preset in TIMED if memory else ():
-            over = (row[f"peak_{preset}"] - row["peak_import"]) / (row["peak_gradient"] - row["peak_import"])
-            row[f"{preset}_memory_over_gradient"] = over
+            row[f"{preset}_memory_over_gradient"] = row[f"peak_{preset}"] / row["peak_gradient"]
         rows.append(row)
         print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
     return rows
@@ -280,14 +279,24 @@ def _processor_seconds(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[
 
 
 def peak(name: str, preset: str, size: int) -> None:
-    """Resident bytes at the peak of one map, to standard output; "import": of the model alone."""
+    """Resident bytes that one map takes at its peak beside the model, to standard output; Linux alone has this reading."""
     model = getattr(torchvision.models, name)().eval().requires_grad_(False)
-    x, target = torch.randn(4, 3, size, size), torch.arange(4)
-    if preset == "gradient":
-        _plain(model, x, target)
-    elif preset != "import":
-        backlit.LRP(model, preset=preset).attribute(x, target)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    method = None if preset == "gradient" else backlit.LRP(model, preset=preset)
+
+    def run(size: int) -> None:
+        x, target = torch.randn(4, 3, size, size), torch.arange(4)
+        _ = _plain(model, x, target) if method is None else method.attribute(x, target)
+
+    run(32)  # what is loaded on first use is none of it
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of what came before
+    before = _status("VmRSS")
+    run(size)
+    print(_status("VmHWM") - before)
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def _plain(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
@@ -324,7 +333,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--preset", default="epsilon", choices=["import", "gradient", *presets.RELEVANCE])
+    parser.add_argument("--preset", default="epsilon", choices=["gradient", *presets.RELEVANCE])
     arguments = parser.parse_args()
     if arguments.what == "peak":
         return peak(arguments.networks[0], arguments.preset, arguments.size)

@@ -67,6 +67,14 @@ class Tapped:
     inputs: tuple[Tensor, ...]
 
 
+@dataclass(eq=False)
+class Flow:
+    """What the backward passes of one propagation share: the sites of ``mixed``, and whether this is the only pass."""
+
+    mixed: set[str] = field(default_factory=set)
+    once: bool = False
+
+
 @dataclass(frozen=True)
 class Propagation:
     """One forward pass whose backward pass follows the rules.
@@ -85,7 +93,12 @@ class Propagation:
     kept: dict[str, Kept]
     taps: dict[str, Tapped]
     unit: Tensor
-    mixed: set[str]
+    flow: Flow
+
+    @property
+    def mixed(self) -> set[str]:
+        """See above."""
+        return self.flow.mixed
 
     def gradient(
         self,
@@ -102,6 +115,7 @@ class Propagation:
         """
         to = self.inputs if to is None else to
         batched = weights.dim() == self.output.dim() + 1
+        self.flow.once = not (retain_graph or create_graph)
         grads = torch.autograd.grad(
             self.output,
             to,
@@ -155,7 +169,7 @@ def propagate(
         if planned is None or _same_calls(run.trace, planned):
             break
         (plan, _), planned = fold_plan(model, leaves), None  # it goes another way with all images than with one
-    return Propagation(leaves, output, run.trace, run.coverage(), run.kept, run.taps, run.unit, run.mixed)
+    return Propagation(leaves, output, run.trace, run.coverage(), run.kept, run.taps, run.unit, run.flow)
 
 
 def _same_calls(one: Trace, other: Trace) -> bool:
@@ -194,7 +208,7 @@ class _Propagate(Watch):
         self._chains: list[_Chain] = []
         self.rows: list[CoverageRow] = []
         self.unit = inputs[0].new_ones(len(inputs[0])).requires_grad_()
-        self.mixed: set[str] = set()
+        self.flow = Flow()
         self.kept: dict[str, Kept] = {}
         self.taps: dict[str, Tapped] = {}
 
@@ -209,7 +223,7 @@ class _Propagate(Watch):
         link = self._link(call, rule)
         spelled = call.spelled if folded is None and not call.inplace else None
         copied: list[Tensor] = []
-        ruled = ((call.without_signals(), spelled, link, self.mixed), rule, copied, self.unit)
+        ruled = ((call.without_signals(), spelled, link, self.flow), rule, copied, self.unit)
         if call.inplace and (rule is not None or self._tap is not None):
             # The value before the write is the rule's input; the write itself goes through autograd, which knows views.
             before = tuple(s.clone() for s in call.signals)
@@ -292,7 +306,7 @@ class _Ruled(torch.autograd.Function):
     def forward(
         ctx: Any, site: tuple[Any, ...], rule: Rule, copied: list[Tensor], unit: Tensor, *signals: Tensor
     ) -> Any:
-        call, spelled, link, mixed = site
+        call, spelled, link, flow = site
         result = call.run(*signals) if spelled is None else spelled()
         outputs = (result,) if isinstance(result, Tensor) else tuple(result)
         copied += [
@@ -301,7 +315,7 @@ class _Ruled(torch.autograd.Function):
         outputs = tuple(o.clone() if any(o is c for c in copied) else o for o in outputs)
         ctx.mark_non_differentiable(*(o for o in outputs if not o.is_floating_point()))
         ctx.save_for_backward(*signals)
-        ctx.call, ctx.rule, ctx.link, ctx.images, ctx.mixed = call, rule, link, len(unit), mixed
+        ctx.call, ctx.rule, ctx.link, ctx.images, ctx.flow = call, rule, link, len(unit), flow
         # Kept beside the graph: what follows may write to it in place, which autograd would call an error.
         ctx.outputs = tuple((o.detach(), o._version) for o in outputs)
         if link is not None:
@@ -312,12 +326,16 @@ class _Ruled(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         inputs, call, kept, none = ctx.saved_tensors, ctx.call, ctx.outputs, (None,) * 3
         chain, position = ctx.link or (None, 0)
+        if ctx.flow.once:  # as autograd does with what it saved: nothing of a layer is kept once it is done
+            ctx.outputs = None
         if chain is not None and chain.joined:
             if 0 < position <= chain.joined:
                 return (*none, None, grads[0])
             if position == 0:
                 call = replace(call, joined=tuple(chain.calls[1 : chain.joined + 1]))
                 kept = chain.outputs[chain.joined]
+        if chain is not None and position == 0 and ctx.flow.once:
+            chain.outputs.clear()
         written = any(o._version != version for o, version in kept)
         if written or (torch.is_grad_enabled() and getattr(ctx.rule, "reads_output", True)):
             output = call.run(*inputs)
@@ -334,7 +352,7 @@ class _Ruled(torch.autograd.Function):
             if absorbed is not None:
                 unit = _per_image(absorbed, ctx.images)
                 if absorbed.shape[:1] != (ctx.images,) or absorbed.shape[1:2] == (ctx.images,):
-                    ctx.mixed.add(call.site.name)
+                    ctx.flow.mixed.add(call.site.name)
         check_result(tuple(result), inputs, call)
         return (*none, unit, *result)
 

@@ -159,11 +159,11 @@ class AlphaBeta(LayerRule):
         if self.balanced and up.none is not None:
             alpha, beta = torch.where(up.none, 0.0, alpha).to(z.dtype), torch.where(up.none, -1.0, beta).to(z.dtype)
         relevance = g * z
-        s_up, s_down = per_unit(alpha * relevance, up.z, up.none), per_unit(-beta * relevance, down.z, down.none)
-        m = up.transposed(s_up) + down.transposed(s_down)
-        if bias is None:
-            return m, None
-        return m, layer.taken(s_up, above) + layer.taken(s_down, below)  # type: ignore[operator]
+        s = per_unit(alpha * relevance, up.z, up.none)
+        m, taken = up.transposed(s), layer.taken(s, above)
+        s = per_unit(-beta * relevance, down.z, down.none)
+        m = m + down.transposed(s)
+        return m, None if taken is None else taken + layer.taken(s, below)  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
@@ -314,8 +314,9 @@ def _half(weight: Tensor, sign: int) -> Tensor:
 
 
 def per_unit(relevance: Tensor, total: Tensor, none: Tensor | None) -> Tensor:
-    """Relevance for each unit of contribution, ``relevance / total``; zero where there is none."""
-    return relevance / (total if none is None else total.masked_fill(none, torch.inf))
+    """Relevance for each unit of contribution, ``relevance / total``; zero where there is none. ``relevance`` may be written to."""
+    total = total if none is None else total.masked_fill(none, torch.inf)
+    return relevance / total if torch.is_grad_enabled() else relevance.div_(total)
 
 
 def over(a: Any, b: Tensor) -> Tensor:
