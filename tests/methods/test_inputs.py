@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from torch import nn
 
 from backlit import DMBP, GradientXInput, InputError, ModelStateError, explain_func, find_method
 from backlit.capture import propagate
-from backlit.methods.chunks import run_in_chunks
+from backlit.methods.chunks import FIRST, IMAGES, run_in_chunks
 
 
 def net(**parts: Any) -> nn.Module:
@@ -127,6 +129,26 @@ def test_chunks_halve_when_memory_runs_out_and_repeat_only_the_failed_ones() -> 
     done = run_in_chunks(run, lambda r: 1.0, n=7, chunk=None, device=torch.device("cpu"))
     assert [i for part in done for i in range(part.start, part.stop)] == list(range(7))
     assert seen == [(0, 4), (0, 2), (2, 4), (4, 6), (6, 7)]
+
+
+def test_a_chunk_knows_its_place_in_its_own_batch_whatever_other_threads_do() -> None:
+    both = threading.Barrier(2, timeout=10)
+
+    def places(n: int) -> list[tuple[int, int, int | None]]:
+        def run(part: slice) -> tuple[int, int, int | None]:
+            both.wait()
+            inner = run_in_chunks(lambda p: FIRST.get(), lambda _: 1.0, n=3, chunk=2, device=torch.device("cpu"))
+            assert inner == [0, 2]
+            return part.start, FIRST.get(), IMAGES.get()
+
+        return run_in_chunks(run, lambda _: 1.0, n=n, chunk=2 * n // 5, device=torch.device("cpu"))
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(places, (5, 10)))
+    assert found == [[(0, 0, 5), (2, 2, 5), (4, 4, 5)], [(0, 0, 10), (4, 4, 10), (8, 8, 10)]]
+    with pytest.raises(ZeroDivisionError):
+        run_in_chunks(lambda part: 1 // 0, lambda _: 1.0, n=2, chunk=1, device=torch.device("cpu"))
+    assert (FIRST.get(), IMAGES.get()) == (0, None)
 
 
 def test_other_errors_are_not_taken_for_memory() -> None:

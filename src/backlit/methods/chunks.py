@@ -13,8 +13,10 @@ Result = TypeVar("Result")
 
 FIRST: ContextVar[int] = ContextVar("FIRST", default=0)
 """The number of the first image of the chunk that is running, so that a message can name an image of the whole batch."""
+IMAGES: ContextVar[int | None] = ContextVar("IMAGES", default=None)
+"""How many images that batch has; None outside a chunk."""
 
-_FIRST = {"cpu": 4, "cuda": 8}
+_SMALL = {"cpu": 4, "cuda": 8}
 _LARGEST = {"cpu": 16, "cuda": 256}
 _SHARE = 0.5  # of the free memory: what a chunk may take
 
@@ -33,7 +35,7 @@ def run_in_chunks(
     memory runs out all the same, the chunk halves and only its own images are repeated.
 
     Args:
-        run: What to do with one chunk.
+        run: What to do with one chunk. While it runs, ``FIRST`` and ``IMAGES`` say where in the batch it is.
         bytes_per_image: Peak memory of one image, from the result of a chunk.
         n: Number of images.
         chunk: A fixed chunk size, or None.
@@ -43,15 +45,12 @@ def run_in_chunks(
         RuntimeError: The device's own out-of-memory error, if one image alone does not fit.
     """
     results: list[Result] = []
-    size = chunk or _FIRST.get(device.type, 4)
+    size = chunk or _SMALL.get(device.type, 4)
     start = 0
     while start < n:
+        tokens = FIRST.set(start), IMAGES.set(n)
         try:
-            token = FIRST.set(start)
-            try:
-                result = run(slice(start, min(start + size, n)))
-            finally:
-                FIRST.reset(token)
+            result = run(slice(start, min(start + size, n)))
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error) or size == 1:
                 raise
@@ -60,6 +59,9 @@ def run_in_chunks(
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             continue
+        finally:
+            FIRST.reset(tokens[0])
+            IMAGES.reset(tokens[1])
         start += size
         results.append(result)
         if chunk is None:
