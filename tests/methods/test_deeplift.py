@@ -239,9 +239,11 @@ def test_what_a_constant_hides_warns_once_with_the_number() -> None:
 def test_bad_references_say_what_they_must_be() -> None:
     net, x = small(), torch.randn(2, 2, 8, 8, dtype=torch.float64)
     for given, message in (
-        (torch.zeros(2, 7, 8), r"reference must be shaped as one image, \(2, 8, 8\), but is \(2, 7, 8\)"),
-        (torch.zeros(2, 2, 8, 8), r"but is \(2, 2, 8, 8\)\. For one reference an image give a function"),
-        (lambda x: x[:1, :1], r"but is \(1, 1, 8, 8\)"),
+        (torch.zeros(2, 7, 8), r"reference must be shaped as one image, \(2, 8, 8\), or be .* but is \(2, 7, 8\)"),
+        (torch.zeros(3, 2, 8, 8), r"one for each, \(2, 2, 8, 8\), but is \(3, 2, 8, 8\)\. For several .* DeepSHAP"),
+        (lambda x: x[:1, :1], r"but is \(1, 1, 8, 8\)\. A function is called with a chunk"),
+        (lambda x: x.numpy(), "but is ndarray"),
+        ((None,), "but is NoneType"),
         ((torch.zeros(2, 8, 8),) * 2, "one tensor for each of 1 inputs, but has 2"),
         (torch.full((2, 8, 8), torch.nan), "reference must be finite"),
     ):
@@ -251,16 +253,215 @@ def test_bad_references_say_what_they_must_be() -> None:
         DeepLIFT(net, reference="black")
     with pytest.raises(InputError, match="rule must be 'rescale' or 'reveal_cancel', but is 'x'"):
         DeepLIFT(net, rule="x")
-    with pytest.raises(InputError, match=r"references must be images \(r, c, h, w\), but is \(2, 8, 8\)"):
-        DeepSHAP(net, references=torch.zeros(2, 8, 8))
-    with pytest.raises(
-        InputError, match=r"references must be shaped as the images, \(r, 2, 8, 8\), but have shape \(1, 2, 8, 9\)"
+    with pytest.raises(InputError, match=r"reference must be one of .* but is a list of \(2, 8, 8\), \(2, 8, 8\)\."):
+        DeepLIFT(net, reference=[torch.zeros(2, 8, 8)] * 2)
+    must = r"references must be images \(r, c, h, w\), or a tuple of as many for each input, but is "
+    one = torch.zeros(1, 2, 8, 8)
+    for references, found in (
+        (one[0], r"\(2, 8, 8\)"),
+        (one[:0], r"\(0, 2, 8, 8\)"),
+        ([one, one], r"a list of \(1, 2, 8, 8\), \(1, 2, 8, 8\)"),
+        ((one, one[0]), r"a tuple of \(1, 2, 8, 8\), \(2, 8, 8\)"),
+        ((one, one.expand(2, 2, 8, 8)), r"a tuple of \(1, 2, 8, 8\), \(2, 2, 8, 8\)"),
+        ((), "a tuple of nothing"),
     ):
-        DeepSHAP(net, references=torch.zeros(1, 2, 8, 9))(x)
+        with pytest.raises(InputError, match=must + found + r"\.$"):
+            DeepSHAP(net, references=references)
+    for references, message in (
+        (torch.zeros(1, 2, 8, 9), r"shaped as the images, \(r, 2, 8, 8\), but have shape \(1, 2, 8, 9\)"),
+        (torch.full((1, 2, 8, 8), torch.nan), "references must be finite, but hold NaN or Inf"),
+        ((one, one), "references must be one set for each of 1 inputs, but has 2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            DeepSHAP(net, references=references)(x)
+
+
+def test_a_network_that_takes_another_way_for_the_reference_is_refused() -> None:
 
     class Branching(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return (x.relu() if float(x.detach().sum()) > 0 else x.sigmoid()).flatten(1)
 
     with pytest.raises(UnsupportedOp, match=r"relu\[0\] at <model> .* was not called alike for the reference"):
-        DeepLIFT(Branching(), reference=-torch.ones(2, 8, 8))(x.abs())
+        DeepLIFT(Branching(), reference=-torch.ones(2, 8, 8))(torch.ones(2, 2, 8, 8))
+
+    class Affine(nn.Module):
+        def __init__(self, below: int | None) -> None:
+            super().__init__()
+            self.a, self.b, self.below = nn.Linear(4, 4), nn.Linear(4, 4), below
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.flatten(1)
+            return self.a(x) if float(x.detach().sum()) > 0 else x if self.below is None else self.b(x)[:, self.below :]
+
+    x = torch.ones(2, 1, 2, 2)
+    for below, message in (
+        (0, r"linear\[0\] at a .* \(there: linear\[0\] at b"),
+        (1, r"linear\[0\] at a .* \(there: linear\[0\] at b"),
+        (None, r"linear\[0\] at a .* was not called alike for the reference \(there: none\)"),
+    ):
+        for method in (DeepLIFT(Affine(below), reference=-x[0]), DeepSHAP(Affine(below), references=-x)):
+            with pytest.raises(UnsupportedOp, match=message):
+                method(x, 0)
+    with pytest.raises(UnsupportedOp, match=r"the output was not called alike .* \(there: linear\[0\] at a"):
+        DeepLIFT(Affine(None), reference=x[0])(-x, 0)
+
+
+class _Leaky(nn.Module):
+    """A hidden product with a factor that autograd cannot see, among biases far larger than it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
+        with torch.no_grad():
+            nn.init.constant_(self.conv.bias, 1.0)
+            self.norm.bias.fill_(2.0)
+            self.fc.bias.fill_(50.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.conv(x + 3)).relu()
+        h = h * h.detach().amax((1, 2, 3), keepdim=True)
+        return self.fc(h.mean((2, 3))) + 7
+
+
+@pytest.mark.parametrize("rule", ["rescale", "reveal_cancel"])
+def test_the_warning_names_the_sites_that_leak_and_no_bias(rule: str) -> None:
+    torch.manual_seed(0)
+    net = _Leaky().double().eval()
+    x = torch.randn(3, 2, 8, 8, dtype=torch.float64)
+    for method in (DeepLIFT(net, rule=rule), DeepSHAP(net, rule=rule, references=x[:1] / 2)):
+        with pytest.warns(UserWarning, match=r"The largest differences are at mul\[0\] at <model> [^;]*\.$") as caught:
+            found = method(x, 1)
+        gap = found.completeness["gap"]
+        image = int(str(caught[0].message).split("(image ")[1].split(",")[0])
+        named = float(str(caught[0].message).rstrip(".").split()[-1])
+        assert abs(named - float(gap[image])) < 0.01 * abs(named)  # the leak is all of what is missing
+
+
+def test_the_share_is_of_the_image_itself_and_the_index_is_the_images() -> None:
+    class Jumps(nn.Module):
+        """Leaks where the image is above 1 and the reference below, or the other way round."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * (1 + (x.detach().amax((1, 2, 3), keepdim=True) > 1))).sum((2, 3))
+
+    x = torch.rand(3, 2, 4, 4, dtype=torch.float64) / 2
+    x[2] += 1
+    with pytest.warns(UserWarning, match=r"misses .* \(image 2, more than"):
+        DeepSHAP(Jumps(), references=torch.rand(4, 2, 4, 4).double() / 2)(x, 0)
+    loud = torch.cat([x[:2] + 1e6, x[2:]])
+    references = torch.cat([loud[:2] - 1, x[2:] / 4])
+    for explain in (lambda m: m(loud, 0), lambda m: m.each(loud, [[1, 0]] * 3)):
+        with pytest.warns(UserWarning, match=r"\(image 2, more than"):
+            explain(DeepLIFT(Jumps(), reference=references))
+
+
+def test_a_reference_for_each_image_whatever_the_chunks() -> None:
+    net = small()
+    generator = torch.Generator().manual_seed(1)
+    x, r = torch.randn(2, 7, 2, 8, 8, generator=generator, dtype=torch.float64)
+    targets = torch.arange(7) % 3
+    expected = torch.cat([DeepLIFT(net, reference=r[i]).attribute(x[i : i + 1], int(targets[i])) for i in range(7)])
+    for chunk in (None, 1, 3):
+        torch.testing.assert_close(DeepLIFT(net, reference=r, chunk=chunk).attribute(x, targets), expected)
+    torch.testing.assert_close(DeepLIFT(net, reference=r[:1]).attribute(x[:1], 0), expected[:1])
+    for wrong in (r[:4], torch.cat([r, r[:1]])):  # the first chunk's number, and one too many
+        with pytest.raises(InputError, match=r"or be one for each, \(7, 2, 8, 8\), but is \([48], 2, 8, 8\)"):
+            DeepLIFT(net, reference=wrong)(x)
+    with pytest.raises(
+        InputError, match=r"called with a chunk of the images; for fixed references give the tensor itself\."
+    ):
+        DeepLIFT(net, reference=lambda x: r)(x)
+
+
+def test_inputs_of_two_shapes_take_a_set_of_references_each() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.fc = nn.Conv2d(2, 3, 3), nn.Conv2d(1, 3, 2), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.fc(self.a(x).relu().mean((2, 3)) * self.b(y).sigmoid().mean((2, 3)))
+
+    torch.manual_seed(0)
+    net = Two().double().eval()
+    xs = torch.randn(5, 2, 8, 8).double(), torch.randn(5, 1, 4, 6).double()
+    sets = torch.randn(6, 2, 8, 8).double(), torch.randn(6, 1, 4, 6).double()
+    found = DeepSHAP(net, references=sets)(xs, 1)
+    ones = [DeepLIFT(net, reference=pair).attribute(xs, 1) for pair in zip(*sets, strict=True)]
+    for i in range(2):
+        torch.testing.assert_close(found[i].values, torch.stack([one[i] for one in ones]).mean(0))
+        torch.testing.assert_close(found[i].completeness["ratio"], torch.ones(5).double())
+    each = tuple(torch.randn_like(x) for x in xs)
+    found = DeepLIFT(net, reference=each)(xs, 1)
+    alone = DeepLIFT(net, reference=tuple(e[4] for e in each))(tuple(x[4:] for x in xs), 1)
+    torch.testing.assert_close(found[1].values[4:], alone[1].values)
+    with pytest.raises(InputError, match="For inputs of several shapes give a tuple"):
+        DeepSHAP(net, references=sets[0])(xs)
+
+
+def test_references_leave_no_graph_behind() -> None:
+    net, x = small(), torch.randn(2, 2, 8, 8, dtype=torch.float64)
+    r = torch.randn(2, 2, 8, 8, dtype=torch.float64, requires_grad=True)
+    for method in (
+        DeepLIFT(net, reference=r[0]),
+        DeepLIFT(net, reference=r),
+        DeepLIFT(net, reference=lambda x: x * r),
+        DeepSHAP(net, references=r),
+    ):
+        found = method(x)
+        assert not any(v.requires_grad for v in (found.values, found.output, *found.completeness.values()))
+
+
+@pytest.mark.parametrize("rule", ["rescale", "reveal_cancel"])
+@pytest.mark.parametrize("activation", [nn.Sigmoid, nn.GELU, nn.SiLU, nn.Softplus])
+def test_near_the_reference_single_precision_gives_the_slopes_of_double(activation: Any, rule: str) -> None:
+    """A quotient of differences would be rounding alone."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), activation(), nn.Conv2d(8, 8, 3), activation(), nn.Flatten(), nn.Linear(128, 5)
+    )
+    x, d = torch.rand(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
+    for step in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6):
+        r = x - step * d
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            single = DeepLIFT(net.float().eval(), rule=rule, reference=r).attribute(x, 1).double()
+            double = DeepLIFT(net.double(), rule=rule, reference=r.double()).attribute(x.double(), 1)
+        assert float((single - double).abs().max() / double.abs().max()) < 5e-4
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU6(), nn.Hardtanh(-3, 3), nn.Hardsigmoid(), nn.Sigmoid(), nn.Tanh()])
+def test_half_precision_is_complete_across_kinks(activation: nn.Module) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(1, 1, bias=False), activation)
+    nn.init.ones_(net[1].weight)
+    net = net.bfloat16().eval()
+    x = torch.tensor([10.0, 7.0, 6.5, 4.0, 3.5, 1.0]).view(-1, 1, 1, 1).bfloat16()
+    for reference in (2.0, 1.0, -2.5):
+        r = torch.full((1, 1, 1), reference).bfloat16()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = DeepLIFT(net, reference=r)(x, 0)
+        expected = (net(x) - net(r[None]))[:, 0].detach()
+        # One rounding of each output, three of what is computed from them.
+        both = (net(x)[:, 0].abs() + net(r[None])[:, 0].abs()).float()
+        slack = torch.finfo(torch.bfloat16).eps * (both / 2 + 3 * expected.abs().float())
+        error = (found.values.flatten().float() - expected.float()).abs()
+        assert bool((error <= slack).all())
+
+
+@pytest.mark.parametrize(
+    "activation", [nn.GELU(), nn.GELU("tanh"), nn.Hardswish(), nn.Hardsigmoid(), nn.Tanhshrink(), nn.Tanh()]
+)
+def test_single_precision_slopes_are_right_where_the_function_cancels(activation: nn.Module) -> None:
+    net = nn.Sequential(activation, nn.Flatten())
+    x = torch.linspace(-6, 6, 1201).view(1, 1, 1, -1)
+
+    def slopes(x: Tensor, x0: Tensor) -> Tensor:
+        run = propagate(net, x, lift.table(lift.Reference(net, (x0,)), reveal_cancel=False))
+        return run.gradient(torch.ones_like(run.output))[0]
+
+    for step in (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6):
+        x0 = x - step
+        error = (slopes(x, x0).double() - slopes(x.double(), x0.double())).abs()
+        assert float(error.max()) < 1e-4

@@ -1,7 +1,8 @@
-"""Where relevance is lost: the same pass again for one image, with what each site gets and gives written down."""
+"""Where relevance, or DeepLIFT's difference, is lost: the pass again for one image, with what each site gets and gives."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backlit._errors import BacklitError
-from backlit.capture import Call, Rule, Site, propagate
+from backlit.capture import LAYERS, Call, Rule, Site, propagate
 from backlit.rules import RuleTable
 from backlit.rules.exact import exact
 from backlit.rules.structural import AtPixels
@@ -27,11 +28,17 @@ class Leak:
     finite: bool
 
 
-def audit(model: nn.Module, x: tuple[Tensor, ...], table: RuleTable, target: int) -> tuple[Leak, ...]:
-    """The leak of every site for one image (1, c, h, w), from the output down."""
+Changes = Callable[[tuple[Tensor, ...], Any, Call], tuple[tuple[Tensor, ...], Tensor]]
+"""``changes(inputs, output, call)``: what inputs and output differ by from a reference."""
+
+
+def audit(
+    model: nn.Module, x: tuple[Tensor, ...], table: RuleTable, target: int, changes: Changes | None = None
+) -> tuple[Leak, ...]:
+    """The leak of every site for one image (1, c, h, w), from the output down; of ``changes``, if given, not of values."""
     leaks: list[Leak] = []
     try:
-        run = propagate(model, x, _Audited(table, leaks))
+        run = propagate(model, x, _Audited(table, changes, leaks))
         run.gradient(F.one_hot(torch.tensor([target], device=run.output.device), run.output.shape[1]).to(x[0].dtype))
     except BacklitError:  # a network that writes through views runs only with its own derivatives there
         return ()
@@ -41,17 +48,19 @@ def audit(model: nn.Module, x: tuple[Tensor, ...], table: RuleTable, target: int
 @dataclass(frozen=True)
 class _Audited:
     table: RuleTable
+    changes: Changes | None
     leaks: list[Leak]
 
     def rule_for(self, site: Site) -> tuple[str, Rule | None]:
         name, rule = self.table.rule_for(site)
-        return name, _Watched(rule, site, self.leaks)
+        return name, _Watched(rule, site, self.changes, self.leaks)
 
 
 @dataclass(frozen=True)
 class _Watched:
     rule: Rule | None
     site: Site
+    changes: Changes | None
     leaks: list[Leak] = field(repr=False)
 
     @property
@@ -64,29 +73,27 @@ class _Watched:
 
     def __call__(self, g: Any, inputs: tuple[Tensor, ...], output: Any, call: Call) -> Any:
         found = tuple((self.rule or exact)(g, inputs, output, call))
-        if hasattr(self.rule, "changes"):  # DeepLIFT: what differs from the reference
-            xs, y = self.rule.changes(inputs, output, call)  # type: ignore[union-attr]
-            lost = ((g if isinstance(g, Tensor) else g[0]) * y).sum()
-            lost = lost - sum((m * x).sum() for m, x in zip(found, xs, strict=True) if m is not None)
-            finite = all(bool(m.isfinite().all()) for m in found if m is not None)
-            self.leaks.append(Leak(self.site, rule_name(self.rule), float(lost), finite))
-            return found
         got, y = (g, output) if isinstance(output, Tensor) else (g[0], output[0])
-        reads_pixels = getattr(self.rule, "reads_pixels", False)
-        pixels = self.rule.pixels if isinstance(self.rule, AtPixels) else (reads_pixels,) * len(inputs)
-        given = self.rule.given if isinstance(self.rule, AtPixels) else not self._multiplies()
-        lost = (got if given else got * y).sum()
-        for m, x, is_relevance in zip(found, inputs, pixels, strict=False):
-            if m is not None:
-                lost = lost - (m if is_relevance or given else m * x).sum()
-        extra = found[len(inputs)] if self.absorbs else None
-        lost = lost if extra is None else lost - extra.sum()
+        if self.changes is not None:
+            xs, y = self.changes(inputs, output, call)
+            lost = (got * y).sum() - sum((m * x).sum() for m, x in zip(found, xs, strict=True) if m is not None)
+        else:
+            lost = self._relevance_lost(got, y, inputs, found)
         finite = all(bool(m.isfinite().all()) for m in found if m is not None)
         self.leaks.append(Leak(self.site, rule_name(self.rule), float(lost), finite))
         return found
 
+    def _relevance_lost(self, g: Tensor, y: Tensor, inputs: tuple[Tensor, ...], found: tuple[Any, ...]) -> Tensor:
+        reads_pixels = getattr(self.rule, "reads_pixels", False)
+        pixels = self.rule.pixels if isinstance(self.rule, AtPixels) else (reads_pixels,) * len(inputs)
+        given = self.rule.given if isinstance(self.rule, AtPixels) else not self._multiplies()
+        lost = (g if given else g * y).sum()
+        for m, x, is_relevance in zip(found, inputs, pixels, strict=False):
+            if m is not None:
+                lost = lost - (m if is_relevance or given else m * x).sum()
+        extra = found[len(inputs)] if self.absorbs else None
+        return lost if extra is None else lost - extra.sum()
+
     def _multiplies(self) -> bool:
         """Whether the output is a layer's or follows one, so that it carries multipliers."""
-        from backlit.capture import LAYERS
-
         return self.site.primitive in LAYERS or max(self.site.depths, default=0) > 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,6 +15,7 @@ from backlit._errors import InputError
 from backlit.capture import propagate
 from backlit.methods.audit import audit
 from backlit.methods.base import Maps, Method, Options, activation_bytes, check
+from backlit.methods.chunks import FIRST, IMAGES
 from backlit.methods.inputs import pick
 from backlit.rules import lift
 
@@ -47,15 +48,22 @@ class DeepLIFTOptions(LiftOptions):
 
     Attributes:
         reference: "zero" (the mean colour of the training set, for a normalised input), "blur" (a Gaussian of 10 pixels),
-            "mean" (each image's mean colour), one tensor (c, h, w) for all images, a tuple of them for several inputs, or
-            a function from images to references.
+            "mean" (each image's mean colour), a tensor for all images (c, h, w) or for each (n, c, h, w), a tuple of
+            tensors for several inputs, or a function from images to references, which gets a chunk of them at a time.
     """
 
     reference: Given = "zero"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_given("reference", self.reference)
+        given = self.reference
+        good = given in _REFERENCES if isinstance(given, str) else isinstance(given, (Tensor, tuple)) or callable(given)
+        _require(
+            good,
+            "reference",
+            given,
+            f"one of {', '.join(_REFERENCES)}, a tensor (c, h, w) or (n, c, h, w), or a function from images to references",
+        )
 
 
 @dataclass(frozen=True)
@@ -63,19 +71,24 @@ class DeepSHAPOptions(LiftOptions):
     """Options of DeepSHAP.
 
     Attributes:
-        references: Images (r, c, h, w) to compare with, such as some of the training set; None for each image's zero,
-            blurred and mean reference.
+        references: Images (r, c, h, w) to compare with, such as some of the training set, or a tuple of as many for each
+            input; None for each image's zero, blurred and mean reference.
     """
 
-    references: Tensor | None = None
+    references: Tensor | tuple[Tensor, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        good = self.references is None or (isinstance(self.references, Tensor) and self.references.dim() == 4)
-        found = tuple(self.references.shape) if isinstance(self.references, Tensor) else self.references
-        check(
-            good and (self.references is None or len(self.references) > 0), "references", found, "images (r, c, h, w)"
-        )
+        sets = self.sets
+        good = all(isinstance(s, Tensor) and s.dim() == 4 and len(s) == len(sets[0]) > 0 for s in sets)
+        must = "images (r, c, h, w), or a tuple of as many for each input"
+        _require(good and (bool(sets) or self.references is None), "references", self.references, must)
+
+    @property
+    def sets(self) -> tuple[Tensor, ...]:
+        """The sets that were given."""
+        given = self.references
+        return () if given is None else given if isinstance(given, tuple) else (given,)
 
 
 class _Lift(Method):
@@ -89,50 +102,57 @@ class _Lift(Method):
         self._warned = False
 
     def lifted(
-        self, inputs: tuple[Tensor, ...], references: tuple[Tensor, ...], targets: Tensor | None
+        self, inputs: tuple[Tensor, ...], references: tuple[Tensor, ...], targets: Tensor | None, *, each: int = 1
     ) -> tuple[Maps, Tensor]:
-        """Maps of images against as many references, and the logits at the references (t, n)."""
+        """Maps of images against as many references, and the logits at the references (t, n).
+
+        An image stands there ``each`` times in a row.
+        """
         reveal = self.options.rule == "reveal_cancel"
         reference = lift.Reference(self.model, references, layers=reveal)
-        table = lift.table(reference, reveal_cancel=reveal)
-        run = propagate(self.model, inputs, table)
+        run = propagate(self.model, inputs, lift.table(reference, reveal_cancel=reveal))
+        reference.check(run.trace)
         targets = pick(run.output, targets)
         weights = F.one_hot(targets.T, run.output.shape[1]).to(run.output.dtype)
         grads = run.gradient(weights if len(weights) > 1 else weights[0])
         grads = grads if len(weights) > 1 else tuple(g[None] for g in grads)
         values = tuple(m * (x - r) for m, x, r in zip(grads, inputs, references, strict=True))
         output, start = (o.detach().gather(1, targets).T for o in (run.output, reference.output))
-        completeness = _account(values, output, start)
-        gap = completeness["gap"].abs()
-        share = gap / completeness["difference"].abs().clamp(
-            min=1e-3 * float(output.abs().max() + start.abs().max()) + 1e-30
-        )
-        if not self._warned and float(share.max()) > self.options.tolerance:
-            self._warned = True
-            t, i = divmod(int(share.argmax()), share.shape[1])
-            one = lift.Reference(self.model, tuple(r[i : i + 1] for r in references), layers=reveal)
-            found = audit(
-                self.model,
-                tuple(x[i : i + 1] for x in inputs),
-                lift.table(one, reveal_cancel=reveal),
-                int(targets[i, t]),
-            )
-            worst = sorted((x for x in found if x.lost), key=lambda x: -abs(x.lost))[:5]
-            warnings.warn(
-                f"{self.title}: the map misses {float(share[t, i]):.1%} of the difference from the reference (image {i}, more "
-                f"than tolerance={self.options.tolerance:g}). The largest differences are at "
-                f"{'; '.join(f'{x.site} {x.lost:+.3g}' for x in worst) or 'values that the network computes as constants'}.",
-                stacklevel=6,
-            )
         maps = Maps(
             values=values,
             targets=targets,
             output=output,
             coverage=run.coverage,
             activation_bytes=activation_bytes(run.trace, inputs[0]),
-            completeness=completeness,
+            completeness=_account(values, output, start),
         )
+        if not self._warned:
+            self._check_sum(inputs, references, maps, start, each)
         return maps, start
+
+    def _check_sum(
+        self, inputs: tuple[Tensor, ...], references: tuple[Tensor, ...], maps: Maps, start: Tensor, each: int
+    ) -> None:
+        """Warn if a map misses its difference, and more than the logits' rounding; a tiny one counts as a thousandth of them."""
+        gap, difference = maps.completeness["gap"].abs(), maps.completeness["difference"].abs()
+        sizes = _wide(maps.output).abs(), _wide(start).abs()
+        scale = torch.maximum(difference, 1e-3 * torch.maximum(*sizes)).clamp(min=torch.finfo(gap.dtype).tiny)
+        share = gap / scale * (gap > torch.finfo(start.dtype).eps * sum(sizes))
+        if not float(share.max()) > self.options.tolerance:
+            return
+        self._warned = True
+        t, i = divmod(int(share.argmax()), share.shape[1])
+        reference = lift.Reference(self.model, tuple(r[i : i + 1] for r in references), every=True)
+        table = lift.table(reference, reveal_cancel=self.options.rule == "reveal_cancel")
+        image = tuple(x[i : i + 1] for x in inputs)
+        leaks = audit(self.model, image, table, int(maps.targets[i, t]), reference.changes)
+        worst = sorted((x for x in leaks if abs(x.lost) > 0.01 * float(gap[t, i])), key=lambda x: -abs(x.lost))[:5]
+        warnings.warn(
+            f"{self.title}: the map misses {float(share[t, i]):.1%} of the difference from the reference (image {i // each}, "
+            f"more than tolerance={self.options.tolerance:g}). The largest differences are at "
+            f"{'; '.join(f'{x.site} {x.lost:+.3g}' for x in worst) or 'values that the network computes as constants'}.",
+            stacklevel=9,
+        )
 
 
 class DeepLIFT(_Lift):
@@ -157,51 +177,56 @@ class DeepSHAP(_Lift):
     Options: ClassVar[type[Options]] = DeepSHAPOptions
 
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
-        n = len(inputs[0])
-        sets = [self._references(x) for x in inputs]  # (n, r, ...)
-        group = max(1, 16 // n)
-        found: list[Maps] = []
-        starts: list[Tensor] = []
-        counts = [min(group, sets[0].shape[1] - i) for i in range(0, sets[0].shape[1], group)]
-        for i, count in zip(range(0, sets[0].shape[1], group), counts, strict=True):  # as many pairs as fit in a chunk
-            pairs = tuple(x.repeat_interleave(count, 0) for x in inputs)
-            others = tuple(s[:, i : i + count].flatten(0, 1) for s in sets)
-            wanted = None if targets is None else targets.repeat_interleave(count, 0)
-            maps, start = self.lifted(pairs, others, wanted)
-            found.append(maps)
-            starts.append(start.view(len(start), n, count).sum(2))
-        r = sum(counts)
-        values = tuple(
-            torch.stack([m.values[j].unflatten(1, (n, c)).sum(2) for m, c in zip(found, counts, strict=True)]).sum(0)
-            / r
-            for j in range(len(inputs))
-        )
-        first, count = found[0], counts[0]
-        output = first.output[:, ::count]
-        return Maps(
-            values=values,
-            targets=first.targets[::count],
-            output=output,
-            coverage=first.coverage,
-            activation_bytes=first.activation_bytes * count,
-            completeness=_account(values, output, torch.stack(starts).sum(0) / r),
-            notes={"references": r},
+        sets = self._sets(inputs)  # (n, r, c, h, w) each
+        n, r = sets[0].shape[:2]
+        group = max(1, 16 // n)  # references of an image that run at once: as many pairs as fit in a chunk
+        first: Maps | None = None
+        sums: list[Tensor] = []  # of the maps, then of the logits at the references
+        for some in zip(*(s.split(group, 1) for s in sets), strict=True):
+            each = some[0].shape[1]
+            pairs = tuple(x.repeat_interleave(each, 0) for x in inputs)
+            wanted = None if targets is None else targets.repeat_interleave(each, 0)
+            maps, start = self.lifted(pairs, tuple(s.flatten(0, 1) for s in some), wanted, each=each)
+            found = [_wide(v).unflatten(1, (n, each)).sum(2) for v in (*maps.values, start)]
+            sums = [s + v for s, v in zip(sums, found, strict=True)] if sums else found
+            if first is None:
+                first = replace(
+                    maps,
+                    targets=maps.targets[::each],
+                    output=maps.output[:, ::each],
+                    activation_bytes=maps.activation_bytes * each,
+                )
+                targets = first.targets  # the predicted class, if none was asked for, whatever the group
+        assert first is not None
+        *values, start = (s / r for s in sums)
+        values = tuple(v.to(x) for v, x in zip(values, inputs, strict=True))
+        return replace(
+            first, values=values, completeness=_account(values, first.output, start), notes={"references": r}
         )
 
-    def _references(self, x: Tensor) -> Tensor:
-        given = self.options.references
-        if given is None:
-            return torch.stack([references_of((x,), name)[0] for name in ("zero", "blur", "mean")], 1)
-        if given.shape[1:] != x.shape[1:]:
-            raise InputError(
-                f"references must be shaped as the images, (r, {', '.join(map(str, x.shape[1:]))}), but have shape "
-                f"{tuple(given.shape)}."
-            )
-        return given.to(x)[None].expand(len(x), *given.shape)
+    def _sets(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        """References of each image, (n, r, c, h, w) for each input."""
+        given = self.options.sets
+        if not given:
+            return [torch.stack([references_of((x,), name)[0] for name in _REFERENCES], 1) for x in inputs]
+        if not isinstance(self.options.references, tuple):
+            given = given * len(inputs)
+        if len(given) != len(inputs):
+            raise InputError(f"references must be one set for each of {len(inputs)} inputs, but has {len(given)}.")
+        return [_set_for(s, x) for s, x in zip(given, inputs, strict=True)]
+
+
+def _set_for(references: Tensor, x: Tensor) -> Tensor:
+    if references.shape[1:] != x.shape[1:]:
+        raise InputError(
+            f"references must be shaped as the images, (r, {', '.join(map(str, x.shape[1:]))}), but have shape "
+            f"{tuple(references.shape)}. For inputs of several shapes give a tuple, a set for each."
+        )
+    return _finite("references", references).to(x)[None].expand(len(x), *references.shape)
 
 
 def references_of(inputs: tuple[Tensor, ...], given: Given) -> tuple[Tensor, ...]:
-    """One reference for each image of each input.
+    """One reference for each image of each input, as constants.
 
     Raises:
         InputError: If a reference is not shaped as the images, or not finite.
@@ -212,21 +237,32 @@ def references_of(inputs: tuple[Tensor, ...], given: Given) -> tuple[Tensor, ...
     found = tuple(given(x) for x in inputs) if callable(given) else several
     if len(found) != len(inputs):
         raise InputError(f"reference must be one tensor for each of {len(inputs)} inputs, but has {len(found)}.")
-    return tuple(_fitting(r, x, per_image=callable(given)) for r, x in zip(found, inputs, strict=True))
+    return tuple(_fitting(r, x, function=callable(given)) for r, x in zip(found, inputs, strict=True))
 
 
-def _fitting(reference: Any, x: Tensor, *, per_image: bool) -> Tensor:
-    one = isinstance(reference, Tensor) and tuple(reference.shape) in (tuple(x.shape[1:]), (1, *x.shape[1:]))
-    each = per_image and isinstance(reference, Tensor) and reference.shape == x.shape
-    if not one and not each:
-        found = tuple(reference.shape) if isinstance(reference, Tensor) else type(reference).__name__
-        raise InputError(
-            f"reference must be shaped as one image, {tuple(x.shape[1:])}, but is {found}. For one reference an image give a "
-            "function from images to references; for several references an image use DeepSHAP."
+def _fitting(reference: Any, x: Tensor, *, function: bool) -> Tensor:
+    """A reference for each image: the same, or those of a function, or this chunk's of one for each image of the batch."""
+    shape, one = _found(reference), tuple(x.shape[1:])
+    n = len(x) if function else IMAGES.get() or len(x)
+    if shape not in (one, (1, *one), (n, *one)):
+        way_out = (
+            "A function is called with a chunk of the images; for fixed references give the tensor itself."
+            if function
+            else "For several references an image use DeepSHAP."
         )
-    if not bool(reference.isfinite().all()):
-        raise InputError("reference must be finite, but holds NaN or Inf.")
-    return reference.to(x).expand_as(x)
+        raise InputError(
+            f"reference must be shaped as one image, {one}, or be one for each, {(n, *one)}, but is {shape}. {way_out}"
+        )
+    reference = _finite("reference", reference).to(x)
+    if shape == (n, *one) and not function:
+        reference = reference[FIRST.get() :][: len(x)]
+    return reference.expand_as(x)
+
+
+def _finite(name: str, given: Tensor) -> Tensor:
+    if not bool(given.isfinite().all()):
+        raise InputError(f"{name} must be finite, but {'hold' if name.endswith('s') else 'holds'} NaN or Inf.")
+    return given.detach()
 
 
 def _blurred(x: Tensor) -> Tensor:
@@ -250,19 +286,28 @@ _REFERENCES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _check_given(name: str, given: Any) -> None:
-    good = given in _REFERENCES if isinstance(given, str) else isinstance(given, (Tensor, tuple)) or callable(given)
-    check(
-        good,
-        name,
-        given,
-        f"one of {', '.join(_REFERENCES)}, a tensor (c, h, w), or a function from images to references",
-    )
+def _found(given: Any) -> Any:
+    """What was given, for a message: never a tensor's values."""
+    if isinstance(given, Tensor):
+        return tuple(given.shape)
+    if isinstance(given, (tuple, list)):
+        return f"a {type(given).__name__} of {', '.join(str(_found(g)) for g in given) or 'nothing'}"
+    return repr(given) if isinstance(given, (str, int, float)) else type(given).__name__
+
+
+def _require(holds: bool, name: str, given: Any, must_be: str) -> None:
+    if not holds:
+        raise InputError(f"{name} must be {must_be}, but is {_found(given)}.")
+
+
+def _wide(values: Tensor) -> Tensor:
+    """At least single precision, for sums."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _account(values: tuple[Tensor, ...], output: Tensor, start: Tensor) -> dict[str, Tensor]:
     """The map's sum beside the logit's difference from the reference, (t, n)."""
-    total = torch.stack([v.flatten(2).sum(2) for v in values]).sum(0)
-    difference = output - start
+    total = torch.stack([_wide(v).flatten(2).sum(2) for v in values]).sum(0)
+    difference = _wide(output) - start
     ratio = torch.where(difference == 0, 1 + total, total / torch.where(difference == 0, 1, difference))
     return {"total": total, "difference": difference, "ratio": ratio, "gap": difference - total}

@@ -5,7 +5,7 @@ the map sum to the difference of the logits. Affine operations need none: their 
 marks the reference's value of a thing. An operation that is linear in each of two signals takes both at their mid-points;
 others are written as such products and elementwise functions, each with its secant:
 
-* an elementwise f: ``dy / dx``, f' where dx vanishes (Shrikumar et al. 2017, Eq. 12, rescale);
+* an elementwise f: ``dy / dx``, f' near x0 (Shrikumar et al. 2017, Eq. 12, rescale);
 * softmax: ``dy_i = L_i (dz_i - sum_j L_j dz_j / sum_j L_j)``, L the logarithmic mean of y and y0;
 * norms: ``d(c r) = dc (r + r0) / 2 + dr (c + c0) / 2`` with ``r = 1 / sigma``, ``dr = -dv r r0 / (sigma + sigma0)``.
 """
@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from backlit._errors import UnsupportedOp
-from backlit.capture import LAYERS, PRIMITIVES, Call, Rule, Trace
+from backlit.capture import LAYERS, PRIMITIVES, Call, Rule, Site, Trace
 from backlit.capture.primitives import attention_scores
 from backlit.capture.record import record
 from backlit.rules import activation, norm
@@ -34,32 +35,62 @@ Result = tuple[Tensor | None, ...]
 
 
 class Reference:
-    """What every operation that is not affine reads and gives at the reference; of layers, too, if ``layers``."""
+    """What every operation that is not affine reads and gives at the reference.
 
-    def __init__(self, model: nn.Module, inputs: Tensors, *, layers: bool = False) -> None:
-        self._values: dict[str, tuple[Tensors, Any]] = {}
+    With ``layers`` those of weights, too, which reveal-cancel compares; with ``every`` all, for the audit.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Tensors, *, layers: bool = False, every: bool = False) -> None:
+        self._values: dict[str, tuple[Site, Tensors, Any]] = {}
 
         def keep(call: Call, signals: Tensors, result: Any) -> Callable[..., Any]:
-            if call.site.kind != "affine" or (layers and call.site.primitive in LAYERS):
-                self._values[call.site.name] = (signals, result)
+            if every or call.site.kind != "affine" or (layers and call.site.primitive in LAYERS):
+                self._values[call.site.name] = (call.site, signals, result)
             return call.without_signals().run
 
         recording, self.output = record(model, inputs, keep)
         self.trace: Trace = recording.trace
 
-    def of(self, call: Call, inputs: Tensors) -> tuple[Tensors, Any]:
+    def of(self, call: Call) -> tuple[Tensors, Any]:
         """Inputs and output of the same call at the reference.
 
         Raises:
             UnsupportedOp: If the network took another way there.
         """
-        inputs0, output0 = self._values.get(call.site.name, ((), None))
-        if [x.shape for x in inputs0] != [x.shape for x in inputs]:
-            raise UnsupportedOp(
-                f"{call.site} was not called alike for the reference: the network's way depends on the values, so input and "
-                "reference cannot be compared. Choose a reference for which the network takes the same way."
-            )
+        site, inputs0, output0 = self._values.get(call.site.name, (None, (), None))
+        if site is None or not _alike(site, call.site):
+            raise _another_way(call.site, site)
         return inputs0, output0
+
+    def check(self, trace: Trace) -> None:
+        """Refuse a network that took another way at the reference than ``trace``, be it by affine operations alone.
+
+        Raises:
+            UnsupportedOp: With the first site that differs.
+        """
+        for site, site0 in zip_longest(trace, self.trace):
+            if site is None or site0 is None or not _alike(site, site0):
+                raise _another_way(site, site0)
+
+    def changes(self, inputs: Tensors, output: Any, call: Call) -> tuple[Tensors, Tensor]:
+        """What a call's inputs and output (of the last one, if others are joined to it) differ by from the reference."""
+        inputs0, output0 = self.of(call)
+        if call.joined:
+            _, output0 = self.of(call.joined[-1])
+        y, y0 = (output, output0) if isinstance(output, Tensor) else (output[0], output0[0])
+        return tuple(x - x0 for x, x0 in zip(inputs, inputs0, strict=True)), y - y0
+
+
+def _alike(site: Site, other: Site) -> bool:
+    return (site.name, site.module, site.input_shapes) == (other.name, other.module, other.input_shapes)
+
+
+def _another_way(site: Site | None, site0: Site | None) -> UnsupportedOp:
+    where, instead = site or "the output", site0 or "none"
+    return UnsupportedOp(
+        f"{where} was not called alike for the reference (there: {instead}): the network's way depends on the values, so input "
+        "and reference cannot be compared. Choose a reference for which the network takes the same way."
+    )
 
 
 Formula = Callable[[Tensor, Tensors, Any, Tensors, Any, Call], Result]
@@ -79,13 +110,7 @@ class Lifted:
         return self.formula.__name__
 
     def __call__(self, g: Any, inputs: Tensors, output: Any, call: Call) -> Result:
-        return self.formula(g, inputs, output, *self.reference.of(call, inputs), call)
-
-    def changes(self, inputs: Tensors, output: Any, call: Call) -> tuple[Tensors, Tensor]:
-        """What differs from the reference, for the audit."""
-        inputs0, output0 = self.reference.of(call, inputs)
-        y, y0 = (output, output0) if isinstance(output, Tensor) else (output[0], output0[0])
-        return tuple(x - x0 for x, x0 in zip(inputs, inputs0, strict=True)), y - y0
+        return self.formula(g, inputs, output, *self.reference.of(call), call)
 
 
 def table(reference: Reference, *, reveal_cancel: bool) -> RuleTable:
@@ -110,20 +135,29 @@ def _normed(g: Tensor, inputs: Tensors, output: Tensor, call: Call) -> Result:
 _normed.joins = True  # type: ignore[attr-defined]
 
 
+_CANCELS = ("gelu", "tanhshrink")  # their sums round as x does, however small y is
+
+
 def secant(x: Tensor, y: Tensor, x0: Tensor, y0: Tensor, call: Call | Callable[[Tensor], Tensor]) -> Tensor:
-    """``(y - y0) / (x - x0)`` of an elementwise function; its derivative at the mid-point where x is near x0."""
-    dx = x - x0
-    near = dx.abs() <= 100 * torch.finfo(x.dtype).eps * (x.abs() + x0.abs())
-    slope = (y - y0) / torch.where(near, 1, dx)
-    if not bool(near.any()):
-        return slope
-    middle = (x + x0) / 2
+    """``(y - y0) / (x - x0)`` of an elementwise function; f' at the mid-point where the two agree to the rounding of y.
+
+    There the quotient is mostly rounding, f' is not, and the sum still misses no more than y's own rounding: near x0 in
+    every precision, and never across a kink or a jump.
+    """
+    dx, dy, middle = x - x0, y - y0, (x + x0) / 2
     if isinstance(call, Call):
-        (limit,) = activation.derivative(torch.ones_like(y), (middle,), call.run(middle), call)
-        assert limit is not None
+        (slope,) = activation.derivative(torch.ones_like(y), (middle,), y, call)  # which reads no output
+        assert slope is not None
     else:
-        limit = call(middle)
-    return torch.where(near, limit.nan_to_num(0, 0, 0), slope)
+        slope = call(middle)
+    slope = slope.nan_to_num(0, 0, 0)
+    rounding = torch.finfo(x.dtype).eps * (y.abs() + y0.abs())
+    if x.dtype in (torch.float16, torch.bfloat16):  # computed in single precision, rounded once
+        rounding = rounding / 2
+    elif isinstance(call, Call) and call.primitive.name in _CANCELS:
+        rounding = rounding + 2 * torch.finfo(x.dtype).eps * (x.abs() + x0.abs())
+    same = (dy - slope * dx).abs() <= rounding
+    return torch.where(same, slope, dy / torch.where(same, 1, dx))
 
 
 def rescale(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call: Call) -> Result:
@@ -339,8 +373,9 @@ class RevealCancel:
     """Positive and negative parts apart through the activation that a layer alone feeds (Shrikumar et al. 2017, 3.5.3).
 
     P and N are what raises and what lowers z from its reference: ``dy+ = [f(z0 + P) - f(z0) + f(z0 + P + N) - f(z0 + N)]
-    / 2``, dy- alike; contributions above zero get ``dy+ / P``, those below ``dy- / N``. An activation that something else
-    feeds, such as a residual add, has no contributions by sign to tell apart and keeps the rescale rule.
+    / 2``, dy- alike; contributions above zero get ``dy+ / P``, the mean of two secants, those below ``dy- / N``. An
+    activation that something else feeds, such as a residual add, has no contributions by sign to tell apart and keeps the
+    rescale rule.
     """
 
     reference: Reference
@@ -354,14 +389,14 @@ class RevealCancel:
         layer = Layer.of(call, inputs)
         if layer is None or after is None:
             return exact(g, inputs, output, call) if layer is None else (layer.transposed(g, layer.weight),)
-        (x0,), _ = self.reference.of(call, inputs)
-        (z0,), y0 = self.reference.of(after, (output,))
+        (x0,), _ = self.reference.of(call)
+        (z0,), y0 = self.reference.of(after)
         changes = Layer(inputs[0] - x0, layer.weight, None, call, layer.place)
         up, down = Part.of(changes, 1), Part.of(changes, -1)
-        f, p, n = after.run, up.z, down.z
-        y, raised, lowered = f(z0 + p + n), f(z0 + p), f(z0 + n)
-        s_up = g * (raised - y0 + y - lowered) / 2 * over(1, p)
-        s_down = g * (lowered - y0 + y - raised) / 2 * over(1, n)
+        z_up, z_down, z = z0 + up.z, z0 + down.z, z0 + up.z + down.z
+        y_up, y_down, y = after.run(z_up), after.run(z_down), after.run(z)
+        s_up = g * (secant(z_up, y_up, z0, y0, after) + secant(z, y, z_down, y_down, after)) / 2
+        s_down = g * (secant(z_down, y_down, z0, y0, after) + secant(z, y, z_up, y_up, after)) / 2
         m = up.transposed(s_up) + down.transposed(s_down)
         still = changes.x == 0
         if bool(still.any()):
