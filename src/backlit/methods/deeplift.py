@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backlit._errors import InputError
+from backlit._warn import warn
 from backlit.capture import propagate
 from backlit.methods.audit import audit
 from backlit.methods.base import Maps, Method, Options, activation_bytes, check
@@ -147,11 +147,10 @@ class _Lift(Method):
         image = tuple(x[i : i + 1] for x in inputs)
         leaks = audit(self.model, image, table, int(maps.targets[i, t]), reference.changes)
         worst = sorted((x for x in leaks if abs(x.lost) > 0.01 * float(gap[t, i])), key=lambda x: -abs(x.lost))[:5]
-        warnings.warn(
+        warn(
             f"{self.title}: the map misses {float(share[t, i]):.1%} of the difference from the reference (image {i // each}, "
             f"more than tolerance={self.options.tolerance:g}). The largest differences are at "
-            f"{'; '.join(f'{x.site} {x.lost:+.3g}' for x in worst) or 'values that the network computes as constants'}.",
-            stacklevel=9,
+            f"{'; '.join(f'{x.site} {x.lost:+.3g}' for x in worst) or 'values that the network computes as constants'}."
         )
 
 
