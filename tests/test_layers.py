@@ -21,6 +21,7 @@ ORDER = [
         "_layout",
         "_random",
         "capture",
+        "_features",
         "rules",
         "attribution",
     ),

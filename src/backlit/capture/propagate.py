@@ -81,8 +81,8 @@ class Propagation:
 
     ``inputs`` are the leaves to differentiate to, ``output`` the network's (n, k) logits with the rules' graph behind
     it, ``kept`` the outputs of the sites that were asked for, ``taps`` the sites that were tapped, in order. ``unit`` is a
-    leaf of ones (n,) whose gradient is what the rules' biases absorb of each image; ``mixed`` fills, while that is
-    computed, with the sites whose images do not stand for certain in the first dimension, so that only the sum over the
+    leaf of ones (n,) whose gradient is what the rules' biases absorb of each image; ``flow.mixed`` fills, while
+    that is computed, with the sites whose images do not stand for certain in the first dimension, so that only the sum over the
     batch is.
     """
 
@@ -94,11 +94,6 @@ class Propagation:
     taps: dict[str, Tapped]
     unit: Tensor
     flow: Flow
-
-    @property
-    def mixed(self) -> set[str]:
-        """See above."""
-        return self.flow.mixed
 
     def gradient(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backlit._errors import InputError, UnsupportedOp, nearest
-from backlit.capture.features import last_features
+from backlit._features import last_features
 from backlit.capture.sites import Site, Trace
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backlit._errors import InputError, UnsupportedOp, nearest
+from backlit._features import last_features
 from backlit.capture import Propagation, Site, propagate
-from backlit.capture.features import last_features
 from backlit.methods.base import Maps, Method, Options, activation_bytes, check
 from backlit.methods.inputs import pick
 from backlit.rules import presets

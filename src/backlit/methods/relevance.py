@@ -131,7 +131,7 @@ class Relevance(Method):
         output = run.output.detach().gather(1, targets).T
         self._check_end(run, tuple(values), table)
         self._check_flow(run, tuple(values), inputs, targets, table)
-        if run.mixed and len(inputs[0]) > 1:
+        if run.flow.mixed and len(inputs[0]) > 1:
             biases = self._of_each(inputs, targets, table, tuple(values), biases, output)
         values, completeness = self.account(tuple(values), biases, output)
         self._warn(completeness, values, output, inputs, targets, table)
