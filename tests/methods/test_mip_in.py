@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from _fit_networks import cnn, drawn, mlp, sequential
 from _mip_in_oracle import Inverse, ridge
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,39 +21,7 @@ from _networks import ARCHITECTURES, SPELLINGS, build, images
 from backlit import MIPIN, FileError, InputError, ModelStateError, UnsupportedOp
 from backlit.inverse import Fitted
 from backlit.inverse.moments import Moments, Sizes, solve
-from backlit.inverse.part import find_part
-from backlit.inverse.regressions import Channels, Transposed
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def sequential(*layers: nn.Module, seed: int = 1) -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = nn.Sequential(*layers).double().eval()
-        for p in net.parameters():
-            nn.init.normal_(p, std=0.4)
-    return net
-
-
-def mlp() -> nn.Sequential:
-    return sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
-
-
-def cnn() -> nn.Sequential:
-    """A strided, dilated, padded convolution and a plain one with a max-pool."""
-    return sequential(
-        nn.Conv2d(2, 4, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(4, 5, 2, stride=2, padding=1, dilation=2),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(5 * 2 * 2, 3),
-    )
-
+from backlit.inverse.regressions import Channels
 
 SMALL = {"mlp": (mlp, (3, 2, 2)), "cnn": (cnn, (2, 6, 6))}
 
@@ -142,98 +111,6 @@ def test_few_classes_at_a_time_give_the_same() -> None:
     )
     with pytest.raises(InputError, match="target must be among the 2 fitted classes, but class 1 is not"):
         MIPIN(net, fitted=some)(x[:3], 1)
-
-
-CONVOLUTIONS = {
-    "plain": {"kernel_size": 3},
-    "padded": {"kernel_size": 3, "padding": 1},
-    "strided": {"kernel_size": 3, "stride": 2, "padding": 1},
-    "dilated": {"kernel_size": 2, "dilation": 3, "padding": 2},
-    "grouped": {"kernel_size": 3, "groups": 2},
-    "oblong": {"kernel_size": (1, 3), "stride": (2, 1), "padding": (0, 2)},
-    "same": {"kernel_size": 2, "padding": "same"},
-    "depthwise": {"kernel_size": 3, "groups": 4, "padding": 1},
-}
-
-
-@pytest.mark.parametrize("kind", CONVOLUTIONS)
-def test_transposed_convolutions_are_solved_as_gradient_descent_would(kind: str) -> None:
-    """The closed form's loss is that of descent on the weights of F.conv_transpose2d, which knows nothing of patches."""
-    conv = nn.Conv2d(4, 4, **CONVOLUTIONS[kind]).double()
-    x = drawn(12, 4, 7, 7)
-    s = conv(x).relu().detach()
-    regression = _transposed(conv, x)
-    moments = Moments(1, regression.sizes, x.device)
-    regression.learn(moments, torch.tensor([0]), [s[None]], [x])
-    strength = 1e-3
-    solution = solve(moments, strength, kind)
-    parameters = regression.parameters(solution.weight, solution.bias)
-    assert parameters["weight"].shape == (1, 4, 4 // conv.groups, *conv.kernel_size)
-    from backlit.inverse.signals import Who
-
-    who = Who(torch.zeros(1, 12, dtype=torch.int64), torch.tensor([0]))
-    (closed,) = regression.apply(parameters, [s[None]], who, bias=True)
-
-    full = [
-        (h - 1) * st + d * (k - 1) + 1
-        for h, st, d, k in zip(s.shape[2:], conv.stride, conv.dilation, conv.kernel_size, strict=True)
-    ]
-    before = [d * (k - 1) // 2 if conv.padding == "same" else p
-              for d, k, p in zip(conv.dilation, conv.kernel_size, conv.padding if conv.padding != "same" else (0, 0), strict=True)]  # fmt: skip
-
-    def reconstructed(weight: Tensor, bias: Tensor) -> Tensor:
-        y = F.conv_transpose2d(s, weight, stride=conv.stride, dilation=conv.dilation, groups=conv.groups)
-        assert list(y.shape[2:]) == full
-        y = F.pad(y, [-before[1], 7 + before[1] - full[1], -before[0], 7 + before[0] - full[0]])
-        return y + bias.view(-1, 1, 1)
-
-    def loss(weight: Tensor, bias: Tensor) -> Tensor:
-        return (x - reconstructed(weight, bias)).square().sum() / (12 * 49) + strength * weight.square().sum()
-
-    best, shift = parameters["weight"][0], parameters["bias"][0]
-    torch.testing.assert_close(closed[0], reconstructed(best, shift))
-    weight, bias = torch.zeros_like(best).requires_grad_(), torch.zeros_like(shift).requires_grad_()
-    descent = torch.optim.LBFGS(
-        [weight, bias], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Tensor:
-        descent.zero_grad()
-        value = loss(weight, bias)
-        value.backward()
-        return value
-
-    descent.step(closure)
-    assert float(loss(best, shift)) == pytest.approx(float(loss(weight, bias).detach()), rel=1e-6)
-    torch.testing.assert_close(best, weight.detach(), rtol=1e-3, atol=1e-4)
-    assert float(loss(best, shift)) < float(loss(best + 0.01, shift))
-
-
-@pytest.mark.parametrize("kind", ["plain", "padded", "dilated", "grouped", "same", "depthwise"])
-def test_products_without_patches_are_those_of_patches(kind: str) -> None:
-    conv = nn.Conv2d(4, 4, **CONVOLUTIONS[kind]).double()
-    x = drawn(5, 4, 7, 7)
-    regression = _transposed(conv, x)
-    s = drawn(3, 5, *conv(x[:1]).shape[1:], seed=2)
-    lags, rows = (Moments(3, regression.sizes, x.device) for _ in range(2))
-    classes = torch.arange(3)
-    for part in (slice(0, 2), slice(2, 5)):
-        regression.learn(lags, classes, [s[:, part]], [x[part]])
-        super(Transposed, regression).learn(rows, classes, [s[:, part]], [x[part]])
-    for name in ("count", "mean_s", "mean_x", "ss", "xs", "xx"):
-        torch.testing.assert_close(getattr(lags, name), getattr(rows, name), rtol=1e-10, atol=1e-10)
-
-
-def _transposed(conv: nn.Conv2d, x: Tensor) -> Transposed:
-    part = find_part(nn.Sequential(conv, nn.ReLU(), nn.Flatten(), _Head(conv, x)).eval(), (x[:2],), "input")
-    (found,) = (r for r in part.regressions.values() if isinstance(r, Transposed))
-    return found
-
-
-class _Head(nn.Linear):
-    def __init__(self, conv: nn.Conv2d, x: Tensor) -> None:
-        super().__init__(conv(x[:1]).numel(), 2)
-        self.double()
 
 
 def test_a_split_leaves_the_least_error_and_adds_up() -> None:
@@ -430,6 +307,15 @@ def test_absent_classes_and_constant_outputs() -> None:
         MIPIN.fit(net, [(x, y)], samples="own", classes=[0, 2])
     with pytest.warns(UserWarning, match=r"class 2 has no samples; 1 of 3 classes are left out"):
         assert MIPIN.fit(net, [(x, y)], samples="own").classes == (0, 1)
+    with pytest.raises(InputError, match=r"the logit of class 2 has no samples, .* samples='all'"):
+        MIPIN.fit(net, [(x, y)], samples="own", classes=[2])  # no batch has any
+    with pytest.raises(InputError, match=r"the logit of class 2 has no samples"):
+        MIPIN.fit(net, [(x, y)], samples="own", classes=[0, 2], ridge=0)
+    with pytest.warns(UserWarning, match=r"class 2 has no samples; 1 of 1 classes are left out"):
+        alone = MIPIN.fit(net, [(x, y)], samples="own", memory=1)  # one class after the other
+    assert alone.classes == (0, 1)
+    with pytest.warns(UserWarning, match=r"class 2 has no samples; 1 of 3 classes"):
+        assert MIPIN.fit(net, [(x, y)], samples="own", ridge=0).classes == (0, 1)
     with torch.no_grad():
         net[5].weight[1] = 0
     with pytest.raises(InputError, match=r"the logit of class 1 is constant on its samples"):
@@ -504,6 +390,9 @@ def test_data_that_cannot_be_used() -> None:
     for options, message in (
         ({"samples": "some"}, "samples must be 'all' or 'own'"),
         ({"ridge": -1}, "ridge must be a number from 0"),
+        ({"ridge": float("inf")}, "ridge must be a number from 0 on, but is inf"),
+        ({"ridge": float("nan")}, "ridge must be a number from 0 on, but is nan"),
+        ({"ridge": True}, "ridge must be a number from 0 on, but is True"),
         ({"classes": [0, 3]}, "classes must be different class indices from 0 to 2"),
         ({"classes": []}, "classes must be different"),
         ({"precision": torch.float16}, "precision must be"),

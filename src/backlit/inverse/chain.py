@@ -88,7 +88,7 @@ class _Back:
         if step.regression is not None:
             given = [s for s in signals if s is not None]
             if step.diagonal:
-                given = [self._who.channels(s) for s in given]
+                given = [self._who.channels(s, self._part.channels) for s in given]
             found = self._learned(step.name, step.regression, given, values)
             return [None] * len(step.sources) if found is None else found
         if name in table.MOVES:

@@ -79,7 +79,6 @@ class Moves:
         there, back, image = (
             _floats(call.run(*(v.contiguous() for v in x))) for x in (numbered, [-v for v in numbered], images)
         )
-        self._outputs = [t.shape[1:] for t in there]
         for one, other, row in zip(there, back, image, strict=True):
             moved = (one == -other) & (one != 0)
             if (
@@ -91,15 +90,6 @@ class Moves:
         places = [torch.where(one == -other, one, 0)[0].long() - 1 for one, other in zip(there, back, strict=True)]
         self._ranges = list(zip(starts, sizes, strict=True))
         self._places = [p.flatten() for p in places]
-
-    def keeps_channels(self) -> bool:
-        """Every element stays in its channel, the second dimension, of which there are as many behind as before."""
-        if len(self._shapes) != 1 or len(self._outputs) != 1 or self._shapes[0][0] != self._outputs[0][0]:
-            return False
-        (before,), (after,) = self._shapes, self._outputs
-        place = self._places[0]
-        channel = torch.arange(len(place), device=place.device) // prod(after[1:])
-        return bool((place // prod(before[1:]) == channel)[place >= 0].all())
 
     def __call__(self, signals: Sequence[Tensor | None]) -> list[Tensor]:
         some = next(s for s in signals if s is not None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,8 @@ from backlit.inverse.regressions import Regression
 from backlit.inverse.signals import Who
 
 _AT_ONCE = 2**22  # numbers of one block of regressors: 32 MiB in float64
+_ABSENT = "has no samples", "Give data of it, or samples='all'"
+_CONSTANT = "is constant on its samples", "Give more samples, or samples='all'"
 
 
 class InverseNetwork(Fitted):
@@ -70,7 +73,7 @@ class FitOptions:
     def __post_init__(self) -> None:
         if self.samples not in ("all", "own"):
             raise InputError(f"samples must be 'all' or 'own', but is {self.samples!r}.")
-        if not (isinstance(self.ridge, (int, float)) and self.ridge >= 0):
+        if isinstance(self.ridge, bool) or not (isinstance(self.ridge, (int, float)) and 0 <= self.ridge < inf):
             raise InputError(f"ridge must be a number from 0 on, but is {self.ridge!r}.")
         if self.precision not in (torch.float32, torch.float64):
             raise InputError(f"precision must be torch.float32 or torch.float64, but is {self.precision!r}.")
@@ -127,7 +130,9 @@ def fit_inverse(
         found = [fit.run(number, chunk) for number, chunk in enumerate(fit.chunks(classes))]
         names, some = list(part.regressions), [layers for chunk, layers in found if chunk]
         if not some:
-            raise InputError("data must let at least one class be learned, but every logit is constant on it.")
+            raise InputError(
+                "data must let at least one class be learned, but every logit is constant on it or has no samples."
+            )
         layers = {
             name: {key: torch.cat([layers[name][key] for layers in some]) for key in some[0][name]} for name in names
         }
@@ -188,10 +193,11 @@ class _Fit:
             self.said[name] = facts["said"]
         while classes and len(layers) < len(regressions):
             learned = self._pass(classes, layers)
-            assert learned, "a pass learns at least one layer"
-            alive, kept = self._solved(number, classes, learned)
-            layers.update(alive)
-            classes = kept
+            if not learned:  # no batch had a sample of them
+                self._refuse(classes, classes, *_ABSENT)
+                return [], layers
+            found, classes = self._solved(number, classes, learned)
+            layers.update(found)
         return classes, layers
 
     def _pass(self, classes: list[int], layers: dict[str, dict[str, Tensor]]) -> dict[str, Moments]:
@@ -252,21 +258,18 @@ class _Fit:
     ) -> tuple[dict[str, dict[str, Tensor]], list[int]]:
         """The parameters of what a pass learned, without the classes that have nothing to learn."""
         assert self.digest is not None
-        found: dict[str, dict[str, Tensor]] = {}
-        alive = torch.ones(len(classes), dtype=torch.bool)
-        dtype = next(iter(self.model.parameters())).dtype
-        solutions = {}
-        for name, m in moments.items():
-            solution = solve(m, self.options.ridge, name)
-            first = any(step.name == name and step.diagonal for step in self.part.steps)
-            if first:
-                alive &= self._has_signal(classes, m).cpu()
-            solutions[name] = solution
+        alive = torch.ones(len(classes), dtype=torch.bool, device=next(iter(moments.values())).count.device)
+        for step in self.part.steps:
+            if step.diagonal and step.name in moments:
+                alive = self._has_signal(classes, moments[step.name])
         kept = [c for c, a in zip(classes, alive.tolist(), strict=True) if a]
+        dtype = next(iter(self.model.parameters())).dtype
+        solutions = {name: solve(m.of(alive), self.options.ridge, name) for name, m in moments.items()}
+        found: dict[str, dict[str, Tensor]] = {}
         for name, solution in solutions.items():
             parameters = self.part.regressions[name].parameters(solution.weight, solution.bias)
-            found[name] = {k: t[alive.to(t.device)].to(dtype) for k, t in parameters.items()}
-            self._say(name, moments[name], solution, alive)
+            found[name] = {k: t.to(dtype) for k, t in parameters.items()}
+            self._say(name, moments[name].of(alive), solution)
             self.folder.write(
                 f"{number}-{name}",
                 found[name],
@@ -283,38 +286,31 @@ class _Fit:
         count = m.count
         variance = m.ss[:, 0].diagonal(dim1=-2, dim2=-1).sum(-1) / count.clamp(min=1)
         constant = variance <= 1e-12 * m.mean_s[:, 0].square().sum(-1)
-        for bad, why, way_out in (
-            (count == 0, "has no samples", "Give data of it, or samples='all'"),
-            (constant & (count > 0), "is constant on its samples", "Give more samples, or samples='all'"),
-        ):
+        for bad, why in ((count == 0, _ABSENT), (constant & (count > 0), _CONSTANT)):
             lost = [c for c, b in zip(classes, bad.tolist(), strict=True) if b]
-            if not lost:
-                continue
-            text = f"the logit of class {', '.join(map(str, lost[:10]))}{' and others' * (len(lost) > 10)} {why}"
-            if self.options.classes is not None:
-                raise InputError(
-                    f"data: {text}, so there is nothing to learn for it. {way_out}, or leave the class out."
-                )
-            warnings.warn(
-                f"backlit: {text}; {len(lost)} of {len(classes)} classes are left out. {way_out}.", stacklevel=2
-            )
+            if lost:
+                self._refuse(lost, classes, *why)
         return ~constant & (count > 0)
 
-    def _say(self, name: str, m: Moments, solution: Any, alive: Tensor) -> None:
+    def _refuse(self, lost: list[int], classes: list[int], why: str, way_out: str) -> None:
+        text = f"the logit of class {', '.join(map(str, lost[:10]))}{' and others' * (len(lost) > 10)} {why}"
+        if self.options.classes is not None:
+            raise InputError(f"data: {text}, so there is nothing to learn for it. {way_out}, or leave the class out.")
+        warnings.warn(f"backlit: {text}; {len(lost)} of {len(classes)} classes are left out. {way_out}.", stacklevel=2)
+
+    def _say(self, name: str, m: Moments, solution: Any) -> None:
         """Keep how well a layer was determined; warn if it hardly was."""
-        there = alive.to(m.count.device)
-        q = m.sizes.unknowns
+        q, some = m.sizes.unknowns, len(m.count) > 0
         self.said[name] = {
             "name": name,
-            "samples": float(m.count[there].min()) if bool(alive.any()) else 0.0,
+            "samples": float(m.count.min()) if some else 0.0,
             "unknowns": q,
-            "explained": float(solution.explained[there].mean()) if bool(alive.any()) else 0.0,
+            "explained": float(solution.explained.mean()) if some else 0.0,
             "condition": solution.condition,
         }
-        if solution.condition is not None and q > 1 and bool((m.count[there] <= q).any()):
-            few = int(m.count[there].min())
+        if solution.condition is not None and q > 1:
             warnings.warn(
-                f"backlit: {name} has {few} samples for {q} unknowns and a constant; the condition number is "
+                f"backlit: {name} has {int(m.count.min())} samples for {q} unknowns and a constant; the condition number is "
                 f"{solution.condition:.1e}, and the ridge decides what the samples do not. Give more samples.",
                 stacklevel=2,
             )

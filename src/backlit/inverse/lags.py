@@ -63,8 +63,11 @@ def shifted_products(
             outside = [p for p in pairs if not _within(starts[p[0]], (top, left), (bottom, right), size)]
             if not outside:
                 continue
-            lower = v[..., max(top, -dy) : bottom, max(left, -dx) : right]
-            moved = v[..., max(top, -dy) + dy : bottom + dy, max(left, -dx) + dx : right + dx]
+            top, left = max(top, -dy), max(left, -dx)  # what lies before the map is zero
+            if top >= bottom or left >= right:
+                continue
+            lower = v[..., top:bottom, left:right]
+            moved = v[..., top + dy : bottom + dy, left + dx : right + dx]
             found = lower.flatten(3) @ moved.flatten(3).mT
             for i, j in outside:
                 ss[:, :, :, i, :, j] -= found

@@ -74,6 +74,13 @@ class Moments:
         self.mean_x[classes] += share[:, None, None] * step_x
         self.count[classes] += n
 
+    def of(self, classes: Tensor) -> Moments:
+        """Those of some classes, by a mask."""
+        some = Moments(0, self.sizes, self.count.device, self.precision)
+        for name in ("count", "mean_s", "mean_x", "ss", "xs", "xx"):
+            setattr(some, name, getattr(self, name)[classes])
+        return some
+
 
 @dataclass(frozen=True)
 class Solution:

@@ -16,6 +16,7 @@ from backlit.capture.record import Node, Recording, record
 from backlit.capture.sites import Coverage, CoverageRow, Trace
 from backlit.inverse import table
 from backlit.inverse.closed import Moves
+from backlit.inverse.heads import channels_before, why_mixed
 from backlit.inverse.regressions import Channels, Dense, Regression, Transposed
 from backlit.inverse.start import feature_site
 
@@ -65,6 +66,7 @@ class Part:
         joins: The slots that are reconstructed several times.
         output: The slot of the logits.
         classes: How many there are.
+        channels: For each class, the channel of its logit where the first layer that mixes them made it.
         shapes: Of one image's value, by slot.
         trace: Every site of the network.
     """
@@ -76,10 +78,11 @@ class Part:
     joins: dict[int, Join]
     output: int
     classes: int
+    channels: tuple[int, ...]
     shapes: dict[int, tuple[int, ...]]
     trace: Trace
     made: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(repr=False)
-    moves: dict[tuple[str, int], Moves] = field(default_factory=dict, repr=False)
+    moves: dict[str, Moves] = field(default_factory=dict, repr=False)
 
     @property
     def regressions(self) -> dict[str, Regression]:
@@ -120,10 +123,9 @@ class Part:
 
     def move(self, step: Step, values: Values) -> Moves:
         """Where the elements of a moving call come from."""
-        key = (step.name, values.n)
-        if key not in self.moves:
-            self.moves[key] = Moves(values.calls[step.name], [values.slots[s] for s in step.sources])
-        return self.moves[key]
+        if step.name not in self.moves:
+            self.moves[step.name] = Moves(values.calls[step.name], [values.slots[s] for s in step.sources])
+        return self.moves[step.name]
 
     def coverage(self) -> Coverage:
         """The inverse that every site of the network got."""
@@ -168,7 +170,7 @@ def find_part(model: nn.Module, inputs: tuple[Tensor, ...], start: str | None) -
             f"start must be a value that the logits depend on through operations, but is {start!r} ({name}). Name an earlier "
             "module."
         )
-    steps, diagonal = _steps(chosen, starts, lean.output, classes, shapes)
+    steps, diagonal, channels = _steps(chosen, starts, output, lean.output, shapes)
     made = {node.call.site.name: (node.sources, node.outputs) for node in recording.nodes}
     return Part(
         steps=steps,
@@ -178,6 +180,7 @@ def find_part(model: nn.Module, inputs: tuple[Tensor, ...], start: str | None) -
         joins=_joins(steps, shapes, diagonal),
         output=lean.output,
         classes=classes,
+        channels=channels,
         shapes=shapes,
         trace=lean.trace,
         made=made,
@@ -205,6 +208,7 @@ def find_layers(model: nn.Module, inputs: tuple[Tensor, ...], wanted: Callable[[
         joins={},
         output=lean.output,
         classes=int(output.shape[1]),
+        channels=tuple(range(int(output.shape[1]))),
         shapes={slot: tuple(value.shape[1:]) for slot, value in slots.items()},
         trace=lean.trace,
         made={node.call.site.name: (node.sources, node.outputs) for node in recording.nodes},
@@ -222,21 +226,27 @@ def _between(recording: Recording, starts: Sequence[int]) -> list[Node]:
 
 
 def _steps(
-    nodes: list[Node], starts: tuple[int, ...], output: int, classes: int, shapes: dict[int, tuple[int, ...]]
-) -> tuple[tuple[Step, ...], set[int]]:
+    nodes: list[Node], starts: tuple[int, ...], output: Tensor, last: int, shapes: dict[int, tuple[int, ...]]
+) -> tuple[tuple[Step, ...], set[int], tuple[int, ...]]:
+    """The steps; the slots whose signals hold each class in a channel of its own; these channels, where they end."""
+    n, classes = output.shape
     inside = {*starts, *(slot for node in nodes for slot in node.outputs)}
     reads = Counter(slot for node in nodes for slot in node.sources)
-    diagonal, steps, refused = {output}, [], []
+    diagonal, steps, refused = {last}, [], []
+    channels: list[int] | None = list(range(classes))
     for node in reversed(nodes):
         call = node.call
         is_diagonal = bool(diagonal.intersection(node.outputs))
-        reason = table.why_not(call) or (_not_diagonal(node, classes, shapes, reads) if is_diagonal else None)
-        if reason is not None:
-            refused.append(f"{call.site}: {reason}")
-            continue
-        regression = _regression(node, shapes, 1 if is_diagonal else None)
-        if is_diagonal and regression is None:
+        reason = table.why_not(call) or (why_mixed(node, classes, shapes, reads) if is_diagonal else None)
+        regression = None if reason else _regression(node, shapes, 1 if is_diagonal else None)
+        if is_diagonal and reason is None and regression is None:
             diagonal.update(node.sources)
+            channels = channels_before(node, (n, *shapes[node.sources[0]]), output.device, channels)
+            reason = None if channels else "it mixes the classes, or leaves some out"
+        if reason is not None or channels is None:
+            refused.append(f"{call.site}: {reason}")
+            channels = channels or list(range(classes))
+            continue
         within = tuple(slot in inside for slot in node.sources)
         steps.append(Step(call.site.name, call, node.sources, node.outputs, regression, is_diagonal, within))
     if refused:
@@ -246,23 +256,7 @@ def _steps(
             + ". Begin behind them (start='a module path', or None for the last feature map), or explain the network without "
             "them, such as a softmax at its end."
         )
-    return tuple(steps), diagonal
-
-
-def _not_diagonal(node: Node, classes: int, shapes: dict[int, tuple[int, ...]], reads: Counter[int]) -> str | None:
-    """Why a call between the last layer and the logits cannot be gone back through class by class; None if it can."""
-    name = node.call.primitive.name
-    if name in table.DENSE:
-        return None if len(shapes[node.outputs[0]]) == 1 else "its output has more than the classes' dimension"
-    if name in table.CONVOLUTIONS:
-        return None if node.call.get("groups", 1) == 1 else "it makes the classes' maps in groups"
-    source = shapes[node.sources[0]]
-    apart = (
-        len(node.sources) == 1 and len(node.outputs) == 1 and source[:1] == (classes,) == shapes[node.outputs[0]][:1]
-    )
-    if not apart or reads[node.sources[0]] > 1:
-        return "it makes the logits out of several values, or mixes the classes"
-    return None
+    return tuple(steps), diagonal, tuple(channels or ())
 
 
 def _regression(node: Node, shapes: dict[int, tuple[int, ...]], channels: int | None) -> Regression | None:
@@ -282,12 +276,21 @@ def _regression(node: Node, shapes: dict[int, tuple[int, ...]], channels: int | 
 
 def _joins(steps: tuple[Step, ...], shapes: dict[int, tuple[int, ...]], diagonal: set[int]) -> dict[int, Join]:
     reads = Counter(slot for step in steps for slot, inside in zip(step.sources, step.inside, strict=True) if inside)
-    makers = {slot: step.name for step in steps for slot in step.outputs}
-    return {
-        slot: Join(f"join {makers.get(slot, INPUT if slot == 0 else f'slot {slot}')}", Channels(shapes[slot], count, 1))
+    makers = {slot: (step, i) for step in steps for i, slot in enumerate(step.outputs)}
+
+    def name(slot: int) -> str:
+        if slot not in makers:
+            return f"join {INPUT}" if slot == 0 else f"join slot {slot}"
+        step, i = makers[slot]
+        return f"join {step.name}" if len(step.outputs) == 1 else f"join {step.name} output {i}"
+
+    joins = {
+        slot: Join(name(slot), Channels(shapes[slot], count, 1))
         for slot, count in reads.items()
         if count > 1 and slot not in diagonal
     }
+    assert len({join.name for join in joins.values()}) == len(joins), "one regression each"
+    return joins
 
 
 @dataclass(frozen=True)

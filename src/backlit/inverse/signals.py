@@ -8,7 +8,7 @@ that mixes channels takes each class's channel out of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,10 +29,11 @@ class Who:
         """Each of the k signals is of one class for all images."""
         return bool((self.ids == self.ids[:, :1]).all())
 
-    def channels(self, diagonal: Tensor) -> Tensor:
-        """Each signal's own class out of a diagonal one: (1, n, classes, ...) to (k, n, 1, ...)."""
+    def channels(self, diagonal: Tensor, channels: Sequence[int]) -> Tensor:
+        """Each signal's own class out of a diagonal one, by the classes' channels: (1, n, classes, ...) to (k, n, 1, ...)."""
         images = torch.arange(self.ids.shape[1], device=diagonal.device)
-        return diagonal[0, images[None], self.classes[self.ids]].unsqueeze(2)
+        own = torch.tensor(channels, device=diagonal.device)[self.classes]
+        return diagonal[0, images[None], own[self.ids]].unsqueeze(2)
 
     def for_learning(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Classes (k,) and images (r,) of r <= size whose signals are one stack each: the same k classes."""
