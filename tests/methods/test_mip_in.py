@@ -5,20 +5,19 @@ from __future__ import annotations
 import gc
 import re
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from _fit_networks import cnn, drawn, mlp, sequential
+from _fit_networks import Passes, cnn, drawn, mlp, sequential
 from _mip_in_oracle import Inverse, ridge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import backlit
 from _networks import ARCHITECTURES, SPELLINGS, build, images
-from backlit import MIPIN, FileError, InputError, ModelStateError, UnsupportedOp
+from backlit import MIPIN, FileError, InputError, UnsupportedOp
 from backlit.inverse import Fitted
 from backlit.inverse.moments import Moments, Sizes, solve
 from backlit.inverse.regressions import Channels
@@ -200,61 +199,12 @@ def test_files_keep_everything_and_refuse_what_they_are_not_for(tmp_path: Path) 
         backlit.PatternNet(net, fitted=inverse)
 
 
-class _Stopped(RuntimeError):
-    pass
-
-
-class _Data:
-    """Batches that fail in the pass of this number, from 1; the first look at the first batch does not count."""
-
-    def __init__(self, x: Tensor, y: Tensor, fails_in: int | None) -> None:
-        self.x, self.y, self.fails_in, self.passes = x, y, fails_in, -1
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        self.passes += 1
-        for i, batch in enumerate(zip(self.x.split(8), self.y.split(8), strict=True)):
-            if self.passes == self.fails_in and i == 2:
-                raise _Stopped
-            yield batch
-
-
-@pytest.mark.parametrize("samples", ["all", "own"])
-@pytest.mark.parametrize("fails_in", [1, 2, 3])
-def test_an_interrupted_fit_goes_on_and_gives_the_same_bits(tmp_path: Path, fails_in: int, samples: str) -> None:
-    net, x, y = cnn(), drawn(30, 2, 6, 6), torch.arange(30) % 3
-    whole = MIPIN.fit(net, _Data(x, y, None), samples=samples)
-    path = tmp_path / "inverse.safetensors"
-    with pytest.raises(_Stopped):
-        MIPIN.fit(net, _Data(x, y, fails_in), samples=samples, out=path)
-    assert not path.exists()
-    assert len(list((tmp_path / "inverse.safetensors.parts").glob("*.safetensors"))) == fails_in - 1
-    again = _Data(x, y, None)
-    resumed = MIPIN.fit(net, again, samples=samples, out=path)
-    assert again.passes == 3 - (fails_in - 1)  # the finished layers took none
-    for layer, found in whole.layers.items():
-        for name, value in found.items():
-            assert torch.equal(resumed.layers[layer][name], value)
-    assert resumed.facts["layers"] == whole.facts["layers"]
-    assert [p.name for p in tmp_path.iterdir()] == ["inverse.safetensors"]
-
-
-def test_a_fit_does_not_go_on_from_another_one(tmp_path: Path) -> None:
-    net, x, y = cnn(), drawn(30, 2, 6, 6), torch.arange(30) % 3
-    path = tmp_path / "inverse.safetensors"
-    with pytest.raises(_Stopped):
-        MIPIN.fit(net, _Data(x, y, 2), out=path)
-    with pytest.raises(FileError, match=r"finished layers of another fit: its ridge is 0.001, and now it is 0.1"):
-        MIPIN.fit(net, _Data(x, y, None), out=path, ridge=0.1)
-    with pytest.raises(InputError, match=r"data must be the same in every pass, but one had 30 images of sum"):
-        MIPIN.fit(net, _Data(x + 1, y, None), out=path)
-
-
 def test_one_pass_for_each_layer() -> None:
     """Layers that read the same value are learned in the same pass."""
     x, y = drawn(30, 2, 8, 8), torch.arange(30) % 3
     for architecture, passes in (("plain", 3), ("fire", 4), ("residual", 6)):
         net = build(architecture, "module")
-        data = _Data(x, y, None)
+        data = Passes(x, y, None)
         inverse = MIPIN.fit(net, data)
         assert data.passes == passes, architecture
         assert len(inverse.layers) >= passes
@@ -328,17 +278,6 @@ def test_absent_classes_and_constant_outputs() -> None:
         MIPIN.fit(net, [x])
 
 
-def test_not_finite_activations_name_the_batch() -> None:
-    net, x = mlp(), drawn(20, 3, 2, 2)
-    huge = x.clone()
-    huge[13] = 1e308
-    with pytest.raises(ModelStateError, match=r"activations at .* are not finite for image 3 of batch 1"):
-        MIPIN.fit(net, huge.split(10))
-    huge[13] = torch.nan
-    with pytest.raises(InputError, match="image 3 of batch 1 holds NaN"):
-        MIPIN.fit(net, huge.split(10))
-
-
 def test_a_start_that_is_not_there_names_the_nearest() -> None:
     net, x = cnn(), drawn(20, 2, 6, 6)
     with pytest.raises(
@@ -366,44 +305,6 @@ def test_all_operations_without_an_inverse_are_listed() -> None:
         UnsupportedOp, match=r"holds 4 operations without .*layer_norm\[0\].*softmax\[0\].*product\[0\].*softmax\[1\]"
     ):
         MIPIN.fit(_NoInverse().eval(), [drawn(20, 3, 2, 2)])
-
-
-def test_data_that_cannot_be_used() -> None:
-    net, x = mlp(), drawn(20, 3, 2, 2)
-    for data, message in (
-        (x, "data must be batches, but is one tensor"),
-        (iter([x]), "one pass uses up"),
-        (3, "iterable of batches"),
-        ([], "at least one batch"),
-        ([x.long()], "batch 0 must be .* floating point"),
-        ([x, [1, 2, 3]], "batch 1 must be"),
-        ([(x, torch.zeros(20))], "labels of batch 0 must be 20 class indices"),
-        ([(x, torch.zeros(19, dtype=torch.int64))], "labels of batch 0"),
-    ):
-        with pytest.raises(InputError, match=message):
-            MIPIN.fit(net, data)  # type: ignore[arg-type]
-    with pytest.raises(UnsupportedOp, match="other operations on these 20 images than before, or on other sizes"):
-        MIPIN.fit(
-            sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-            [drawn(20, 1, 5, 5), drawn(20, 1, 6, 6)],
-        )
-    for options, message in (
-        ({"samples": "some"}, "samples must be 'all' or 'own'"),
-        ({"ridge": -1}, "ridge must be a number from 0"),
-        ({"ridge": float("inf")}, "ridge must be a number from 0 on, but is inf"),
-        ({"ridge": float("nan")}, "ridge must be a number from 0 on, but is nan"),
-        ({"ridge": True}, "ridge must be a number from 0 on, but is True"),
-        ({"classes": [0, 3]}, "classes must be different class indices from 0 to 2"),
-        ({"classes": []}, "classes must be different"),
-        ({"precision": torch.float16}, "precision must be"),
-        ({"memory": 0}, "memory must be"),
-    ):
-        with pytest.raises(InputError, match=message):
-            MIPIN.fit(net, [x], **options)
-    with pytest.raises(InputError, match=r"ridge must be large enough for linear\[1\]"):
-        MIPIN.fit(net, [x[:4]], ridge=0)
-    with pytest.raises(ModelStateError, match="eval mode"):
-        MIPIN.fit(nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(12, 3)).double().train(), [x])
 
 
 @pytest.mark.parametrize("name", ["own", "all"])

@@ -53,8 +53,8 @@ class Fitted:
         """Size of the parameters."""
         return sum(t.numel() * t.element_size() for layer in self.layers.values() for t in layer.values())
 
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file; an existing one is replaced only by a whole one.
+    def save(self, path: str | Path, argument: str = "path") -> None:
+        """Write one safetensors file; an existing one is replaced only by a whole one. Errors call it ``argument``.
 
         Raises:
             FileError: If it cannot be written.
@@ -72,7 +72,7 @@ class Fitted:
             {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
             {_KEY: _FORMAT, "content": json.dumps(content)},
         )
-        write_whole(path, data)
+        write_whole(path, data, argument)
 
     @classmethod
     def load(cls, path: str | Path) -> Fitted:

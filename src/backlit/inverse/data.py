@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from backlit._errors import InputError, ModelStateError
 
+_AT_ONCE = 2**22  # numbers that are hashed at once
 Data = Iterable[Any]
 """Batches: images (n, c, h, w), or (images, class indices (n,)); images may be a tuple, if the network takes several."""
 
@@ -23,33 +25,70 @@ class Batch:
     inputs: tuple[Tensor, ...]
     labels: Tensor | None
 
+    numbers: Tensor | None = None
+    """Which images of the whole batch these are; None: all."""
+
     def rows(self, rows: Tensor) -> Batch:
         """These images alone."""
         labels = None if self.labels is None else self.labels[rows]
-        return Batch(self.index, tuple(x[rows] for x in self.inputs), labels)
+        return Batch(self.index, tuple(x[rows] for x in self.inputs), labels, rows)
 
 
 @dataclass
 class Digest:
-    """What tells one data set from another: numbers of batches and images, sum of all values."""
+    """What tells one data set from another, but for the order of its images: a sum over them of a 64-bit hash of each.
+
+    The hash is of the image's values as float32 and of its label. It is cheap, and the same on every device and however the
+    images are cut into batches; it guards against mistakes, not against forgery.
+    """
 
     batches: int = 0
     samples: int = 0
-    total: float = 0.0
+    hash: int = 0
 
     def add(self, batch: Batch) -> None:
         self.batches += 1
-        self.samples += len(batch.inputs[0])
-        self.total += sum(float(x.sum(dtype=torch.float64)) for x in batch.inputs)
+        n = len(batch.inputs[0])
+        self.samples += n
+        of_image = torch.zeros(n, dtype=torch.int64, device=batch.inputs[0].device)
+        for x in batch.inputs:
+            of_image = _mixed(of_image + _of_bits(x.flatten(1)))
+        if batch.labels is not None:
+            of_image = _mixed(of_image + batch.labels.long() + 1)
+        self.hash = _wrapped(self.hash + int(of_image.sum()))
 
     def same(self, other: Digest) -> bool:
-        """Equal but for the order of the images."""
-        near = abs(self.total - other.total) <= 1e-6 * max(abs(self.total), abs(other.total), 1.0)
-        return self.samples == other.samples and near
+        """The same images with the same labels, in whatever order."""
+        return (self.samples, self.hash) == (other.samples, other.hash)
+
+    def __str__(self) -> str:
+        return f"{self.samples} images of digest {self.hash % 2**64:016x}"
+
+
+_ODD = -7046029254386353131  # 2^64 over the golden ratio, odd, as a signed number
+
+
+def _of_bits(x: Tensor) -> Tensor:
+    """A number (n,) for the float32 bits of each row (n, q): their sum, each times an odd number of its place."""
+    place = torch.arange(1, x.shape[1] + 1, device=x.device)
+    factors = _mixed(place * _ODD) | 1
+    at_once = max(1, _AT_ONCE // x.shape[1])
+    return torch.cat([(rows.float().contiguous().view(torch.int32) * factors).sum(1) for rows in x.split(at_once)])
+
+
+def _mixed(h: Tensor) -> Tensor:
+    """Every bit of 64 spread over all of them; without it, sums over images could not tell which pixel was whose."""
+    for _ in range(2):
+        h = (h ^ (h >> 32)) * _ODD
+    return h ^ (h >> 29)
+
+
+def _wrapped(value: int) -> int:
+    return (value + 2**63) % 2**64 - 2**63
 
 
 def check_data(data: Data) -> None:
-    """Refuse what cannot be gone through once a layer.
+    """Refuse what cannot be gone through several times.
 
     Raises:
         InputError: If it is no iterable, a bare tensor, or an iterator that is used up by one pass.
@@ -62,18 +101,20 @@ def check_data(data: Data) -> None:
         raise InputError(f"data must be an iterable of batches (images, labels), but is {type(data).__name__}.")
     if iter(data) is data:
         raise InputError(
-            f"data must be an iterable that can be gone through again, for each layer takes one pass, but is a "
-            f"{type(data).__name__}, which one pass uses up. Give a list or a DataLoader."
+            f"data must be an iterable that can be gone through again, for a fit looks at the first batch and then takes its "
+            f"passes, but is a {type(data).__name__}, which one pass uses up. Give a list or a DataLoader."
         )
 
 
-def batches(data: Data, model: nn.Module) -> Iterator[Batch]:
+def batches(data: Data, model: nn.Module, classes: int | None = None, *, again: bool = False) -> Iterator[Batch]:
     """The batches of one pass, checked, on the model's device and in its dtype.
+
+    ``classes`` is how many there are, where the labels are used; ``again`` says that an earlier pass had batches.
 
     Raises:
         InputError: If a batch is no batch of finite images, or its labels do not go with it; names the batch.
     """
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    home = next((t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point()), None)
     index = -1
     for index, item in enumerate(data):
         images, labels = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
@@ -81,33 +122,59 @@ def batches(data: Data, model: nn.Module) -> Iterator[Batch]:
         for x in inputs:
             _check(x, index)
         n = len(inputs[0])
-        if parameter is not None:
-            inputs = tuple(x.to(parameter.device, parameter.dtype) for x in inputs)
+        counts = ", ".join(str(len(x)) for x in inputs)
+        if any(len(x) != n for x in inputs):
+            raise InputError(f"data: the inputs of batch {index} must hold as many images each, but hold {counts}.")
+        if home is not None:
+            inputs = tuple(x.to(home.device, home.dtype) for x in inputs)
         if labels is not None:
-            labels = torch.as_tensor(labels, device=inputs[0].device)
-            if labels.is_floating_point() or labels.dim() != 1 or len(labels) != n:
-                raise InputError(
-                    f"data: the labels of batch {index} must be {n} class indices, one an image, but are {labels.dtype} of shape "
-                    f"{tuple(labels.shape)}."
-                )
+            labels = _labels(labels, n, index, classes).to(inputs[0].device)
         yield Batch(index, inputs, labels)
+    if index < 0 and again:
+        raise InputError(
+            "data gave batches in one pass and none in a later one, so it cannot be gone through again. Give a list or a "
+            "DataLoader."
+        )
     if index < 0:
         raise InputError("data must hold at least one batch, but holds none.")
 
 
-def check_values(values: Iterable[Tensor], what: str, index: int) -> None:
+def _labels(labels: Any, n: int, index: int, classes: int | None) -> Tensor:
+    try:
+        found = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"data: the labels of batch {index} must be {n} class indices, one an image, but are {type(labels).__name__}: {error}."
+        ) from error
+    if found.is_floating_point() or found.dtype == torch.bool or found.dim() != 1 or len(found) != n:
+        raise InputError(
+            f"data: the labels of batch {index} must be {n} class indices, one an image, but are {found.dtype} of shape "
+            f"{tuple(found.shape)}."
+        )
+    wrong = found[(found < 0) | (found >= classes)] if classes is not None else found[:0]
+    if len(wrong):
+        raise InputError(
+            f"data: the labels of batch {index} must be class indices from 0 to {(classes or 0) - 1}, but one is {int(wrong[0])}. "
+            "Map them to the network's classes, or leave such images out."
+        )
+    return found
+
+
+def check_values(values: Iterable[Tensor], what: str, batch: Batch) -> None:
     """Refuse NaN and Inf among what the network computed.
 
     Raises:
-        ModelStateError: Names the layer and the batch.
+        ModelStateError: Names the layer, the batch and the images in it.
     """
     for value in values:
         finite = value.flatten(1).isfinite().all(1)
         if not bool(finite.all()):
-            images = ", ".join(map(str, (~finite).nonzero().flatten().tolist()[:5]))
+            rows = (~finite).nonzero().flatten()
+            rows = rows if batch.numbers is None else batch.numbers[rows]
+            images = ", ".join(map(str, rows.tolist()[:5]))
             raise ModelStateError(
-                f"The activations at {what} are not finite for image {images} of batch {index}, so no regression on them is. "
-                "Check the weights and the normalisation, or compute in float32 or float64."
+                f"The activations at {what} are not finite for image {images} of batch {batch.index}, so no regression on them "
+                "is. Check the weights and the normalisation, or compute in float32 or float64."
             )
 
 

@@ -7,9 +7,10 @@ of activations and signals; never more than one batch of samples. Classes that d
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from math import inf
+from operator import index
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,7 +115,7 @@ def fit_inverse(
     first = next(iter(batches(data, model)))
     part = find_part(model, tuple(x[:2] for x in first.inputs), options.start)
     classes = _classes(options.classes, part.classes)
-    fit = _Fit(model, data, options, part, progress)
+    fit = _Fit(model, data, options, part, first.inputs[0].device, first.inputs[0].dtype, progress)
     facts = {
         "model": type(model).__name__,
         "start": part.start,
@@ -125,9 +126,12 @@ def fit_inverse(
     }
     shapes = tuple(tuple(x.shape[1:]) for x in first.inputs)
     asked = {**facts, "network": weights_of(model), "classes": classes, "input_shapes": [list(s) for s in shapes]}
+    asked["dtype"] = str(first.inputs[0].dtype)
     with PartsFolder.beside(out, {**asked, "memory": options.memory}) as folder:
         fit.folder = folder
         found = [fit.run(number, chunk) for number, chunk in enumerate(fit.chunks(classes))]
+        if not fit.passes:
+            fit.look_through()
         names, some = list(part.regressions), [layers for chunk, layers in found if chunk]
         if not some:
             raise InputError(
@@ -144,18 +148,22 @@ def fit_inverse(
         learned = tuple(c for chunk, _ in found for c in chunk)
         inverse = InverseNetwork("mip_in", layers, learned, asked["network"], shapes, facts)
         if out is not None:
-            inverse.save(out)
+            inverse.save(out, "out")
     return inverse
 
 
 def _classes(wanted: Sequence[int] | None, count: int) -> list[int]:
     if wanted is None:
         return list(range(count))
-    classes = [int(c) for c in wanted]
-    wrong = [c for c in classes if not 0 <= c < count]
+    try:
+        classes = [index(c) for c in wanted]
+    except TypeError:
+        classes = []
+    wrong = isinstance(wanted, str) or any(not 0 <= c < count for c in classes)
     if not classes or wrong or len(set(classes)) < len(classes):
+        found = list(wanted)[:10] if isinstance(wanted, (list, tuple)) else wanted
         raise InputError(
-            f"classes must be different class indices from 0 to {count - 1}, but are {classes[:10]}. None is all of them."
+            f"classes must be different class indices from 0 to {count - 1}, but are {found!r}. None is all of them."
         )
     return classes
 
@@ -166,6 +174,8 @@ class _Fit:
     data: Data
     options: FitOptions
     part: Part
+    device: torch.device
+    dtype: torch.dtype
     progress: Callable[[FitStep], None]
     folder: PartsFolder = field(default_factory=lambda: PartsFolder(None))
     digest: Digest | None = None
@@ -204,16 +214,27 @@ class _Fit:
         """Go through the data once; the moments of every layer whose signals are known by now."""
         self.passes += 1
         digest, moments = Digest(), {}
-        parameter = next(iter(self.model.parameters()))
-        fitted = {k: {n: t.to(parameter.device, parameter.dtype) for n, t in v.items()} for k, v in layers.items()}
-        chosen = torch.tensor(classes, device=parameter.device)
-        for batch in batches(self.data, self.model):
+        fitted = {k: {n: t.to(self.device, self.dtype) for n, t in v.items()} for k, v in layers.items()}
+        chosen = torch.tensor(classes, device=self.device)
+        for batch in self._batches():
             digest.add(batch)
             self._learn_from(batch, chosen, fitted, moments)
             step = FitStep(self.passes, len(self.part.regressions), tuple(moments), digest.samples, self._total())
             self.progress(step)
         self._same_data(digest)
         return moments
+
+    def look_through(self) -> None:
+        """A pass that only sees whether the data are those that all layers were learned from before an interruption."""
+        digest = Digest()
+        for batch in self._batches():
+            digest.add(batch)
+            self.progress(FitStep(1, 1, (), digest.samples, self._total()))
+        self._same_data(digest)
+
+    def _batches(self) -> Iterator[Batch]:
+        labelled = self.part.classes if self.options.samples == "own" else None
+        return batches(self.data, self.model, labelled, again=True)
 
     def _total(self) -> int | None:
         return None if self.digest is None else self.digest.samples
@@ -223,11 +244,11 @@ class _Fit:
     ) -> None:
         own = self.options.samples == "own"
         if own and batch.labels is not None:
-            batch = batch.rows(torch.isin(batch.labels, classes))
+            batch = batch.rows(torch.isin(batch.labels, classes).nonzero().flatten())
             if not len(batch.inputs[0]):
                 return
         values = self.part.values(self.model, batch.inputs)
-        check_values([values.output], "the logits", batch.index)
+        check_values([values.output], "the logits", batch)
         n = values.n
         if own:
             labels = values.output.argmax(1) if batch.labels is None else batch.labels
@@ -240,7 +261,7 @@ class _Fit:
         who = Who(ids, classes)
 
         def learn(name: str, regression: Regression, signals: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
-            check_values(targets, name, batch.index)
+            check_values(targets, name, batch)
             if name not in moments:
                 moments[name] = Moments(len(classes), regression.sizes, classes.device, self.options.precision)
             for one, images in who.for_learning(max(1, _AT_ONCE // (regression.row * len(signals[0])))):
@@ -258,17 +279,16 @@ class _Fit:
     ) -> tuple[dict[str, dict[str, Tensor]], list[int]]:
         """The parameters of what a pass learned, without the classes that have nothing to learn."""
         assert self.digest is not None
-        alive = torch.ones(len(classes), dtype=torch.bool, device=next(iter(moments.values())).count.device)
+        alive = torch.ones(len(classes), dtype=torch.bool, device=self.device)
         for step in self.part.steps:
             if step.diagonal and step.name in moments:
                 alive = self._has_signal(classes, moments[step.name])
         kept = [c for c, a in zip(classes, alive.tolist(), strict=True) if a]
-        dtype = next(iter(self.model.parameters())).dtype
         solutions = {name: solve(m.of(alive), self.options.ridge, name) for name, m in moments.items()}
         found: dict[str, dict[str, Tensor]] = {}
         for name, solution in solutions.items():
             parameters = self.part.regressions[name].parameters(solution.weight, solution.bias)
-            found[name] = {k: t.to(dtype) for k, t in parameters.items()}
+            found[name] = {k: t.to(self.dtype) for k, t in parameters.items()}
             self._say(name, moments[name].of(alive), solution)
             self.folder.write(
                 f"{number}-{name}",
@@ -325,7 +345,6 @@ class _Fit:
             self.digest = digest
         elif not self.digest.same(digest):
             raise InputError(
-                f"data must be the same in every pass, but one had {self.digest.samples} images of sum {self.digest.total:.6g} "
-                f"and another {digest.samples} of sum {digest.total:.6g}. Switch augmentation off, or remove the folder of parts "
-                "of the earlier fit."
+                f"data must be the same in every pass, but one had {self.digest} and another {digest} (of values and labels, "
+                "whatever the order). Switch augmentation off, or remove the folder of parts of the earlier fit."
             )

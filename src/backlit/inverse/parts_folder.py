@@ -16,6 +16,11 @@ from torch import Tensor
 from backlit._errors import FileError
 from backlit._files import make_folder, write_whole
 
+try:
+    import fcntl
+except ImportError:  # no such thing on Windows
+    fcntl = None
+
 _PLAN = "plan.json"
 
 
@@ -34,20 +39,24 @@ class PartsFolder:
         """The folder ``OUT.parts``, new or of the same plan; gone when everything went well.
 
         Raises:
-            FileError: If it cannot be written, or belongs to another fit; says what differs.
+            FileError: If it cannot be written, another fit is using it, or it belongs to another fit; says what differs.
+            Or if ``out`` is a folder.
         """
         if out is None:
             yield cls(None)
             return
+        if Path(out).is_dir():
+            raise FileError(f"out must be a file, but {str(out)!r} is a folder. Name a file in it.")
         folder = Path(f"{out}.parts")
         make_folder(folder)
-        text = json.dumps(dict(plan), sort_keys=True)
-        if (folder / _PLAN).is_file():
-            _check_plan(folder, json.loads(text))
-        else:
-            write_whole(folder / _PLAN, text.encode(), "out")
-        yield cls(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        with _alone(folder, out):
+            text = json.dumps(dict(plan), sort_keys=True)
+            if (folder / _PLAN).is_file():
+                _check_plan(folder, json.loads(text))
+            else:
+                write_whole(folder / _PLAN, text.encode(), "out")
+            yield cls(folder)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def __bool__(self) -> bool:
         return self._folder is not None
@@ -69,6 +78,24 @@ class PartsFolder:
         if self._folder is not None:
             plain = {key: t.cpu().contiguous() for key, t in tensors.items()}
             write_whole(self._folder / f"{name}.safetensors", save(plain, {"facts": json.dumps(dict(facts))}), "out")
+
+
+@contextmanager
+def _alone(folder: Path, out: str | Path) -> Iterator[None]:
+    """Hold a lock on the folder, which the system lets go of when the process ends, however it ends."""
+    if fcntl is None:
+        yield
+        return
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FileError(
+                f"out: another fit that is running now writes to {str(out)!r}. Wait for it, or choose another file."
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def _check_plan(folder: Path, plan: dict[str, Any]) -> None:

@@ -133,11 +133,11 @@ def fit_patterns(
     layers = find_layers(model, tuple(x[:2] for x in first.inputs), _has_pattern)
     shapes = tuple(tuple(x.shape[1:]) for x in first.inputs)
     asked = {"kind": "pattern", "network": weights_of(model), "input_shapes": [list(s) for s in shapes]}
-    asked |= {"precision": str(precision).removeprefix("torch.")}
+    asked |= {"precision": str(precision).removeprefix("torch."), "dtype": str(first.inputs[0].dtype)}
     with PartsFolder.beside(out, asked) as folder:
         kept = _Kept(folder, first.inputs[0].device)
         sums, digest = kept.sums, Digest()
-        for batch in batches(data, model):
+        for batch in batches(data, model, again=True):
             digest.add(batch)
             if digest.batches <= kept.digest.batches:
                 kept.check(digest)
@@ -146,13 +146,15 @@ def fit_patterns(
                 values = layers.values(model, batch.inputs)
                 for step in layers.steps:
                     x, y = values.slots[step.sources[0]], values.slots[step.outputs[0]]
-                    check_values([x, y], step.name, batch.index)
+                    check_values([x, y], step.name, batch)
                     _add(sums, step, x.to(precision), y.to(precision))
             kept.keep(digest)
             progress(FitStep(1, 1, tuple(sums), digest.samples, None))
+        if digest.batches < kept.digest.batches:
+            kept.check(digest, ended=True)
         patterns = _patterns(model, layers, sums, digest, shapes, description, precision)
         if out is not None:
-            patterns.save(out)
+            patterns.save(out, "out")
     return patterns
 
 
@@ -172,17 +174,17 @@ class _Kept:
             self.sums[name] = Sums.of(state, samples, device)
         self._next = time.monotonic() + PAUSE
 
-    def check(self, digest: Digest) -> None:
-        """Refuse other data than were summed.
+    def check(self, digest: Digest, *, ended: bool = False) -> None:
+        """Refuse other data than were summed, as soon as there are as many batches, or at their end.
 
         Raises:
-            InputError: When as many batches were seen.
+            InputError: If they differ.
         """
-        if digest.batches == self.digest.batches and not digest.same(self.digest):
+        if (ended or digest.batches == self.digest.batches) and not digest.same(self.digest):
             raise InputError(
-                f"data must be the same, in the same order, as before the interruption, but {self.digest.batches} batches held "
-                f"{self.digest.samples} images of sum {self.digest.total:.6g}, and now {digest.samples} of sum "
-                f"{digest.total:.6g}. Switch shuffling and augmentation off, or remove the folder of parts."
+                f"data must be the same, in the same batches, as before the interruption, but {self.digest.batches} batches held "
+                f"{self.digest}, and now {digest} (of values and labels). Switch shuffling and augmentation off, or remove the "
+                "folder of parts."
             )
 
     def keep(self, digest: Digest) -> None:

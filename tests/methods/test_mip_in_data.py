@@ -1,0 +1,281 @@
+"""What MIP-IN learns from: data that cannot be used, other data in a later pass, and interruptions."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from _fit_networks import Passes, Stopped, cnn, drawn, mlp, sequential
+from torch import Tensor, nn
+
+from backlit import MIPIN, FileError, InputError, ModelStateError, PatternNet, UnsupportedOp
+from backlit.inverse.data import Batch, Digest
+from backlit.inverse.parts_folder import PartsFolder
+
+
+@pytest.mark.parametrize("samples", ["all", "own"])
+@pytest.mark.parametrize("fails_in", [1, 2, 3])
+def test_an_interrupted_fit_goes_on_and_gives_the_same_bits(tmp_path: Path, fails_in: int, samples: str) -> None:
+    net, x, y = cnn(), drawn(30, 2, 6, 6), torch.arange(30) % 3
+    whole = MIPIN.fit(net, Passes(x, y, None), samples=samples)
+    path = tmp_path / "inverse.safetensors"
+    with pytest.raises(Stopped):
+        MIPIN.fit(net, Passes(x, y, fails_in), samples=samples, out=path)
+    assert not path.exists()
+    assert len(list((tmp_path / "inverse.safetensors.parts").glob("*.safetensors"))) == fails_in - 1
+    again = Passes(x, y, None)
+    resumed = MIPIN.fit(net, again, samples=samples, out=path)
+    assert again.passes == 3 - (fails_in - 1)  # the finished layers took none
+    for layer, found in whole.layers.items():
+        for name, value in found.items():
+            assert torch.equal(resumed.layers[layer][name], value)
+    assert resumed.facts["layers"] == whole.facts["layers"]
+    assert [p.name for p in tmp_path.iterdir()] == ["inverse.safetensors"]
+
+
+def test_a_fit_does_not_go_on_from_another_one(tmp_path: Path) -> None:
+    net, x, y = cnn(), drawn(30, 2, 6, 6), torch.arange(30) % 3
+    path = tmp_path / "inverse.safetensors"
+    with pytest.raises(Stopped):
+        MIPIN.fit(net, Passes(x, y, 2), out=path)
+    with pytest.raises(FileError, match=r"finished layers of another fit: its ridge is 0.001, and now it is 0.1"):
+        MIPIN.fit(net, Passes(x, y, None), out=path, ridge=0.1)
+    with pytest.raises(InputError, match=r"data must be the same in every pass, but one had 30 images of digest"):
+        MIPIN.fit(net, Passes(x + 1, y, None), out=path)
+
+
+def _stop_after(monkeypatch: pytest.MonkeyPatch, parts: int) -> None:
+    """Let the next fit be interrupted when it has written so many parts."""
+    write, done = PartsFolder.write, []
+
+    def writes(self: PartsFolder, *args: object) -> None:
+        write(self, *args)  # type: ignore[arg-type]
+        done.append(1)
+        if len(done) == parts:
+            monkeypatch.setattr(PartsFolder, "write", write)
+            raise Stopped
+
+    monkeypatch.setattr(PartsFolder, "write", writes)
+
+
+def _standardised(x: Tensor) -> Tensor:
+    return (x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True)
+
+
+# Images and labels that were learned from before an interruption, and those of the call that goes on.
+OTHERS: dict[str, Callable[[Tensor, Tensor], tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]] = {
+    "labels": lambda x, y: ((x, y), (x, (y + 1) % 3)),
+    "pixels moved": lambda x, y: ((x, y), (x.flip(3), y)),
+    "pixels exchanged between images": lambda x, y: ((x, y), (torch.cat([x[:, :1], x.roll(1, 0)[:, 1:]], 1), y)),
+    "labels exchanged between images": lambda x, y: ((x, y), (x, y.roll(1))),
+    "standardised": lambda x, y: ((_standardised(x), y), (_standardised(x + drawn(*x.shape, seed=9)), y)),
+}
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_fit_does_not_go_on_with_other_data(
+    name: str, parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, path = cnn(), tmp_path / "inverse.safetensors"
+    before, after = OTHERS[name](drawn(30, 2, 6, 6), torch.arange(30) % 3)
+    _stop_after(monkeypatch, parts)  # the third is the last
+    with pytest.raises(Stopped):
+        MIPIN.fit(net, [before], out=path, samples="own")
+    with pytest.raises(
+        InputError, match=r"data must be the same in every pass, but one had 30 images of digest \w{16} and "
+    ):
+        MIPIN.fit(net, [after], out=path, samples="own")
+    if name != "labels":
+        return
+    order = torch.arange(30).flip(0)
+    x, y = before[0][order], before[1][order]  # another order and other batches are the same data
+    assert MIPIN.fit(net, list(zip(x.split(7), y.split(7), strict=True)), out=path, samples="own").classes == (0, 1, 2)
+
+
+def test_the_digest_does_not_depend_on_batches_and_sees_what_sums_do_not() -> None:
+    x, y = drawn(20, 2, 3, 3), torch.arange(20) % 3
+
+    def digest(x: Tensor, y: Tensor | None, size: int = 20) -> Digest:
+        found = Digest()
+        for i in range(0, len(x), size):
+            found.add(Batch(0, (x[i : i + size],), None if y is None else y[i : i + size]))
+        return found
+
+    whole = digest(x, y)
+    assert whole.same(digest(x, y, 7))
+    assert whole.same(digest(x.flip(0), y.flip(0), 3))
+    assert whole.same(digest(x.float().double(), y))  # what float32 holds is compared
+    assert not whole.same(digest(x, None))
+    others = [
+        digest(x.flip(2), y),
+        digest(x.transpose(2, 3), y),
+        digest(x, y.roll(1)),
+        digest(x[:19], y[:19]),
+        digest(-x, y),
+    ]
+    assert len({d.hash for d in [whole, *others]}) == 6
+    one_bit = x.float()
+    one_bit[3, 1, 2, 2] = torch.nextafter(one_bit[3, 1, 2, 2], torch.tensor(9.0))
+    assert not whole.same(digest(one_bit, y))
+
+
+def test_a_pattern_fit_does_not_go_on_with_fewer_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from backlit.inverse import patterns
+
+    monkeypatch.setattr(patterns, "PAUSE", 0.0)
+    monkeypatch.setattr(patterns, "SHARE", float("inf"))
+    net, x, path = cnn(), list(drawn(40, 2, 6, 6).split(8)), tmp_path / "patterns.safetensors"
+    _stop_after(monkeypatch, 3)
+    with pytest.raises(Stopped):
+        PatternNet.fit(net, x, out=path)
+    with pytest.raises(InputError, match=r"3 batches held 24 images of digest .* and now 16 images"):
+        PatternNet.fit(net, x[:2], out=path)
+    with pytest.raises(InputError, match=r"3 batches held 24 images of digest .* and now 24 images"):
+        PatternNet.fit(net, [x[0], x[1].flip(3), *x[2:]], out=path)
+    assert len(PatternNet.fit(net, x, out=path).layers) == 3
+
+
+def test_another_precision_of_the_network_is_another_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, path = drawn(30, 2, 6, 6), tmp_path / "inverse.safetensors"
+    _stop_after(monkeypatch, 1)
+    with pytest.raises(Stopped):
+        MIPIN.fit(cnn().float(), [x], out=path)
+    with pytest.raises(FileError, match=r'its dtype is "torch.float32", and now it is "torch.float64"'):
+        MIPIN.fit(cnn().float().double(), [x], out=path)
+
+
+class _Reads:
+    """Batches that say when they are read."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x, self.read = x, 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.read += 1
+        yield from self.x.split(8)
+
+
+@pytest.mark.parametrize("method", [MIPIN, PatternNet])
+def test_a_file_that_cannot_be_written_is_found_before_the_pass(
+    method: type[MIPIN | PatternNet], tmp_path: Path
+) -> None:
+    data = _Reads(drawn(30, 2, 6, 6))
+    with pytest.raises(FileError, match=r"^out must be a file, but .* is a folder"):
+        method.fit(cnn(), data, out=tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match=r"^out: cannot write to"):
+        method.fit(cnn(), data, out=tmp_path / "file" / "x.safetensors")
+    assert data.read == 2  # the first look at each
+    method.fit(cnn(), data, out=tmp_path / "new" / "folder" / "x.safetensors")
+    assert [p.name for p in (tmp_path / "new" / "folder").iterdir()] == ["x.safetensors"]
+
+
+@pytest.mark.parametrize("method", [MIPIN, PatternNet])
+def test_two_fits_do_not_share_a_file(method: type[MIPIN | PatternNet], tmp_path: Path) -> None:
+    x, path = drawn(30, 2, 6, 6), tmp_path / "x.safetensors"
+    begun, done = threading.Event(), threading.Event()
+
+    def wait(step: object) -> None:
+        begun.set()
+        assert done.wait(60)
+
+    first = threading.Thread(target=lambda: method.fit(cnn(), [x], out=path, progress=wait))
+    first.start()
+    assert begun.wait(60)
+    try:
+        with pytest.raises(FileError, match=r"^out: another fit that is running now writes to"):
+            method.fit(cnn(), [x], out=path)
+    finally:
+        done.set()
+        first.join()
+    assert path.is_file()
+    method.fit(cnn(), [x], out=path)
+
+
+# Bad input.
+
+
+class _Once:
+    """Batches that are there twice, for the first look and one pass."""
+
+    def __init__(self, batches: list[Tensor]) -> None:
+        self.batches, self.left = batches, 2
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.left -= 1
+        yield from self.batches if self.left >= 0 else ()
+
+
+def test_not_finite_activations_name_the_batch() -> None:
+    net, x = mlp(), drawn(20, 3, 2, 2)
+    huge = x.clone()
+    huge[13] = 1e308
+    with pytest.raises(ModelStateError, match=r"activations at .* are not finite for image 3 of batch 1"):
+        MIPIN.fit(net, huge.split(10))
+    y = torch.arange(20) % 3  # of the second batch, images 1, 4 and 7 are of class 2
+    huge[:] = x
+    huge[14] = 1e308
+    with pytest.raises(ModelStateError, match=r"not finite for image 4 of batch 1"):
+        MIPIN.fit(net, list(zip(huge.split(10), y.split(10), strict=True)), samples="own", classes=[2])
+    huge[13] = torch.nan
+    with pytest.raises(InputError, match="image 3 of batch 1 holds NaN"):
+        MIPIN.fit(net, huge.split(10))
+
+
+def test_data_that_cannot_be_used() -> None:
+    net, x = mlp(), drawn(20, 3, 2, 2)
+    for data, message in (
+        (x, "data must be batches, but is one tensor"),
+        (iter([x]), "one pass uses up"),
+        (3, "iterable of batches"),
+        ([], "at least one batch"),
+        ([x.long()], "batch 0 must be .* floating point"),
+        ([x, [1, 2, 3]], "batch 1 must be"),
+        ([(x, torch.zeros(20))], "labels of batch 0 must be 20 class indices"),
+        ([(x, torch.zeros(19, dtype=torch.int64))], "labels of batch 0"),
+        ([(x, torch.ones(20, dtype=torch.bool))], r"20 class indices, one an image, but are torch.bool"),
+        ([(x, ["a"] * 20)], r"labels of batch 0 must be 20 class indices, one an image, but are list"),
+        (_Once([x]), "gave batches in one pass and none in a later one"),
+        (
+            [((x, x[:3]), torch.zeros(20, dtype=torch.int64))],
+            "the inputs of batch 0 must hold as many images each, but hold 20, 3",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            MIPIN.fit(net, data)  # type: ignore[arg-type]
+    for wrong in (-1, 3):
+        with pytest.raises(
+            InputError, match=f"labels of batch 0 must be class indices from 0 to 2, but one is {wrong}"
+        ):
+            MIPIN.fit(net, [(x, torch.full((20,), wrong))], samples="own")
+    assert MIPIN.fit(net, [x], classes=np.array([2, 0])).classes == (2, 0)
+    with pytest.raises(UnsupportedOp, match="other operations on these 20 images than before, or on other sizes"):
+        MIPIN.fit(
+            sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+            [drawn(20, 1, 5, 5), drawn(20, 1, 6, 6)],
+        )
+    for options, message in (
+        ({"samples": "some"}, "samples must be 'all' or 'own'"),
+        ({"ridge": -1}, "ridge must be a number from 0"),
+        ({"ridge": float("inf")}, "ridge must be a number from 0 on, but is inf"),
+        ({"ridge": float("nan")}, "ridge must be a number from 0 on, but is nan"),
+        ({"ridge": True}, "ridge must be a number from 0 on, but is True"),
+        ({"classes": [0, 3]}, "classes must be different class indices from 0 to 2"),
+        ({"classes": []}, "classes must be different"),
+        ({"classes": 1}, "classes must be different class indices from 0 to 2, but are 1"),
+        ({"classes": "01"}, "classes must be different class indices from 0 to 2, but are '01'"),
+        ({"classes": [0.9]}, r"classes must be different class indices from 0 to 2, but are \[0.9\]"),
+        ({"precision": torch.float16}, "precision must be"),
+        ({"memory": 0}, "memory must be"),
+    ):
+        with pytest.raises(InputError, match=message):
+            MIPIN.fit(net, [x], **options)
+    with pytest.raises(InputError, match=r"ridge must be large enough for linear\[1\]"):
+        MIPIN.fit(net, [x[:4]], ridge=0)
+    with pytest.raises(ModelStateError, match="eval mode"):
+        MIPIN.fit(nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(12, 3)).double().train(), [x])
