@@ -196,12 +196,14 @@ def find_layers(model: nn.Module, inputs: tuple[Tensor, ...], wanted: Callable[[
     recording, slots, output = _recorded(model, inputs, None)
     lean = folded(recording).pruned()
     nodes = [node for node in lean.nodes if wanted(node.call)]
-    if not nodes:
+    if all(len(node.sources) > 1 for node in nodes):
         raise UnsupportedOp(
             "The network has no layer to learn from: no linear layer and no convolution reads the input."
         )
     return Part(
-        steps=tuple(Step(n.call.site.name, n.call, n.sources, n.outputs, None, False, (True,)) for n in nodes),
+        steps=tuple(
+            Step(n.call.site.name, n.call, n.sources, n.outputs, None, False, (True,) * len(n.sources)) for n in nodes
+        ),
         starts=lean.inputs,
         start=INPUT,
         gated=False,

@@ -6,6 +6,9 @@ A neuron's output is ``y = w'x``; its input is a signal ``a y`` and a distractor
 * two-component (Eq. 8):  ``a+ = c+ / w'c+``, ``c+ = E+[x y] - E+[x] E[y]``, where E+ is the mean over samples with y > 0,
   and ``a-`` likewise for the others.
 
+A sum of two signals (a residual add) is a neuron in each of its elements, with w = (1, 1), or (1, -1) for a difference; its
+patterns are learned for each channel.
+
 One pass over the data learns all layers; only sums are kept. Adding the neuron's bias to y changes none of the formulas, so y
 is the layer's output, whose sign is what the ReLU behind it sees.
 """
@@ -32,8 +35,8 @@ from backlit.inverse.fit import FitStep
 from backlit.inverse.part import INPUT, Part, Step, find_layers
 from backlit.inverse.parts_folder import PartsFolder
 from backlit.inverse.regressions import per_dimension
+from backlit.rules.patterns import LAYERS, is_sum, pattern_table, summed_with
 
-LAYERS = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
 PAUSE, SHARE = 10.0, 0.05
 """The sums are written to the folder beside the file after so many seconds, and in at most this share of the time."""
 _AT_ONCE = 2**22  # numbers of one block of patches: 32 MiB in float64
@@ -71,14 +74,22 @@ class Sums:
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add rows: x (g, r, q) and y (g, r, o)."""
-        self.samples += x.shape[1]
+        n = x.shape[1]
+        mean_x, mean_y = x.mean(1, keepdim=True, dtype=torch.float64), y.mean(1, dtype=torch.float64)[..., None]
         positive = (y > 0).to(x.dtype)
-        self.x += x.sum(1, keepdim=True, dtype=torch.float64)
-        self.y += y.sum(1, dtype=torch.float64)[..., None]
-        self.yx += (y.mT @ x).double()
-        self.count_pos += positive.sum(1, dtype=torch.float64)[..., None]
-        self.x_pos += (positive.mT @ x).double()
-        self.yx_pos += ((y * positive).mT @ x).double()
+        # Products of what is left without the means, so that float32 has digits for it; the means come back in float64.
+        x, y = (x.double() - mean_x).to(x.dtype), (y.double() - mean_y.mT).to(y.dtype)
+        sum_x, sum_y = x.sum(1, keepdim=True, dtype=torch.float64), y.sum(1, dtype=torch.float64)[..., None]
+        count = positive.sum(1, dtype=torch.float64)[..., None]
+        x_pos, y_pos = (positive.mT @ x).double(), (y * positive).sum(1, dtype=torch.float64)[..., None]
+        yx, yx_pos = (y.mT @ x).double(), ((y * positive).mT @ x).double()
+        self.samples += n
+        self.x += sum_x + n * mean_x
+        self.y += sum_y + n * mean_y
+        self.yx += yx + mean_y * sum_x + sum_y * mean_x + n * mean_y * mean_x
+        self.count_pos += count
+        self.x_pos += x_pos + count * mean_x
+        self.yx_pos += yx_pos + mean_y * x_pos + y_pos * mean_x + count * mean_y * mean_x
 
     def patterns(self, weight: Tensor) -> tuple[dict[str, Tensor], int]:
         """a, a+ and a- (g, o, q) for weights of that shape, and how many neurons were never positive.
@@ -111,7 +122,7 @@ def fit_patterns(
     description: str = "",
     progress: Callable[[FitStep], None] = lambda step: None,
 ) -> Patterns:
-    """Learn the patterns of every linear and convolutional layer, batch norm folded where it can be.
+    """Learn the patterns of every layer and of every sum of two signals, batch norm folded where it can be.
 
     Args:
         model: The network, in eval mode. It is not changed.
@@ -124,13 +135,14 @@ def fit_patterns(
 
     Raises:
         InputError: If a batch cannot be used.
-        UnsupportedOp: If the network holds products with a constant matrix that are no linear layer, or nothing to learn.
+        UnsupportedOp: If the network holds operations without patterns or a rule, or nothing to learn.
         ModelStateError: If an activation is not finite; names the batch.
         FileError: If ``out`` cannot be written, or its folder of parts belongs to another fit.
     """
     check_data(data)
     first = next(iter(batches(data, model)))
     layers = find_layers(model, tuple(x[:2] for x in first.inputs), _has_pattern)
+    _check_rules(layers)
     shapes = tuple(tuple(x.shape[1:]) for x in first.inputs)
     asked = {"kind": "pattern", "network": weights_of(model), "input_shapes": [list(s) for s in shapes]}
     asked |= {"precision": str(precision).removeprefix("torch."), "dtype": str(first.inputs[0].dtype)}
@@ -145,9 +157,9 @@ def fit_patterns(
             with torch.no_grad():
                 values = layers.values(model, batch.inputs)
                 for step in layers.steps:
-                    x, y = values.slots[step.sources[0]], values.slots[step.outputs[0]]
-                    check_values([x, y], step.name, batch)
-                    _add(sums, step, x.to(precision), y.to(precision))
+                    xs, y = [values.slots[slot] for slot in step.sources], values.slots[step.outputs[0]]
+                    check_values([*xs, y], step.name, batch)
+                    _add(sums, step, [x.to(precision) for x in xs], y.to(precision))
             kept.keep(digest)
             progress(FitStep(1, 1, tuple(sums), digest.samples, None))
         if digest.batches < kept.digest.batches:
@@ -211,9 +223,8 @@ def _patterns(
     found: dict[str, dict[str, Tensor]] = {}
     said = []
     for step in layers.steps:
-        weight = step.call["weight"]
-        groups = step.call.get("groups", 1)
-        patterns, dead = sums[step.name].patterns(weight.double().view(groups, weight.shape[0] // groups, -1))
+        weight, groups = _weight(step.call, layers.shapes[step.outputs[0]][0])
+        patterns, dead = sums[step.name].patterns(weight.double().view(groups, -1, sums[step.name].x.shape[-1]))
         found[step.name] = {name: p.reshape(weight.shape).to(weight.dtype) for name, p in patterns.items()}
         said.append({"name": step.name, "samples": sums[step.name].samples, "never positive": dead})
     facts: dict[str, Any] = {
@@ -239,20 +250,48 @@ def _has_pattern(call: Call) -> bool:
         raise UnsupportedOp(
             f"{call.site} has no patterns: they are learned for linear layers and convolutions. Write it as F.linear."
         )
-    return name in LAYERS
+    return name in LAYERS or is_sum(call.site)
 
 
-def _add(sums: dict[str, Sums], step: Step, x: Tensor, y: Tensor) -> None:
-    weight, groups = step.call["weight"], step.call.get("groups", 1)
+def _check_rules(layers: Part) -> None:
+    """Refuse what the way back will have no rule for.
+
+    Raises:
+        UnsupportedOp: Lists all of it.
+    """
+    missing = pattern_table({}, times_weight=False).missing(layers.trace)
+    if missing:
+        raise UnsupportedOp(
+            f"The network holds {len(missing)} operation{'s' * (len(missing) > 1)} that patterns have no way back through: "
+            + "; ".join(map(str, missing))
+            + ". Explain the network without them, such as a softmax at its end."
+        )
+
+
+def _weight(call: Call, channels: int) -> tuple[Tensor, int]:
+    """A layer's weight, or a sum's (c, 2), and its groups."""
+    if call.primitive.name in LAYERS:
+        return call["weight"], call.get("groups", 1)
+    return torch.tensor(summed_with(call), dtype=torch.float64).expand(channels, -1), channels
+
+
+def _add(sums: dict[str, Sums], step: Step, xs: list[Tensor], y: Tensor) -> None:
+    x, call = xs[0], step.call
+    if call.primitive.name not in LAYERS:  # a sum: each channel is a group of one neuron
+        sums.setdefault(step.name, Sums(y.shape[1], len(xs), 1, y.device))
+        both = torch.stack([x.expand_as(y) for x in xs], -1).transpose(0, 1).flatten(1, -2)
+        sums[step.name].add(both, y.transpose(0, 1).flatten(1)[..., None])
+        return
+    weight, groups = call["weight"], call.get("groups", 1)
     q, o = prod(weight.shape[1:]), weight.shape[0] // groups
     if step.name not in sums:
         sums[step.name] = Sums(groups, q, o, x.device)
-    if step.call.primitive.name == "linear":
+    if call.primitive.name == "linear":
         sums[step.name].add(x.reshape(1, -1, q), y.reshape(1, -1, o))
         return
     at_once = max(1, _AT_ONCE // (prod(y.shape[2:]) * q * groups))
     for part, made in zip(x.split(at_once), y.split(at_once), strict=True):
-        patches = _patches(part, step.call, tuple(made.shape[2:])).flatten(1, 2)
+        patches = _patches(part, call, tuple(made.shape[2:])).flatten(1, 2)
         sums[step.name].add(patches, made.unflatten(1, (groups, o)).flatten(3).permute(1, 0, 3, 2).flatten(1, 2))
 
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import log10
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backlit.capture import propagate
+from backlit.capture import Propagation, propagate
 from backlit.inverse import FitStep, Patterns, fit_patterns
 from backlit.inverse.data import Data
 from backlit.methods.base import Maps, activation_bytes, check
 from backlit.methods.fitted import FittedMethod, FittedOptions
 from backlit.methods.inputs import pick
-from backlit.rules.patterns import PatternRule, pattern_table
+from backlit.rules.patterns import pattern_table
+
+_SEEDS = (1.0, 1e-10, 1e-20, 1e-30)
+"""What the logit is taken times before it goes back, as long as the map is not finite."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ class PatternOptions(FittedOptions):
 class PatternNet(FittedMethod):
     """PatternNet (Kindermans et al. 2018, Sec. 4): the signal, the logit back-propagated with patterns for weights.
 
-    ``parts["source"]`` is the map itself: an estimate of the part of the input that the logit follows.
+    The map has a shape, not a unit: each is divided by its largest magnitude, and ``completeness["log10_scale"]`` is the
+    logarithm of that. ``parts["source"]`` is the map itself: an estimate of the part of the input that the logit follows.
     """
 
     name = "pattern_net"
@@ -68,13 +74,10 @@ class PatternNet(FittedMethod):
         names = ("linear",) if self.options.estimator == "linear" else ("positive", "negative")
         layers = self.learned.to(inputs[0].device, inputs[0].dtype)
         chosen = {layer: {name: found[name] for name in names} for layer, found in layers.items()}
-        table = pattern_table(PatternRule(chosen, times_weight=self.times_weight))
-        run = propagate(self.model, inputs, table, fold=True)
+        run = propagate(self.model, inputs, pattern_table(chosen, times_weight=self.times_weight), fold=True)
         targets = pick(run.output, targets)
         output = run.output.detach().gather(1, targets).T
-        weights = F.one_hot(targets.T, run.output.shape[1]).to(run.output.dtype) * output[..., None]
-        grads = run.gradient(weights if len(weights) > 1 else weights[0])
-        values = grads if len(weights) > 1 else tuple(g[None] for g in grads)
+        values, scale = self._back(run, F.one_hot(targets.T, run.output.shape[1]).to(output.dtype) * output[..., None])
         return Maps(
             values=values,
             targets=targets,
@@ -82,12 +85,50 @@ class PatternNet(FittedMethod):
             coverage=run.coverage,
             activation_bytes=activation_bytes(run.trace, inputs[0]),
             parts={} if self.times_weight else {"source": values},
+            completeness={"log10_scale": scale},
             notes={"fitted": str(self.learned)},
         )
 
+    def _back(self, run: Propagation, weights: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The maps (t, n, ...) of weights (t, n, k), each for its image and target; log10 (t, n) of what each was divided by.
+
+        The way back is linear in its seed, so a small one reaches where a seed of 1 overflows.
+        """
+        values, scale, bad = (), weights.new_zeros(weights.shape[:2]), None
+        for seed in _SEEDS if self.times_weight else _SEEDS[1:]:
+            seeded = weights * seed
+            grads = run.gradient(seeded if len(weights) > 1 else seeded[0], retain_graph=True)
+            found = grads if len(weights) > 1 else tuple(g[None] for g in grads)
+            size = torch.zeros_like(scale)
+            if seed != 1:
+                found, size = _shaped(found)
+                size = torch.where(size > 0, size.log10() - log10(seed), 0)
+            if bad is not None:
+                found = tuple(torch.where(_along(bad, g), g, old) for g, old in zip(found, values, strict=True))
+                size = torch.where(bad, size, scale)
+            values, scale = found, size
+            bad = ~torch.stack([g.flatten(2).isfinite().all(2) for g in values]).all(0)
+            if not bool(bad.any()):
+                break
+        return values, scale
+
+
+def _shaped(maps: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Maps (t, n, ...) over their largest magnitude (t, n), which is the second result; maps of zeros stay."""
+    largest = torch.stack([g.abs().flatten(2).amax(2) for g in maps]).amax(0)
+    divisor = torch.where(largest > 0, largest, 1)
+    return tuple(g / _along(divisor, g) for g in maps), largest
+
+
+def _along(numbers: Tensor, maps: Tensor) -> Tensor:
+    return numbers.view(*numbers.shape, *[1] * (maps.dim() - 2))
+
 
 class PatternAttribution(PatternNet):
-    """PatternAttribution (Kindermans et al. 2018, Sec. 4): the logit back-propagated with weights times patterns."""
+    """PatternAttribution (Kindermans et al. 2018, Sec. 4): the logit back-propagated with weights times patterns.
+
+    The map has the logit's unit. One that overflows is scaled as PatternNet's are; ``completeness["log10_scale"]`` says so.
+    """
 
     name = "pattern_attribution"
     title = "PatternAttribution"
