@@ -98,7 +98,9 @@ def test_the_fit_does_not_depend_on_the_batches() -> None:
 
 def test_few_classes_at_a_time_give_the_same() -> None:
     net, x = cnn(), drawn(40, 2, 6, 6)
-    together, alone = MIPIN.fit(net, [x]), MIPIN.fit(net, [x], memory=1)
+    together = MIPIN.fit(net, [x])
+    with pytest.warns(UserWarning, match="more than memory"):
+        alone = MIPIN.fit(net, [x], memory=1)
     for name, layer in together.layers.items():
         for key, value in layer.items():
             torch.testing.assert_close(alone.layers[name][key], value, rtol=1e-9, atol=1e-12)
@@ -261,7 +263,10 @@ def test_absent_classes_and_constant_outputs() -> None:
         MIPIN.fit(net, [(x, y)], samples="own", classes=[2])  # no batch has any
     with pytest.raises(InputError, match=r"the logit of class 2 has no samples"):
         MIPIN.fit(net, [(x, y)], samples="own", classes=[0, 2], ridge=0)
-    with pytest.warns(UserWarning, match=r"class 2 has no samples; 1 of 1 classes are left out"):
+    with (
+        pytest.warns(UserWarning, match="more than memory"),
+        pytest.warns(UserWarning, match=r"class 2 has no samples; 1 of 1 classes are left out"),
+    ):
         alone = MIPIN.fit(net, [(x, y)], samples="own", memory=1)  # one class after the other
     assert alone.classes == (0, 1)
     with pytest.warns(UserWarning, match=r"class 2 has no samples; 1 of 3 classes"):

@@ -135,3 +135,20 @@ class _Head(nn.Linear):
     def __init__(self, conv: nn.Conv2d, x: Tensor) -> None:
         super().__init__(conv(x[:1]).numel(), 2)
         self.double()
+
+
+@pytest.mark.parametrize("mean", [0.0, 300.0])
+@pytest.mark.parametrize("kind", ["plain", "padded", "depthwise"])
+def test_products_in_float32_keep_their_digits_far_from_zero(kind: str, mean: float) -> None:
+    conv = nn.Conv2d(4, 4, **CONVOLUTIONS[kind]).double()
+    x = drawn(64, 4, 7, 7)
+    regression = _transposed(conv, x)
+    s = conv(x).detach()[None] + mean
+    weights = {}
+    for dtype in (torch.float64, torch.float32):
+        moments = Moments(1, regression.sizes, x.device, dtype)
+        for part in (slice(0, 24), slice(24, None)):
+            regression.learn(moments, torch.tensor([0]), [s[:, part].to(dtype)], [x[part].to(dtype)])
+        weights[dtype] = solve(moments, 1e-3, kind).weight
+    gap = (weights[torch.float32] - weights[torch.float64]).abs().max() / weights[torch.float64].abs().max()
+    assert float(gap) < 1e-3

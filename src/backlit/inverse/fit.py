@@ -60,7 +60,7 @@ class FitOptions:
         samples: Whose samples a class learns from: "all", or its "own" (by the data's labels; by the network's prediction
             where it has none).
         ridge: Lambda of Eq. 6, added to the diagonal of the covariance, which is divided by the number of samples.
-        memory: Bytes for the moments of the classes that are learned at once.
+        memory: Bytes for the moments of the classes that are learned at once, and for solving with them.
         precision: Dtype of the products inside a batch, which are centred first; they are summed and solved in float64.
     """
 
@@ -184,8 +184,13 @@ class _Fit:
 
     def chunks(self, classes: list[int]) -> list[list[int]]:
         """The classes that are learned at once."""
-        regressions = self.part.regressions.values()
-        one = max(r.sizes.bytes + 8 * r.row for r in regressions)
+        one = self.part.bytes_at_once
+        if one > self.options.memory:
+            warnings.warn(
+                f"backlit: the moments of one class take {one:,} bytes, more than memory, which is {self.options.memory:,}; the "
+                "classes are learned one after the other. Begin at a later layer to need less.",
+                stacklevel=2,
+            )
         size = max(1, self.options.memory // one)
         return [classes[i : i + size] for i in range(0, len(classes), size)]
 
@@ -284,10 +289,14 @@ class _Fit:
             if step.diagonal and step.name in moments:
                 alive = self._has_signal(classes, moments[step.name])
         kept = [c for c, a in zip(classes, alive.tolist(), strict=True) if a]
-        solutions = {name: solve(m.of(alive), self.options.ridge, name) for name, m in moments.items()}
+        regressions = self.part.regressions
+        solutions = {
+            name: solve(m.of(alive), self.options.ridge, name, relative=regressions[name].relative)
+            for name, m in moments.items()
+        }
         found: dict[str, dict[str, Tensor]] = {}
         for name, solution in solutions.items():
-            parameters = self.part.regressions[name].parameters(solution.weight, solution.bias)
+            parameters = regressions[name].parameters(solution.weight, solution.bias)
             found[name] = {k: t.to(self.dtype) for k, t in parameters.items()}
             self._say(name, moments[name].of(alive), solution)
             self.folder.write(

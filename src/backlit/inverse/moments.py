@@ -98,8 +98,11 @@ class Solution:
     condition: float | None
 
 
-def solve(moments: Moments, ridge: float, name: str) -> Solution:
+def solve(moments: Moments, ridge: float, name: str, *, relative: bool = False) -> Solution:
     """Ridge regression (MIP-IN, Eq. 6): ``cov(x, s) (cov(s, s) + ridge I)^-1``, covariances divided by the number of samples.
+
+    With ``relative``, the ridge is in units of the regressors' mean variance in each group, at least 1e-12 of it, so that
+    neither their unit matters nor that they are dependent.
 
     Raises:
         InputError: If the system is singular, which a positive ridge prevents.
@@ -107,7 +110,11 @@ def solve(moments: Moments, ridge: float, name: str) -> Solution:
     count = moments.count.clamp(min=1)[:, None, None, None]
     cov, cross = moments.ss / count, moments.xs / count
     q = cov.shape[-1]
-    regular = cov + ridge * torch.eye(q, dtype=cov.dtype, device=cov.device)
+    strength: Tensor | float = ridge
+    if relative:
+        size = cov.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+        strength = max(ridge, 1e-12) * size + torch.finfo(cov.dtype).tiny
+    regular = cov + strength * torch.eye(q, dtype=cov.dtype, device=cov.device)
     factor, failed = torch.linalg.cholesky_ex(regular)
     if bool(failed.any()):
         raise InputError(

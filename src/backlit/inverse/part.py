@@ -99,6 +99,33 @@ class Part:
                 found[self.joins[slot].name] = self.joins[slot].regression
         return found
 
+    @property
+    def bytes_at_once(self) -> int:
+        """What a class takes at most: the moments that one pass over the data learns, and solving the largest of them."""
+        known, passes = {self.output: 0}, Counter()  # by slot, the number of passes until its signal is known
+        regressions = self.regressions
+
+        def learned(name: str, after: int) -> int:
+            passes[after] += regressions[name].sizes.bytes + 8 * regressions[name].row
+            return after + 1
+
+        def reached(slots: Sequence[int]) -> int:
+            for slot in slots:
+                if slot in self.joins and slot in known:
+                    known[slot] = learned(self.joins[slot].name, known[slot])
+            return max(known[slot] for slot in slots if slot in known)
+
+        for step in self.steps:
+            level = reached(step.outputs)
+            if step.regression is not None:
+                level = learned(step.name, level)
+            for slot, inside in zip(step.sources, step.inside, strict=True):
+                if inside:
+                    known[slot] = max(level, known.get(slot, 0))
+        if self.starts:
+            reached(self.starts)
+        return max(passes.values()) + 3 * max(r.sizes.bytes for r in regressions.values())
+
     def values(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> Values:
         """Run the network and keep what the way back reads.
 

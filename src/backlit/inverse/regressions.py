@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -25,7 +25,12 @@ Shape = tuple[int, ...]
 
 
 class Regression(Protocol):
-    """A learned inverse."""
+    """A learned inverse.
+
+    ``relative`` says that the ridge is in units of the regressors' variance.
+    """
+
+    relative: ClassVar[bool]
 
     @property
     def sizes(self) -> Sizes:
@@ -60,6 +65,8 @@ class Regression(Protocol):
 
 class _ByRows:
     """What learns from rows of regressors and targets."""
+
+    relative: ClassVar[bool] = False
 
     @property
     def row(self: Any) -> int:
@@ -168,19 +175,25 @@ class Transposed(_ByRows):
 
     @property
     def row(self) -> int:
-        return 4 * prod(self.size[1:]) * self.channels if self._by_lags else super().row
+        return 4 * prod(self.size[1:]) * (self.channels + self.groups) if self._by_lags else super().row
 
     def learn(self, moments: Moments, classes: Tensor, signals: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         if not self._by_lags:
             super().learn(moments, classes, signals, values)
             return
         (s,), (x,) = signals, values
-        v = self._padded(s.flatten(0, 1)).unflatten(0, s.shape[:2]).unflatten(2, (self.groups, -1))
         x = x.unflatten(1, (self.groups, -1))
         n = len(x) * self.positions
         mean_x = x.mean((0, 3, 4), dtype=torch.float64)
         x = (x.double() - mean_x[..., None, None]).to(x.dtype)
-        sums, ss, xs = (t.double() for t in shifted_products(v, x, self.kernel, self.dilation))
+        # Centred, but for the margin: another channel that says where S is makes up for it, in float64.
+        mean = s.mean((1, 3, 4), dtype=torch.float64)
+        s = (s.double() - mean[:, None, :, None, None]).to(s.dtype)
+        there = s.new_ones(*s.shape[:2], self.groups, 1, *s.shape[3:])
+        s = torch.cat([s.unflatten(2, (self.groups, -1)), there], 3).flatten(2, 3)
+        v = self._padded(s.flatten(0, 1)).unflatten(0, s.shape[:2]).unflatten(2, (self.groups, -1))
+        found = (t.double() for t in shifted_products(v, x, self.kernel, self.dilation))
+        sums, ss, xs = _uncentred(*found, mean.unflatten(1, (self.groups, -1)), prod(self.kernel))
         mean_s = sums / n
         moments.merge(
             classes, n, mean_s, mean_x, ss - n * mean_s[..., None] * mean_s[..., None, :], xs, (x * x).sum((0, 3, 4))
@@ -238,14 +251,30 @@ class Transposed(_ByRows):
         return F.pad(full, margins)
 
 
+def _uncentred(sums: Tensor, ss: Tensor, xs: Tensor, mean: Tensor, taps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of products of ``s + mean e``, mean (k, g, c), from those of s and, as the last channel of ``taps`` taps, of e."""
+    s, e = slice(None, -taps), slice(-taps, None)
+    mean = mean[..., None]  # for each tap
+
+    def times(of_e: Tensor) -> Tensor:
+        """``mean e`` for e, in the last dimension."""
+        between = [1] * (of_e.dim() - 3)
+        return (of_e[..., None, :] * mean.view(*mean.shape[:2], *between, -1, 1)).flatten(-2)
+
+    half = ss[..., s, e] + times(ss[..., e, e]).mT / 2
+    both = times(half)
+    return sums[..., s] + times(sums[..., e]), ss[..., s, s] + both + both.mT, xs[..., s] + times(xs[..., e])
+
+
 @dataclass(frozen=True)
 class Channels(_ByRows):
     """Each channel of m targets as a sum of the same channel of r signals, weighted, plus a constant.
 
     The split of a residual add regresses both branches on the sum's signal; a join regresses a value that was read r times
-    on its r reconstructions.
+    on its r reconstructions. Both are shares of a value's own size, so the ridge is relative to it.
     """
 
+    relative: ClassVar[bool] = True
     size: Shape
     signals: int
     outputs: int
