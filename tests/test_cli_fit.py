@@ -67,6 +67,14 @@ def test_fit_then_explain_then_trace(digits: Path, tmp_path: Path) -> None:
         (["fit", "--data", "DATA", "--read", "folder", "--out", "OUT"], "has other classes than the 10 of digits"),
         (["fit", "--data", "none", "--out", "OUT"], "does not exist"),
         (["fit", "--start", "conv9", "--out", "OUT"], "Did you mean 'conv"),
+        (
+            ["fit", "--method", "pattern", "--ridge", "0.1", "--out", "OUT"],
+            "--ridge is for mip_in; pattern has no such",
+        ),
+        (["fit", "--method", "pattern_net", "--classes", "1", "--out", "OUT"], "--classes is for mip_in; pattern"),
+        (["fit", "--method", "pattern", "--start", "features", "--out", "OUT"], "--start is for mip_in; pattern"),
+        (["fit", "--method", "pattern", "--samples", "all", "--out", "OUT"], "--samples is for mip_in; pattern"),
+        (["fit", "--out", "DATA"], "out must be a file, but"),
         (["fit", "--model", "cifar_cnn", "--weights", "random", "--out", "OUT"], "name a folder"),
     ],
 )

@@ -210,14 +210,19 @@ def fit(
     limit: Annotated[int | None, typer.Option(help="Number of images to take, evenly spread.", min=1)] = None,
     batch: Annotated[int, typer.Option(help="Images at once.", min=1)] = 64,
     start: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="mip_in: where the inverted part begins: input, features (the last feature map), a module or a site."
+            help="mip_in: where the inverted part begins: input (the default), features (the last feature map), a module or a "
+            "site."
         ),
-    ] = "input",
-    samples: Annotated[str, typer.Option(help="mip_in: whose samples a class learns from: all, or its own.")] = "all",
+    ] = None,
+    samples: Annotated[
+        str | None, typer.Option(help="mip_in: whose samples a class learns from: all (the default), or its own.")
+    ] = None,
     classes: Annotated[str | None, typer.Option(help="mip_in: class indices, by comma; all, if not given.")] = None,
-    ridge: Annotated[float, typer.Option(help="mip_in: lambda of the ridge regression.")] = 1e-3,
+    ridge: Annotated[
+        float | None, typer.Option(help="mip_in: lambda of the ridge regression; 0.001, if not given.")
+    ] = None,
     size: Size = None,
     mean: Mean = None,
     std: Std = None,
@@ -228,10 +233,12 @@ def fit(
     from backlit.cli.fit import Source, run
 
     loaded = settings.load(model, weights, settings.Compute(device, dtype, 0), settings.preprocessing(size, mean, std))
-    own: dict[str, Any] = {}
-    if method == "mip_in":
-        own = {"start": None if start == "features" else start, "samples": samples, "ridge": ridge}
-        own["classes"] = None if classes is None else settings.whole_numbers("classes", classes)
+    asked = {"start": start, "samples": samples, "classes": classes, "ridge": ridge}
+    own: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    if start == "features":
+        own["start"] = None
+    if classes is not None:
+        own["classes"] = settings.whole_numbers("classes", classes)
     run(method, loaded, Source(data, read, class_index, limit, batch, not test), out, own)
 
 

@@ -65,6 +65,11 @@ def run(method: str, loaded: LoadedModel, source: Source, out: Path, options: di
         raise InputError(
             f"method must be one that learns from data, {' or '.join(known)}, but is {method!r}.{nearest(method, known)}"
         )
+    if options and kind != "mip_in":
+        raise InputError(
+            f"--{next(iter(options))} is for mip_in; {kind} has no such option: its one pass learns all layers for all classes. "
+            "Leave it out."
+        )
     data, description = _data(source, loaded)
     make_folder(out.absolute().parent)
     console, start = Console(), time.perf_counter()

@@ -105,9 +105,35 @@ class Fitted:
                 for layer, names in content["layers"].items()
             }
             shapes = tuple(tuple(shape) for shape in content["input_shapes"])
-            return cls(content["kind"], layers, tuple(content["classes"]), content["network"], shapes, content["facts"])
+            found = cls(
+                content["kind"], layers, tuple(content["classes"]), content["network"], shapes, content["facts"]
+            )
+            found._check()
+            return found
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"fitted: the content of {str(path)!r} is damaged ({error}). Fit again.") from error
+
+    def _check(self) -> None:
+        """Refuse what :meth:`save` would not have written.
+
+        Raises:
+            ValueError: Says what.
+        """
+        whole = [*self.classes, *(side for shape in self.input_shapes for side in shape)]
+        for sound, what in (
+            (isinstance(self.kind, str) and isinstance(self.network, str), "its kind and network are no text"),
+            (all(type(i) is int and i >= 0 for i in whole), "its classes and sizes are no whole numbers"),
+            (0 < len(set(self.classes)) == len(self.classes), "its classes are none, or some twice"),
+            (isinstance(self.facts, dict) and isinstance(self.facts.get("start"), str), "its facts name no start"),
+        ):
+            if not sound:
+                raise ValueError(what)
+        for layer, tensors in self.layers.items():
+            for name, tensor in tensors.items():
+                if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+                    raise ValueError(f"{name} of {layer} holds other than finite numbers")
+                if self.kind == "mip_in" and (not tensor.dim() or len(tensor) != len(self.classes)):
+                    raise ValueError(f"{name} of {layer} has not one row for each of {len(self.classes)} classes")
 
     def check_kind(self, kind: str) -> None:
         """Refuse another method's parameters.

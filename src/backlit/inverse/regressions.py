@@ -58,6 +58,10 @@ class Regression(Protocol):
         """The solution (c, g, m, q) and (c, g, m) as the inverse keeps it, one row a class."""
         ...
 
+    def shapes(self, classes: int) -> dict[str, torch.Size]:
+        """Of the parameters."""
+        ...
+
     def apply(self, parameters: Parameters, signals: Sequence[Tensor], who: Who, *, bias: bool) -> list[Tensor]:
         """Reconstructions (k, n, ...), one for each target."""
         ...
@@ -71,6 +75,11 @@ class _ByRows:
     @property
     def row(self: Any) -> int:
         return self.positions * self.sizes.groups * self.sizes.unknowns
+
+    def shapes(self: Any, classes: int) -> dict[str, torch.Size]:
+        of = self.sizes
+        weight = torch.empty(classes, of.groups, of.targets, of.unknowns, device="meta")
+        return {name: t.shape for name, t in self.parameters(weight, weight[..., 0]).items()}
 
     def learn(
         self: Any, moments: Moments, classes: Tensor, signals: Sequence[Tensor], values: Sequence[Tensor]

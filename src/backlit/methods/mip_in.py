@@ -17,9 +17,9 @@ from backlit.inverse.data import Data
 from backlit.inverse.part import INPUT, Part, Values, find_part
 from backlit.inverse.regressions import Parameters
 from backlit.inverse.signals import Who
-from backlit.methods.base import Maps, activation_bytes
+from backlit.methods.base import Maps, Target, activation_bytes
 from backlit.methods.fitted import FittedMethod
-from backlit.methods.inputs import pick
+from backlit.methods.inputs import check_images, check_targets, pick
 
 
 class MIPIN(FittedMethod):
@@ -61,7 +61,10 @@ class MIPIN(FittedMethod):
 
         def back(*, bias: bool, gate: bool) -> tuple[Tensor, ...]:
             found = go_back(part, values, fitted, who, bias=bias, gate=gate)
-            return tuple(torch.zeros_like(x)[None] if s is None else s for s, x in zip(found, inputs, strict=False))
+            none = (
+                x.new_zeros(()).expand(targets.shape[1], *x.shape) for x in inputs
+            )  # of an input that nothing reads
+            return tuple(zeros if s is None else s for s, zeros in zip(found, none, strict=False))
 
         local, source, everywhere = (
             back(bias=False, gate=True),
@@ -84,11 +87,14 @@ class MIPIN(FittedMethod):
         )
 
     @torch.no_grad()
-    def signals(self, inputs: Tensor | tuple[Tensor, ...], target: Tensor | int) -> tuple[Tensor, Tensor]:
-        """Source signal and attribution where the inverted part begins, (n, ...) each: S_0 and A, before any averaging."""
-        inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    def signals(self, inputs: Tensor | tuple[Tensor, ...], target: Target = None) -> tuple[Tensor, Tensor]:
+        """Source signal and attribution where the inverted part begins, (n, ...) each: S_0 and A, before any averaging.
+
+        Arguments and errors are those of a call for a map.
+        """
+        inputs = check_images(inputs, self.model)
+        targets = check_targets(target, len(inputs[0]), several=False)
         part, values, fitted = self._prepared(inputs)
-        targets = torch.as_tensor(target).expand(values.n)[:, None] if isinstance(target, int) else target[:, None]
         who = self._who(pick(values.output, targets))
         source, attribution = (go_back(part, values, fitted, who, bias=bias)[0] for bias in (True, False))
         assert source is not None
@@ -105,6 +111,13 @@ class MIPIN(FittedMethod):
         missing = [name for name in part.regressions if name not in fitted]
         if missing:
             raise InputError(f"fitted lacks the layers {', '.join(missing)} of this network. Fit it again.")
+        for name, regression in part.regressions.items():
+            for key, shape in regression.shapes(len(self.learned.classes)).items():
+                if key not in fitted[name] or fitted[name][key].shape != shape:
+                    found = tuple(fitted[name][key].shape) if key in fitted[name] else "missing"
+                    raise InputError(
+                        f"fitted must hold a {key} of shape {tuple(shape)} for {name}, but it is {found}. Fit again."
+                    )
         return part, values, dict(fitted)
 
     def _who(self, targets: Tensor) -> Who:
