@@ -201,8 +201,8 @@ class Transposed(_ByRows):
         there = s.new_ones(*s.shape[:2], self.groups, 1, *s.shape[3:])
         s = torch.cat([s.unflatten(2, (self.groups, -1)), there], 3).flatten(2, 3)
         v = self._padded(s.flatten(0, 1)).unflatten(0, s.shape[:2]).unflatten(2, (self.groups, -1))
-        found = (t.double() for t in shifted_products(v, x, self.kernel, self.dilation))
-        sums, ss, xs = _uncentred(*found, mean.unflatten(1, (self.groups, -1)), prod(self.kernel))
+        sums, ss, xs = (t.double() for t in shifted_products(v, x, self.kernel, self.dilation))
+        sums, ss, xs = _uncentred(sums, ss, xs, mean.unflatten(1, (self.groups, -1)), prod(self.kernel))
         mean_s = sums / n
         moments.merge(
             classes, n, mean_s, mean_x, ss - n * mean_s[..., None] * mean_s[..., None, :], xs, (x * x).sum((0, 3, 4))
