@@ -150,6 +150,8 @@ def test_files_serve_both_methods_and_refuse_others(tmp_path: Path) -> None:
         )
     with pytest.raises(InputError, match="estimator must be 'two_component' or 'linear', but is 'relu'"):
         PatternNet(net, fitted=path, estimator="relu")
+    with pytest.raises(InputError, match=r"precision must be torch.float32 or torch.float64, but is torch.float16"):
+        PatternNet.fit(net, [x], precision=torch.float16)
     with pytest.raises(InputError, match="size that was fitted"):
         PatternNet(net, fitted=path)(drawn(1, 2, 8, 8), 1)
 

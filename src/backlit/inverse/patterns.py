@@ -134,12 +134,14 @@ def fit_patterns(
         progress: Called after each batch.
 
     Raises:
-        InputError: If a batch cannot be used.
+        InputError: If an argument or a batch cannot be used.
         UnsupportedOp: If the network holds operations without patterns or a rule, or nothing to learn.
         ModelStateError: If an activation is not finite; names the batch.
         FileError: If ``out`` cannot be written, or its folder of parts belongs to another fit.
     """
     check_data(data)
+    if precision not in (torch.float32, torch.float64):
+        raise InputError(f"precision must be torch.float32 or torch.float64, but is {precision!r}.")
     first = next(iter(batches(data, model)))
     layers = find_layers(model, tuple(x[:2] for x in first.inputs), _has_pattern)
     _check_rules(layers)
