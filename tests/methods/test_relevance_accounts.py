@@ -250,6 +250,52 @@ def test_a_box_is_that_of_the_networks_input() -> None:
     torch.testing.assert_close(found, theirs)
 
 
+def test_a_value_a_little_outside_of_the_box_is_its_own_bound() -> None:
+    """Noise that a sensitivity test adds may leave the box; the rule's contributions stay positive."""
+    net = Net(lambda net, x: net.f(net.a(x).relu().mean((2, 3))), bias=False)
+    x = torch.rand(2, 3, 6, 6, dtype=torch.float64) * 1.1 - 0.05
+    found = DeepTaylor(net, low=0.0, high=1.0)(x, 1)
+    assert float((found.values * found.output.sign()[:, None, None, None]).min()) >= 0
+    torch.testing.assert_close(found.completeness["ratio"], torch.ones(2).double())
+    with pytest.raises(InputError, match="low and high must bound the input, but it reaches from"):
+        DeepTaylor(net, low=0.3, high=1.0)(x, 1)
+
+
+def test_an_image_without_any_signal_has_a_map_of_zeros() -> None:
+    net = Net(lambda net, x: net.f(net.b(net.a(x).relu()).relu().mean((2, 3))), bias=False)
+    for preset in presets.RELEVANCE:
+        assert float(LRP(net, preset=preset).attribute(torch.zeros(1, 3, 6, 6).double(), 1).abs().max()) == 0
+
+
+def test_a_norm_that_is_read_twice_is_joined_and_the_next_one_is_not() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(5)
+            self.a, self.one, self.two, self.f = (
+                nn.Conv2d(3, 4, 3),
+                nn.BatchNorm2d(4),
+                nn.BatchNorm2d(4),
+                nn.Linear(4, 3),
+            )
+            for norm in (self.one, self.two):
+                norm.running_var.uniform_(0.5, 2)
+                norm.running_mean.normal_()
+                norm.weight.data.normal_()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.one(self.a(x))
+            return self.f((self.two(y) + y).relu().mean((2, 3)))
+
+    net, x = Twice().double().eval(), drawn()
+    for preset in ("epsilon", "z_plus"):
+        found = LRP(net, preset=preset)(x, 1)
+        torch.testing.assert_close(
+            found.completeness["relevance"] + found.completeness["biases"], found.output, rtol=1e-5, atol=1e-8
+        )
+        assert found.coverage.count()["joined to its layer"] == 1
+
+
 def test_a_warning_counts_the_images_of_the_batch_and_points_here() -> None:
     net, x = Net(lambda net, x: net.f(net.a(x).relu().mean((2, 3))), bias=False), drawn(6)
     x[5] *= 1e-3

@@ -314,9 +314,8 @@ def _half(weight: Tensor, sign: int) -> Tensor:
 
 
 def per_unit(relevance: Tensor, total: Tensor, none: Tensor | None) -> Tensor:
-    """Relevance for each unit of contribution, ``relevance / total``; zero where there is none. ``relevance`` may be written to."""
-    total = total if none is None else total.masked_fill(none, torch.inf)
-    return relevance / total if torch.is_grad_enabled() else relevance.div_(total)
+    """Relevance for each unit of contribution, ``relevance / total``; zero where there is none. Writes over ``relevance``."""
+    return relevance.div_(total if none is None else total.masked_fill(none, torch.inf))
 
 
 def over(a: Any, b: Tensor) -> Tensor:
