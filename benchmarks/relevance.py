@@ -254,9 +254,12 @@ def cost(names: list[str], rounds: int, size: int, memory: bool) -> list[dict[st
         if importlib.util.find_spec("zennit"):
             runs |= _zennit_runs(name, model, x, target)
         print(name, flush=True)
-        seconds = _processor_seconds(runs, rounds)
-        row: dict[str, Any] = {"network": name, "batch": 4, "size": size, "seconds": seconds["gradient"]}
-        row |= {f"{k}_over_gradient": v / seconds["gradient"] for k, v in seconds.items() if k != "gradient"}
+        found = _seconds(runs, rounds)
+        row: dict[str, Any] = {"network": name, "batch": 4, "size": size, "threads": torch.get_num_threads()}
+        for clock, seconds in found.items():
+            row[f"gradient_{clock}_seconds"] = seconds["gradient"]
+            rest = {k: v / seconds["gradient"] for k, v in seconds.items() if k != "gradient"}
+            row |= {f"{k}_{clock}_over_gradient": v for k, v in rest.items()}
         for preset in ("gradient", *TIMED) if memory else ():
             command = [sys.executable, __file__, "peak", "--networks", name, "--preset", preset, "--size", str(size)]
             row[f"peak_{preset}"] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
@@ -267,15 +270,17 @@ def cost(names: list[str], rounds: int, size: int, memory: bool) -> list[dict[st
     return rows
 
 
-def _processor_seconds(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median processor time of each, in turn after one warm-up: the ratios hold on a machine that others use, too."""
-    found: dict[str, list[float]] = {name: [] for name in runs}
+def _seconds(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
+    """Median seconds of each, in turn after one warm-up: on the wall, and of the processor, which counts waiting threads."""
+    clocks = {"wall": time.perf_counter, "processor": time.process_time}
+    found: dict[str, dict[str, list[float]]] = {clock: {name: [] for name in runs} for clock in clocks}
     for _ in range(rounds + 1):
         for name, run in runs.items():
-            start = time.process_time()
+            start = {clock: read() for clock, read in clocks.items()}
             run()
-            found[name].append(time.process_time() - start)
-    return {name: median(values[1:]) for name, values in found.items()}
+            for clock, read in clocks.items():
+                found[clock][name].append(read() - start[clock])
+    return {clock: {name: median(values[1:]) for name, values in each.items()} for clock, each in found.items()}
 
 
 def peak(name: str, preset: str, size: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,7 @@ class Layer:
     bias: Tensor | None
     call: Call
     place: str  # the name of the weight among the call's arguments
+    halves: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, call: Call, inputs: tuple[Tensor, ...]) -> Layer | None:
@@ -63,6 +64,12 @@ class Layer:
             leaf = torch.zeros_like(x).requires_grad_()
             return torch.autograd.grad(self.linear(leaf, weight), leaf, s, create_graph=second)[0]
 
+    def half(self, sign: int) -> Tensor:
+        """The weights of one sign; computed once."""
+        if sign not in self.halves:
+            self.halves[sign] = half(self.weight, sign)
+        return self.halves[sign]
+
     @cached_property
     def nonnegative(self) -> bool:
         """Whether no input is below zero, as behind a ReLU."""
@@ -92,6 +99,11 @@ class Layer:
             s = s.sum(tuple(range(2 - self.weight.dim(), 0)))
             return s * bias.flatten()
         return (s * bias).sum(-1)
+
+
+def half(weight: Tensor, sign: int) -> Tensor:
+    """Weights of one sign, zero elsewhere."""
+    return weight.clamp(min=0) if sign > 0 else weight.clamp(max=0)
 
 
 def _plus(y: Tensor, bias: Tensor | None) -> Tensor:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from backlit._errors import InputError
 from backlit.capture import Call
-from backlit.rules.layer import Layer, without_weights
+from backlit.rules.layer import Layer, half, without_weights
 
 Result = tuple[Tensor | None, ...]
 _TINY = 1e-30
@@ -151,7 +150,8 @@ class AlphaBeta(LayerRule):
     def through(self, g: Tensor, z: Tensor, layer: Layer) -> tuple[Tensor, Tensor | None]:
         bias = layer.bias_along
         above, below = (None, None) if bias is None else (bias.clamp(min=0), bias.clamp(max=0))
-        up, down = Part.of(layer, 1, above), Part.of(layer, -1, below)
+        up = Part.of(layer, 1, above)
+        down = up.rest(z)
         alpha: float | Tensor = self.alpha
         beta: float | Tensor = self.beta
         if self.balanced and down.none is not None:
@@ -275,42 +275,67 @@ class Part:
     layer: Layer
     sign: int
     z: Tensor
-    weight: Tensor  # for the inputs above zero
+    none: Tensor | None  # where nothing of that sign contributes; None if that is nowhere
 
     @classmethod
     def of(cls, layer: Layer, sign: int, bias: Tensor | None = None) -> Part:
         """Compute the contributions of that sign."""
-        x, weight = layer.x, _half(layer.weight, sign)
+        x = layer.x
         if layer.nonnegative:
-            return cls(layer, sign, layer.linear(x, weight, bias), weight)
-        z = layer.linear(x.clamp(min=0), weight, bias) + layer.linear(x.clamp(max=0), _half(layer.weight, -sign))
-        return cls(layer, sign, z, weight)
+            z = _halves(layer, x, sign, bias)
+        else:
+            z = _halves(layer, x.clamp(min=0), sign, bias) + _halves(layer, x.clamp(max=0), -sign, None)
+        if z.numel() == 0 or bool((z.amin() if sign > 0 else -z.amax()) > _TINY):
+            return cls(layer, sign, z, None)
+        return cls(layer, sign, z, sign * z <= _TINY)
 
-    @cached_property
-    def none(self) -> Tensor | None:
-        """Where nothing of that sign contributes; None if that is nowhere."""
-        if self.z.numel() == 0 or bool((self.z.amin() if self.sign > 0 else -self.z.amax()) > _TINY):
-            return None
-        return self.sign * self.z <= _TINY
+    def rest(self, z: Tensor) -> Part:
+        """The negative contributions to the output z: what the positive ones leave of it. Rounding of those is none."""
+        left = z - self.z
+        beyond = torch.add(left, self.z, alpha=16 * torch.finfo(z.dtype).eps)
+        none = beyond >= 0 if z.numel() and bool(beyond.amax() >= 0) else None
+        return Part(self.layer, -self.sign, left, none)
 
     @property
     def opposite(self) -> Part:
         """The other sign's transpose; its sums are not computed."""
-        return Part(self.layer, -self.sign, self.z, _half(self.layer.weight, -self.sign))
+        return Part(self.layer, -self.sign, self.z, None)
 
     def transposed(self, s: Tensor, base: Tensor | None = None, factor: float = 1.0) -> Tensor:
         """The multipliers ``q / x`` for ``q = factor *`` this part, plus ``base`` weights where given."""
-        weight = self.weight if base is None else base + factor * self.weight
-        m = self.layer.transposed(s, weight)
+        m = _halves_transposed(self.layer, s, self.sign, base, factor)
         if self.layer.nonnegative:
             return m
-        weight = _half(self.layer.weight, -self.sign)
-        weight = weight if base is None else base + factor * weight
-        return torch.where(self.layer.x < 0, self.layer.transposed(s, weight), m)
+        return torch.where(self.layer.x < 0, _halves_transposed(self.layer, s, -self.sign, base, factor), m)
 
 
-def _half(weight: Tensor, sign: int) -> Tensor:
-    return weight.clamp(min=0) if sign > 0 else weight.clamp(max=0)
+_AT_ONCE = 2**24
+"""Weights of a linear layer that are rectified at once: 64 MiB in float32."""
+
+
+def _halves(layer: Layer, x: Tensor, sign: int, bias: Tensor | None) -> Tensor:
+    """The layer with its weights of one sign."""
+    if not _is_large(layer):
+        return layer.linear(x, layer.half(sign), bias)
+    y = torch.cat([x @ half(rows, sign).mT for rows in _rows(layer.weight)], -1)
+    return y if bias is None else y + bias
+
+
+def _halves_transposed(layer: Layer, s: Tensor, sign: int, base: Tensor | None, factor: float) -> Tensor:
+    """Its transpose; with other weights, ``base`` and ``factor`` times these, where given."""
+    if base is None and _is_large(layer):
+        parts = zip(s.split(_AT_ONCE // layer.weight.shape[1], -1), _rows(layer.weight), strict=True)
+        return torch.stack([p @ half(rows, sign) for p, rows in parts]).sum(0)
+    weight = layer.half(sign)
+    return layer.transposed(s, weight if base is None else base + factor * weight)
+
+
+def _is_large(layer: Layer) -> bool:
+    return layer.call.primitive.name == "linear" and layer.weight.numel() > _AT_ONCE >= layer.weight.shape[1]
+
+
+def _rows(weight: Tensor) -> tuple[Tensor, ...]:
+    return weight.split(_AT_ONCE // weight.shape[1])
 
 
 def per_unit(relevance: Tensor, total: Tensor, none: Tensor | None) -> Tensor:
