@@ -1,4 +1,4 @@
-"""Draw the README's pictures: a scene of two digits, explained for each of its classes by eight methods; a comparison's report.
+"""Draw the README's pictures: a scene of two digits, explained for each of its classes by eleven methods; a comparison's report.
 
 The second one needs playwright and a Chromium (BACKLIT_CHROMIUM names it; else playwright's own).
 """
@@ -21,8 +21,8 @@ from backlit.report.comparison import write_report
 from backlit.report.figure import render_image, render_overlay
 
 SCENE: tuple[type[Method], ...] = (
-    *(backlit.DMBP, backlit.LPR, backlit.TRGBP, backlit.MIPIN, backlit.GradCAM),
-    *(backlit.GuidedBackprop, backlit.FullGrad, backlit.GradientXInput),
+    *(backlit.DMBP, backlit.LPR, backlit.TRGBP, backlit.MIPIN, backlit.PatternAttribution, backlit.LRP),
+    *(backlit.DeepLIFT, backlit.GradCAM, backlit.GuidedBackprop, backlit.FullGrad, backlit.GradientXInput),
 )
 
 
