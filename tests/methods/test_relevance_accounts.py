@@ -75,6 +75,25 @@ def test_biases_are_each_images_own_wherever_the_images_stand(
             )
 
 
+@pytest.mark.parametrize("share", [0.02, 1e-3])
+def test_alpha_beta_knows_a_small_negative_part_in_half_precision(share: float) -> None:
+    """Where z - P would be rounding, and in single precision, where it is not."""
+    w = torch.tensor([[1.0, 1.0, -share, -share]], dtype=torch.float64)
+    net = (
+        nn.Sequential(nn.Flatten(), nn.Linear(4, 1, bias=False), nn.ReLU(), nn.Linear(1, 2, bias=False)).double().eval()
+    )
+    with torch.no_grad():
+        net[1].weight.copy_(w)
+        net[3].weight.copy_(torch.tensor([[1.0], [2.0]]))
+    x = torch.tensor([1.0, 0.5, 0.5, 1.0]).view(1, 1, 2, 2).double()
+    table = relevance("t", dense=AlphaBeta(2.0, 1.0), convolution=None)
+    z = 1.5 * (1 - share)
+    for dtype, off in ((torch.float64, 1e-9), (torch.float32, 1e-3), (torch.bfloat16, 0.05)):
+        found = quietly(LRP(net.to(dtype), rules=table), x.to(dtype), 0).values.flatten().double()  # type: ignore[attr-defined]
+        expected = z / 1.5 * torch.tensor([2.0, 1.0, -0.5, -1.0]).double()
+        torch.testing.assert_close(found, expected, rtol=off, atol=0)
+
+
 def test_a_network_that_ends_in_a_softmax_is_refused() -> None:
     net = Net(lambda net, x: net.f(net.a(x).relu().mean((2, 3))).softmax(1))
     for method in (LRP(net), DeepTaylor(net), ExcitationBackprop(net)):

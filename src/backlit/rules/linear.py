@@ -151,7 +151,7 @@ class AlphaBeta(LayerRule):
         bias = layer.bias_along
         above, below = (None, None) if bias is None else (bias.clamp(min=0), bias.clamp(max=0))
         up = Part.of(layer, 1, above)
-        down = up.rest(z)
+        down = up.rest(z) if _is_exact(z) else Part.of(layer, -1, below)
         alpha: float | Tensor = self.alpha
         beta: float | Tensor = self.beta
         if self.balanced and down.none is not None:
@@ -311,6 +311,12 @@ class Part:
 
 _AT_ONCE = 2**24
 """Weights of a linear layer that are rectified at once: 64 MiB in float32."""
+
+
+def _is_exact(z: Tensor) -> bool:
+    """Whether a difference of two outputs of a layer is more than rounding: not with TF32 or in half precision."""
+    single = z.dtype in (torch.float32, torch.float64)
+    return z.device.type == "cpu" and single and torch.get_float32_matmul_precision() == "highest"
 
 
 def _halves(layer: Layer, x: Tensor, sign: int, bias: Tensor | None) -> Tensor:
