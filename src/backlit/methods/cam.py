@@ -14,6 +14,7 @@ from backlit._features import last_features
 from backlit.capture import Propagation, Site, propagate
 from backlit.methods.base import Maps, Method, Options, activation_bytes, check
 from backlit.methods.inputs import pick
+from backlit.methods.targets import gradients
 from backlit.rules import presets
 
 
@@ -74,11 +75,8 @@ class GuidedGradCAM(Method):
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
         coarse = GradCAM(self.model, layer=self.options.layer).explain(inputs, targets)
         run = propagate(self.model, inputs, presets.guided)
-        weights = F.one_hot(coarse.targets.T, run.output.shape[1]).to(run.output.dtype)
-        fine = run.gradient(weights if len(weights) > 1 else weights[0])
-        fine = fine if len(weights) > 1 else tuple(g[None] for g in fine)
         return Maps(
-            values=tuple(g * c for g, c in zip(fine, coarse.values, strict=True)),
+            values=tuple(g * c for g, c in zip(gradients(run, coarse.targets), coarse.values, strict=True)),
             targets=coarse.targets,
             output=coarse.output,
             coverage=run.coverage,
@@ -96,10 +94,7 @@ def class_activation(run: Propagation, targets: Tensor, layer: str | None) -> tu
     """
     site = feature_map(run, layer)
     maps = run.kept[site.name].output
-    weights = F.one_hot(targets.T, run.output.shape[1]).to(run.output.dtype)
-    batched = len(weights) > 1
-    (grads,) = run.gradient(weights if batched else weights[0], to=(maps,))
-    grads = grads if batched else grads[None]
+    (grads,) = gradients(run, targets, to=(maps,))
     channels = grads.mean((3, 4), keepdim=True)
     return (channels * maps.detach()).sum(2, keepdim=True).relu(), site
 

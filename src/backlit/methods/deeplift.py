@@ -17,6 +17,7 @@ from backlit.methods.audit import audit
 from backlit.methods.base import Maps, Method, Options, activation_bytes, check
 from backlit.methods.chunks import FIRST, IMAGES
 from backlit.methods.inputs import pick
+from backlit.methods.targets import gradients
 from backlit.rules import lift
 
 Given = str | Tensor | tuple[Tensor, ...] | Callable[[Tensor], Tensor]
@@ -113,10 +114,7 @@ class _Lift(Method):
         run = propagate(self.model, inputs, lift.table(reference, reveal_cancel=reveal))
         reference.check(run.trace)
         targets = pick(run.output, targets)
-        weights = F.one_hot(targets.T, run.output.shape[1]).to(run.output.dtype)
-        grads = run.gradient(weights if len(weights) > 1 else weights[0])
-        grads = grads if len(weights) > 1 else tuple(g[None] for g in grads)
-        values = tuple(m * (x - r) for m, x, r in zip(grads, inputs, references, strict=True))
+        values = tuple(m * (x - r) for m, x, r in zip(gradients(run, targets), inputs, references, strict=True))
         output, start = (o.detach().gather(1, targets).T for o in (run.output, reference.output))
         maps = Maps(
             values=values,

@@ -6,11 +6,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from backlit.capture import propagate
 from backlit.methods.base import Maps, Method, activation_bytes
 from backlit.methods.inputs import pick
+from backlit.methods.targets import gradients
 from backlit.rules import RuleTable, presets
 
 
@@ -26,10 +26,7 @@ class Gradient(Method):
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
         run = propagate(self.model, inputs, self.table)
         targets = pick(run.output, targets)
-        weights = F.one_hot(targets.T, run.output.shape[1]).to(run.output.dtype)  # (t, n, k)
-        grads = run.gradient(weights if len(weights) > 1 else weights[0])
-        grads = grads if len(weights) > 1 else tuple(g[None] for g in grads)
-        values = tuple(self.value(g, x) for g, x in zip(grads, inputs, strict=True))
+        values = tuple(self.value(g, x) for g, x in zip(gradients(run, targets), inputs, strict=True))
         output = run.output.detach().gather(1, targets).T
         return Maps(
             values=values,

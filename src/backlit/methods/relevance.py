@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from backlit._errors import InputError, ModelStateError, UnsupportedOp, nearest
 from backlit._warn import warn
@@ -19,6 +18,7 @@ from backlit.methods.base import Maps, Method, Options, activation_bytes, check
 from backlit.methods.box import box_of
 from backlit.methods.chunks import FIRST
 from backlit.methods.inputs import pick
+from backlit.methods.targets import gradients
 from backlit.rules import RuleTable, attention, presets
 from backlit.rules.linear import Bound, Contrast, Gamma
 from backlit.rules.pooling import proportional
@@ -125,9 +125,7 @@ class Relevance(Method):
         table = self.table(inputs)
         run = self.propagated(inputs, table)
         targets = pick(run.output, targets)
-        weights = F.one_hot(targets.T, run.output.shape[1]).to(run.output.dtype)  # (t, n, k)
-        grads = run.gradient(weights if len(weights) > 1 else weights[0], to=(*run.inputs, run.unit))
-        *values, biases = grads if len(weights) > 1 else tuple(g[None] for g in grads)
+        *values, biases = gradients(run, targets, to=(*run.inputs, run.unit))
         output = run.output.detach().gather(1, targets).T
         self._check_end(run, tuple(values), table)
         self._check_flow(run, tuple(values), inputs, targets, table)
@@ -197,8 +195,7 @@ class Relevance(Method):
         alone = []
         for i in range(len(inputs[0])):
             run = self.propagated(tuple(x[i : i + 1] for x in inputs), table)
-            weights = F.one_hot(targets[i : i + 1].T, run.output.shape[1]).to(output.dtype)
-            alone.append(run.gradient(weights, to=(run.unit,))[0])
+            alone.append(gradients(run, targets[i : i + 1], to=(run.unit,))[0])
         return torch.cat(alone, 1)
 
     def account(
