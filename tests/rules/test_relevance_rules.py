@@ -245,6 +245,25 @@ def test_second_order_goes_through_every_layer_rule(rule: LayerRule, operation: 
     check_rule(rule, operation, X.abs() + 0.1, primitive=primitive)
 
 
+@pytest.mark.parametrize("rule", [ZPlus(), ZPlus(bias=False), Gamma()], ids=str)
+def test_what_is_zero_where_it_stands_has_its_derivative(rule: LayerRule) -> None:
+    """Work that comes to nothing is left out, but not where it is differentiated, nor for one of several weightings."""
+    layer = nn.Linear(3, 2).double()
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[-1.0, -2.0, -0.5], [1.0, 2.0, 3.0]]))
+        layer.bias.copy_(torch.tensor([-0.5, 0.5]))
+    x = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)
+    run = propagate(nn.Sequential(layer), x, tables.relevance("t", dense=rule, convolution=rule))
+    each = [run.gradient(seed[None], retain_graph=True)[0] for seed in torch.eye(2, dtype=torch.float64)]
+    assert float(each[0].abs().sum()) > 1
+    weights = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
+    (found,) = run.gradient(weights, create_graph=True)
+    (slopes,) = torch.autograd.grad(found.sum(), weights)
+    torch.testing.assert_close(slopes[0], torch.stack([e.sum() for e in each]))
+    (both,) = run.gradient(torch.eye(2, dtype=torch.float64)[:, None])
+    torch.testing.assert_close(both, torch.stack(each))
+
+
 def test_second_order_goes_through_the_other_rules() -> None:
     check_rule(proportional, nn.MaxPool2d(3, 2, padding=1), X, primitive="max_pool2d")
     check_rule(secant, nn.SiLU(), X)

@@ -75,12 +75,16 @@ class Epsilon(LayerRule):
         _positive_number("epsilon", self.epsilon)
 
     def through(self, g: Tensor, z: Tensor, layer: Layer) -> tuple[Tensor, Tensor | None]:
+        s = g * self.damping(z, layer)
+        return layer.transposed(s, layer.weight), layer.taken(s, layer.bias_along)
+
+    def damping(self, z: Tensor, layer: Layer) -> Tensor:
+        """``|z| / (|z| + eps)``."""
         size = z.abs()
-        epsilon = self.epsilon
+        epsilon: float | Tensor = self.epsilon
         if self.relative:
             epsilon = (epsilon * size.mean(layer.of_one, keepdim=True)).clamp(min=torch.finfo(z.dtype).tiny)
-        s = g * (size / (size + epsilon))
-        return layer.transposed(s, layer.weight), layer.taken(s, layer.bias_along)
+        return size.div_(size + epsilon)
 
 
 @dataclass(frozen=True)
@@ -97,19 +101,22 @@ class ZPlus(LayerRule):
     def through(self, g: Tensor, z: Tensor, layer: Layer) -> tuple[Tensor, Tensor | None]:
         along = layer.bias_along
         bias = along.clamp(min=0) if self.bias and along is not None else None
-        part = Part.of(layer, 1, bias)
-        s = per_unit(g * z, part.z, part.none)
-        m, taken = part.transposed(s), layer.taken(s, bias)
-        none = part.none
-        if none is None:
+        s, none = self.shares(g, z, layer, bias)
+        m, taken = through_part(layer, s, 1), layer.taken(s, bias)
+        if none is None or _is_zero(g * none):
             return m, taken
         without, size = (z, z.abs()) if along is None else (z - along, z.abs() + along.abs())
         lost = none & (without.abs() > 100 * torch.finfo(z.dtype).eps * size)  # more than rounding
-        m = m + layer.transposed(g * torch.where(lost, over(z, without), 0), layer.weight)
+        m = m.add_(layer.transposed(g * torch.where(lost, over(z, without), 0), layer.weight))
         if along is None:
             return m, None
         alone = layer.taken(torch.where(none & ~lost, g * z, 0), torch.ones_like(along))  # the bias is all there is
         return m, alone if taken is None else taken + alone  # type: ignore[operator]
+
+    def shares(self, g: Tensor, z: Tensor, layer: Layer, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """``R / (P + b+)``, and where nothing speaks for the output."""
+        part = Part.of(layer, 1, bias)
+        return per_unit(g * z, part.z, part.none), part.none
 
 
 @dataclass(frozen=True)
@@ -150,6 +157,15 @@ class AlphaBeta(LayerRule):
     def through(self, g: Tensor, z: Tensor, layer: Layer) -> tuple[Tensor, Tensor | None]:
         bias = layer.bias_along
         above, below = (None, None) if bias is None else (bias.clamp(min=0), bias.clamp(max=0))
+        s_up, s_down = self.shares(g, z, layer, above, below)
+        m = through_part(layer, s_up, 1).add_(through_part(layer, s_down, -1))
+        taken, given = layer.taken(s_up, above), layer.taken(s_down, below)
+        return m, None if taken is None else taken + given  # type: ignore[operator]
+
+    def shares(
+        self, g: Tensor, z: Tensor, layer: Layer, above: Tensor | None, below: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """``alpha R / (P + b+)`` and ``-beta R / (N + b-)``."""
         up = Part.of(layer, 1, above)
         down = up.rest(z) if _is_exact(z) else Part.of(layer, -1, below)
         alpha: float | Tensor = self.alpha
@@ -159,11 +175,7 @@ class AlphaBeta(LayerRule):
         if self.balanced and up.none is not None:
             alpha, beta = torch.where(up.none, 0.0, alpha).to(z.dtype), torch.where(up.none, -1.0, beta).to(z.dtype)
         relevance = g * z
-        s = per_unit(alpha * relevance, up.z, up.none)
-        m, taken = up.transposed(s), layer.taken(s, above)
-        s = per_unit(-beta * relevance, down.z, down.none)
-        m = m + down.transposed(s)
-        return m, None if taken is None else taken + layer.taken(s, below)  # type: ignore[operator]
+        return per_unit(alpha * relevance, up.z, up.none), per_unit(-beta * relevance, down.z, down.none)
 
 
 @dataclass(frozen=True)
@@ -182,19 +194,25 @@ class Gamma(LayerRule):
             raise InputError(f"gamma must be a number of at least 0, but is {self.gamma!r}. The usual one is 0.25.")
 
     def through(self, g: Tensor, z: Tensor, layer: Layer) -> tuple[Tensor, Tensor | None]:
+        s, bias = g * self.damping(z, layer), layer.bias_along
+        s_up = torch.ops.aten.threshold_backward(s, z, 0)  # s where z > 0; torch.where takes many times as long
+        s_down = s.sub_(s_up)
+        m = through_part(layer, s_up, 1, layer.weight, self.gamma)
+        taken = None if bias is None else layer.taken(s_up, bias + self.gamma * bias.clamp(min=0))
+        if _is_zero(s_down):  # behind a ReLU
+            return m, taken
+        m = m.add_(through_part(layer, s_down, -1, layer.weight, self.gamma))
+        if bias is None:
+            return m, None
+        return m, taken + layer.taken(s_down, bias + self.gamma * bias.clamp(max=0))  # type: ignore[operator]
+
+    def damping(self, z: Tensor, layer: Layer) -> Tensor:
+        """``z`` over ``z + gamma P`` or, below zero, ``z + gamma N``."""
         bias = layer.bias_along
         up = Part.of(layer, 1, None if bias is None else bias.clamp(min=0))
         size = z.abs()
-        total = size + self.gamma * (up.z + (-z).relu())  # P where z > 0, |N| = P - z where z < 0
-        s = g * (size / total.clamp(min=torch.finfo(z.dtype).tiny))
-        s_up = s * z.sign().relu()  # torch.where takes many times as long as products
-        s_down = s - s_up
-        m = up.transposed(s_up, layer.weight, self.gamma) + up.opposite.transposed(s_down, layer.weight, self.gamma)
-        if bias is None:
-            return m, None
-        taken = layer.taken(s, bias)
-        up_bias, down_bias = self.gamma * bias.clamp(min=0), self.gamma * bias.clamp(max=0)
-        return m, taken + layer.taken(s_up, up_bias) + layer.taken(s_down, down_bias)  # type: ignore[operator]
+        total = torch.add(size, up.z + (-z).relu(), alpha=self.gamma)  # P where z > 0, |N| = P - z where z < 0
+        return size.div_(total.clamp(min=torch.finfo(z.dtype).tiny))
 
 
 class PixelRule(LayerRule):
@@ -296,17 +314,17 @@ class Part:
         none = beyond >= 0 if z.numel() and bool(beyond.amax() >= 0) else None
         return Part(self.layer, -self.sign, left, none)
 
-    @property
-    def opposite(self) -> Part:
-        """The other sign's transpose; its sums are not computed."""
-        return Part(self.layer, -self.sign, self.z, None)
+    def transposed(self, s: Tensor) -> Tensor:
+        """The multipliers ``q / x`` for this part as ``q``."""
+        return through_part(self.layer, s, self.sign)
 
-    def transposed(self, s: Tensor, base: Tensor | None = None, factor: float = 1.0) -> Tensor:
-        """The multipliers ``q / x`` for ``q = factor *`` this part, plus ``base`` weights where given."""
-        m = _halves_transposed(self.layer, s, self.sign, base, factor)
-        if self.layer.nonnegative:
-            return m
-        return torch.where(self.layer.x < 0, _halves_transposed(self.layer, s, -self.sign, base, factor), m)
+
+def through_part(layer: Layer, s: Tensor, sign: int, base: Tensor | None = None, factor: float = 1.0) -> Tensor:
+    """The multipliers ``q / x`` for ``q = factor *`` the part of that sign, plus ``base`` weights where given."""
+    m = _halves_transposed(layer, s, sign, base, factor)
+    if layer.nonnegative:
+        return m
+    return torch.where(layer.x < 0, _halves_transposed(layer, s, -sign, base, factor), m)
 
 
 _AT_ONCE = 2**24
@@ -317,6 +335,16 @@ def _is_exact(z: Tensor) -> bool:
     """Whether a difference of two outputs of a layer is more than rounding: not with TF32 or in half precision."""
     single = z.dtype in (torch.float32, torch.float64)
     return z.device.type == "cpu" and single and torch.get_float32_matmul_precision() == "highest"
+
+
+def _is_zero(s: Tensor) -> bool:
+    """Whether a tensor is known to be zero everywhere; not where it is differentiated again."""
+    if torch.is_grad_enabled():
+        return False
+    try:
+        return not bool(s.any())
+    except RuntimeError:  # under vmap it stands for several tensors
+        return False
 
 
 def _halves(layer: Layer, x: Tensor, sign: int, bias: Tensor | None) -> Tensor:
