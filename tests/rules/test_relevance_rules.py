@@ -18,7 +18,7 @@ from _relevance_oracle import matrix, relevance
 
 from backlit import InputError, UnsupportedOp, check_rule
 from backlit.capture import Call, Tap, extend, propagate
-from backlit.rules import TRUE, presets
+from backlit.rules import TRUE, linear, presets
 from backlit.rules import attention as attention_rules
 from backlit.rules import relevance as tables
 from backlit.rules.activation import secant
@@ -170,6 +170,27 @@ def _normed() -> Any:
 
     torch.manual_seed(0)
     return Normed().double().eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("rule", [ZPlus(), AlphaBeta(), AlphaBeta(balanced=False), Gamma(0.3)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 7), (3, 2, 7)], ids=["vectors", "tokens"])
+@pytest.mark.parametrize("norm", [False, True], ids=["", "batch norm"])
+def test_a_large_layer_is_the_same_in_blocks(
+    rule: LayerRule, shape: tuple[int, ...], norm: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = Net(nn.Linear(7, 5), norm)
+    if norm and len(shape) == 3:
+        net = Net(nn.Linear(7, 2), norm)  # a norm's channels are the second dimension: the tokens
+    table = tables.relevance("t", dense=rule, convolution=rule)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = []
+    for at_once in (2**21, 7, 14, 34):  # the last block of five rows is smaller, or there is one a row
+        monkeypatch.setattr(linear, "_AT_ONCE", at_once)
+        run = propagate(net, x, table)
+        seed = torch.linspace(-1, 1, run.output.numel(), dtype=torch.float64).view_as(run.output)
+        found.append(run.gradient(seed, to=(*run.inputs, run.unit)))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
 
 
 def test_outputs_without_contributions_of_one_sign_lose_nothing() -> None:

@@ -327,8 +327,8 @@ def through_part(layer: Layer, s: Tensor, sign: int, base: Tensor | None = None,
     return torch.where(layer.x < 0, _halves_transposed(layer, s, -sign, base, factor), m)
 
 
-_AT_ONCE = 2**24
-"""Weights of a linear layer that are rectified at once: 64 MiB in float32."""
+_AT_ONCE = 2**21
+"""Weights of a linear layer that are rectified at once: what a processor's cache still holds when they are read."""
 
 
 def _is_exact(z: Tensor) -> bool:
@@ -359,7 +359,7 @@ def _halves_transposed(layer: Layer, s: Tensor, sign: int, base: Tensor | None, 
     """Its transpose; with other weights, ``base`` and ``factor`` times these, where given."""
     if base is None and _is_large(layer):
         parts = zip(s.split(_AT_ONCE // layer.weight.shape[1], -1), _rows(layer.weight), strict=True)
-        return torch.stack([p @ half(rows, sign) for p, rows in parts]).sum(0)
+        return sum((p @ half(rows, sign) for p, rows in parts), s.new_zeros(()))
     weight = layer.half(sign)
     return layer.transposed(s, weight if base is None else base + factor * weight)
 
