@@ -19,6 +19,7 @@ ORDER = [
         "_files",
         "_fingerprint",
         "_layout",
+        "_plain",
         "_random",
         "capture",
         "_features",

@@ -230,3 +230,13 @@ def test_the_preprocessing_knows_the_bounds() -> None:
     torch.testing.assert_close(shown, torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2))
     x, _ = backlit.models.digits.digits_images()
     LRP(digits.network, preset="epsilon_gamma_box", low=low, high=high)(digits.preprocess.batch(x[:2]))
+
+
+def test_options_are_recorded_as_numbers_and_names() -> None:
+    net, (x,) = build("plain", "module"), images("plain")
+    c, h, w = x.shape[1:]
+    low, high = x.amin((0, 2, 3)) - 1, torch.full((c, h, w), 9.0)
+    found = LRP(net, preset="epsilon_gamma_box", low=low, high=high)(x).provenance["options"]
+    assert found["low"] == low.tolist()
+    assert found["high"] == f"tensor of shape {(c, h, w)}"
+    assert LRP(net, rules=presets.epsilon_plus())(x).provenance["options"]["rules"] == "epsilon_plus"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from backlit._errors import InputError, nearest
 from backlit._fingerprint import fingerprint
+from backlit._plain import plain
 from backlit._version import __version__
 from backlit.attribution import Attribution
 from backlit.capture import Coverage, Trace
@@ -170,7 +171,7 @@ class Method(ABC):
     def _provenance(self, seconds: float, x: Tensor) -> dict[str, Any]:
         return {
             "method": self.name,
-            "options": {f.name: _plain(getattr(self.options, f.name)) for f in fields(self.options)},
+            "options": {f.name: plain(getattr(self.options, f.name)) for f in fields(self.options)},
             "model": type(self.model).__name__,
             "fingerprint": fingerprint(self.model),
             "seed": self.options.seed,
@@ -229,12 +230,3 @@ def _attribution(maps: Maps, t: int, i: int, x: Tensor, provenance: dict[str, An
         coverage=maps.coverage,
         provenance=provenance,
     )
-
-
-def _plain(value: Any) -> Any:
-    """An option's value as JSON can hold it."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return getattr(value, "__name__", None) or str(value)

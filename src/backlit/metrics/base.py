@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from backlit._errors import InputError, nearest
+from backlit._plain import plain
 from backlit.attribution import Attribution, Reduce
 from backlit.capture.refuse import check_model
 from backlit.methods.base import Method, check
@@ -250,7 +251,7 @@ class Metric(ABC):
             ties=self.ties,
             forward_passes=self.forward_passes,
             axes=self.axes,
-            options={f.name: _plain(getattr(self.options, f.name)) for f in fields(self.options)},
+            options={f.name: plain(getattr(self.options, f.name)) for f in fields(self.options)},
         )
 
     def compared(self, values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
@@ -322,12 +323,3 @@ class Metric(ABC):
 def to_numbers(values: Tensor) -> np.ndarray:
     """A tensor as float64 numbers on the host."""
     return values.detach().double().cpu().numpy()
-
-
-def _plain(value: Any) -> Any:
-    """An option's value as JSON can hold it."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return str(value)
