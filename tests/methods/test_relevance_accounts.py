@@ -75,6 +75,98 @@ def test_biases_are_each_images_own_wherever_the_images_stand(
             )
 
 
+def one_by_one(net: Net, x: Tensor) -> Tensor:
+    z = torch.stack([net.b(net.a(image).relu()).mean((1, 2)) for image in x])  # convolutions without a batch
+    return torch.stack([net.f(features) for features in z])
+
+
+def one_by_one_with_constants(net: Net, x: Tensor) -> Tensor:
+    z = net.a(x).relu().mean((2, 3))
+    return net.f(torch.stack([features + net.b.bias for features in z]))
+
+
+@pytest.mark.parametrize("preset", ["epsilon", "epsilon_plus_flat", "epsilon_alpha2_beta1", "deep_taylor_unbounded"])
+@pytest.mark.parametrize("forward", [one_by_one, one_by_one_with_constants])
+def test_layers_that_see_one_image_without_a_batch(forward: Callable[[Net, Tensor], Tensor], preset: str) -> None:
+    """As many images as features, so that no shape says which is which."""
+    net, x = Net(forward), drawn(4)
+    together = LRP(net, preset=preset)(x, 1)
+    for i in range(4):
+        alone = LRP(net, preset=preset)(x[i : i + 1], 1)
+        torch.testing.assert_close(together.values[i], alone.values[0])
+        for key in ("biases", "gap"):
+            torch.testing.assert_close(together.completeness[key][i], alone.completeness[key][0], rtol=1e-5, atol=1e-6)
+
+
+def columns(net: Net, x: Tensor) -> Tensor:
+    h = net.a(x).relu().mean((2, 3))
+    return (net.f.weight @ h.T + net.f.bias[:, None]).T
+
+
+def columns_at_once(net: Net, x: Tensor) -> Tensor:
+    return torch.addmm(net.f.bias[:, None], net.f.weight, net.a(x).relu().mean((2, 3)).T).T
+
+
+def summed(net: Net, x: Tensor) -> Tensor:
+    return torch.einsum("nf,of->on", net.a(x).relu().mean((2, 3)), net.f.weight).T + net.f.bias
+
+
+def summed_maps(net: Net, x: Tensor) -> Tensor:
+    return torch.einsum("of, n f ... -> o n ...", net.f.weight, net.a(x).relu()).mean((2, 3)).T + net.f.bias
+
+
+def row_by_row(net: Net, x: Tensor) -> Tensor:
+    h = net.a(x).relu().mean((2, 3))
+    return torch.stack([h @ row + b for row, b in zip(net.f.weight, net.f.bias, strict=True)], 1)
+
+
+def linear_row_by_row(net: Net, x: Tensor) -> Tensor:
+    h = net.a(x).relu().mean((2, 3))
+    return torch.stack([F.linear(h, row) + b for row, b in zip(net.f.weight, net.f.bias, strict=True)], 1)
+
+
+@pytest.mark.parametrize("forward", [columns, columns_at_once, summed, summed_maps, row_by_row, linear_row_by_row])
+@pytest.mark.parametrize("n", [3, 4])
+def test_epsilon_is_of_the_image_alone_in_every_spelling_of_a_linear_layer(
+    forward: Callable[[Net, Tensor], Tensor], n: int
+) -> None:
+    """Features above images, or one output at a time: the mean magnitude is never that of other images."""
+    net, x = Net(forward), drawn(n) * torch.tensor([1.0, 10.0, 0.1, 3.0][:n]).view(-1, 1, 1, 1)
+    together = quietly(LRP(net, preset="epsilon", epsilon=0.3, chunk=n), x, 1)
+    for i in range(n):
+        alone = quietly(LRP(net, preset="epsilon", epsilon=0.3), x[i : i + 1], 1)
+        torch.testing.assert_close(together.values[i], alone.values[0])  # type: ignore[attr-defined]
+        for key in ("biases", "gap"):
+            torch.testing.assert_close(together.completeness[key][i], alone.completeness[key][0])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("forward", [columns_at_once, columns, summed])
+def test_epsilon_is_of_the_features_where_the_weights_stand_first_or_in_a_sum(
+    forward: Callable[[Net, Tensor], Tensor],
+) -> None:
+    net, plain = Net(forward), Net(lambda net, x: net.f(net.a(x).relu().mean((2, 3))))
+    if forward is not columns_at_once:  # added later, the bias is no part of the layer
+        for one in (net, plain):
+            one.f.bias.data.zero_()
+    found, expected = (quietly(LRP(one, preset="epsilon", epsilon=0.3), drawn(3)) for one in (net, plain))
+    torch.testing.assert_close(found.values, expected.values)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("share", [1e-2, 1e-4, 1e-6])
+def test_alpha_beta_tells_a_tiny_negative_part_from_rounding(share: float) -> None:
+    """Thousands of contributions in single precision: what z - P leaves is then rounding, and the weights know better."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()).eval()
+    net = nn.Sequential(*net, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 3)).eval()
+    weight = net[2].weight.data
+    weight[weight < 0] *= share
+    x = drawn(1, 16)
+    found = LRP(net, preset="epsilon_alpha2_beta1")(x.float(), 0)
+    expected = LRP(net.double(), preset="epsilon_alpha2_beta1")(x, 0)
+    off = (found.values.double() - expected.values).abs().sum() / expected.values.abs().sum()
+    assert float(off) < 2e-6
+
+
 @pytest.mark.parametrize("share", [0.02, 1e-3])
 def test_alpha_beta_knows_a_small_negative_part_in_half_precision(share: float) -> None:
     """Where z - P would be rounding, and in single precision, where it is not."""
@@ -354,6 +446,34 @@ def test_rounding_of_a_vanishing_logit_is_no_leak() -> None:
             LRP(net, preset="epsilon", tolerance=1e-3)(x, 1)
 
 
+class Heads(nn.Module):
+    """Two heads, whose logits stand side by side or are added up."""
+
+    def __init__(self, join: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.a, self.one, self.two = nn.Conv2d(3, 32, 3), nn.Linear(32, 3), nn.Linear(32, 3)
+        self.join = join
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu().mean((2, 3))
+        return self.join(self.one(h), torch.stack([self.two(row * row) for row in h]))
+
+
+@pytest.mark.parametrize("target", [0, 1, 2])
+@pytest.mark.parametrize("join", [lambda u, v: torch.cat([u, v], 1), lambda u, v: torch.cat([v, u], 1), torch.add])
+def test_the_contrast_starts_at_every_last_layer(join: Callable[[Tensor, Tensor], Tensor], target: int) -> None:
+    """Two heads, of which one is called image by image: the class against its opposite sums to zero at each."""
+    net, x = Heads(join), drawn(3)
+    found = ExcitationBackprop.contrastive(net)(x, target)
+    assert float(found.completeness["relevance"].abs().max()) < 1e-12
+    assert float(found.values.abs().sum()) > 0.01
+    for i in range(3):
+        alone = ExcitationBackprop.contrastive(net)(x[i : i + 1], target)
+        torch.testing.assert_close(found.values[i], alone.values[0])
+
+
 def test_more_bad_options() -> None:
     net, x = Net(lambda net, x: net.f(net.a(x).relu().mean((2, 3)))), drawn()
     nan = float("nan")
@@ -362,6 +482,10 @@ def test_more_bad_options() -> None:
         (lambda: AlphaBeta(float("inf"), float("inf")), "alpha and beta must be numbers"),
         (lambda: Gamma(float("inf")), "gamma must be a number of at least 0, but is inf"),
         (lambda: LRP(net, gamma=-4), "gamma must be a number of at least 0, but is -4"),
+        (lambda: LRP(net, gamma=0.5), "gamma must be left out with preset='epsilon_plus', which has no such rule"),
+        (lambda: LRP(net, preset="z_plus", epsilon=0.1), "epsilon must be left out with preset='z_plus'"),
+        (lambda: LRP(net, rules=presets.guided), "rules must be a table made by .*, but is \"the table 'guided'\""),
+        (lambda: DeepTaylor(net, low=torch.ones(3), high=2)(x), "they are a tensor from 1 to 1 and 2"),
         (lambda: LRP(net, low="black"), "low must be a number, one for each channel, or None, but is 'black'"),
         (lambda: DeepTaylor(net, high=[None, 1, 2]), "high must be a number, one for each channel, or None"),
         (lambda: relevance("t", dense="epsilon", convolution=None), "dense must be a rule, such as Epsilon"),  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from torch import Tensor
 from backlit._errors import InputError, ModelStateError, UnsupportedOp, nearest
 from backlit._warn import warn
 from backlit.capture import CARRIERS, LAYERS, Propagation, Trace, propagate
-from backlit.capture.record import record
+from backlit.capture.record import Recording, record
 from backlit.methods.audit import Leak, audit
 from backlit.methods.base import Maps, Method, Options, activation_bytes, check
 from backlit.methods.box import box_of
@@ -75,7 +75,7 @@ class LRPOptions(RelevanceOptions):
         check(
             self.rules is None or isinstance(self.rules, RelevanceTable),
             "rules",
-            self.rules,
+            f"the table {self.rules.name!r}" if isinstance(self.rules, RuleTable) else self.rules,
             "a table made by backlit.rules.relevance.relevance(name, dense=..., convolution=...), or None",
         )
         check(self.attention in ("held", "attnlrp"), "attention", self.attention, "'held' or 'attnlrp'")
@@ -88,6 +88,12 @@ class LRPOptions(RelevanceOptions):
             "alone, for it says all of that itself",
         )
         Gamma(self.gamma)
+        for name, argument in (("epsilon", "value"), ("gamma", "gamma")):
+            if getattr(self, name) != getattr(type(self), name) and argument not in self._arguments:
+                raise InputError(
+                    f"{name} must be left out with preset={self.preset!r}, which has no such rule, but is "
+                    f"{getattr(self, name)!r}. Choose a preset with one, or give rules=relevance(...) of your own."
+                )
         for name in ("low", "high"):
             check(_is_bound(getattr(self, name)), name, getattr(self, name), "a number, one for each channel, or None")
         self.table()  # its parameters are checked where they are used
@@ -95,16 +101,21 @@ class LRPOptions(RelevanceOptions):
     @property
     def has_box(self) -> bool:
         """Whether the preset reads ``low`` and ``high``."""
-        return self.rules is None and "low" in presets.RELEVANCE[self.preset].__code__.co_varnames
+        return self.rules is None and "low" in self._arguments
+
+    @property
+    def _arguments(self) -> frozenset[str]:
+        """What the preset takes."""
+        code = presets.RELEVANCE[self.preset].__code__
+        return frozenset(code.co_varnames[: code.co_argcount])
 
     def table(self, low: Bound | None = None, high: Bound | None = None) -> RuleTable:
         """The rule table that these options ask for, with the box of the first layer."""
         if self.rules is not None:
             return self.rules
         takes = {"value": self.epsilon, "gamma": self.gamma, "low": low, "high": high}
-        make = presets.RELEVANCE[self.preset]
-        own = {k: v for k, v in takes.items() if k in make.__code__.co_varnames[: make.__code__.co_argcount]}
-        return presets.with_choices(make(**own), self.attention, proportional if self.pool == "proportional" else None)
+        table = presets.RELEVANCE[self.preset](**{k: v for k, v in takes.items() if k in self._arguments})
+        return presets.with_choices(table, self.attention, proportional if self.pool == "proportional" else None)
 
 
 class Relevance(Method):
@@ -129,8 +140,8 @@ class Relevance(Method):
         output = run.output.detach().gather(1, targets).T
         self._check_end(run, tuple(values), table)
         self._check_flow(run, tuple(values), inputs, targets, table)
-        if run.flow.mixed and len(inputs[0]) > 1:
-            biases = self._of_each(inputs, targets, table, tuple(values), biases, output)
+        if len(inputs[0]) > 1:
+            biases = self._of_each(run, inputs, targets, table, tuple(values), biases, output)
         values, completeness = self.account(tuple(values), biases, output)
         self._warn(completeness, values, output, inputs, targets, table)
         return Maps(
@@ -177,6 +188,7 @@ class Relevance(Method):
 
     def _of_each(
         self,
+        run: Propagation,
         inputs: tuple[Tensor, ...],
         targets: Tensor,
         table: RuleTable,
@@ -186,12 +198,16 @@ class Relevance(Method):
     ) -> Tensor:
         """What the biases take of each image (t, n), where some layers may hold the images in an order of their own.
 
-        What the batch's biases take in all is known. Where nothing is lost that settles it; else the images go one by one.
+        What the batch's biases take in all is known. Where nothing is lost that settles it; else the images go one by one,
+        if a layer is known to be such. A call for one image, whose features are as many as images, is not known.
         """
         rest = output - _sums(values)
-        lost, size = (rest - biases).sum(1).abs(), (output.abs() + rest.abs()).sum(1)
-        if bool((lost <= 1e-4 * size).all()):
+        lost, size = rest - biases, output.abs() + rest.abs()
+        settled = bool((lost.sum(1).abs() <= 1e-4 * size.sum(1)).all())
+        if settled and (run.flow.mixed or bool((lost.abs() > 1e-4 * size).any())):
             return rest
+        if not run.flow.mixed:
+            return biases
         alone = []
         for i in range(len(inputs[0])):
             run = self.propagated(tuple(x[i : i + 1] for x in inputs), table)
@@ -259,7 +275,8 @@ class Relevance(Method):
         t, i = divmod(int(share.argmax()), share.shape[1])
         leaks = sorted(self._audited(inputs, targets, table, t, i), key=lambda leak: -abs(leak.lost))[:5]
         size = max(abs(float(output[t, i])), 1e-30)
-        named = "; ".join(f"{leak.site} ({leak.rule}) {leak.lost / size:+.1%}" for leak in leaks if leak.lost)
+        leaks = [leak for leak in leaks if abs(leak.lost) > 0.01 * float(share[t, i]) * size]
+        named = "; ".join(f"{leak.site} ({leak.rule}) {leak.lost / size:+.1%}" for leak in leaks)
         warn(
             f"{self.title}: {float(share.max()):.1%} of the output is neither in the map nor in the biases (image "
             f"{FIRST.get() + i}, more than tolerance={self.options.tolerance:g}). It is lost at "
@@ -363,8 +380,7 @@ class ExcitationBackprop(Relevance):
         table = presets.excitation_backprop()
         if not self.options.contrastive:
             return table
-        nodes = record(self.model, inputs, _kept_call)[0].nodes
-        last = [n.call.site.name for n in nodes if n.call.site.primitive in LAYERS][-1:]
+        last = _last_layers(record(self.model, inputs, _kept_call)[0])
         return table.where(lambda site: site.name in last, Contrast())
 
     def account(
@@ -380,6 +396,18 @@ class ExcitationBackprop(Relevance):
 def _sums(values: tuple[Tensor, ...]) -> Tensor:
     """The sum of each image's maps of all inputs, (t, n)."""
     return torch.stack([v.flatten(2).sum(2) for v in values]).sum(0)
+
+
+def _last_layers(recording: Recording) -> set[str]:
+    """The layers with weights that no other stands behind: a network may have several heads, or call one for each image."""
+    last, before = set[str](), set[int]()  # what is read on the way to a layer
+    for node in reversed(recording.nodes):
+        behind = before.intersection(node.outputs)
+        if node.call.site.primitive in LAYERS and not behind:
+            last.add(node.call.site.name)
+        if node.call.site.primitive in LAYERS or behind:
+            before.update(node.sources)
+    return last
 
 
 def _kept_call(call: Any, signals: tuple[Tensor, ...], result: Any) -> Callable[..., Any]:

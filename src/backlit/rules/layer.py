@@ -54,7 +54,7 @@ class Layer:
         """What ``linear`` reads from each input, weighted by ``s``."""
         x, name = self.x, self.call.primitive.name
         if name == "linear":
-            return s @ weight
+            return s @ weight if weight.dim() > 1 else s[..., None] * weight
         if name in CONVOLUTIONS and x.dim() == weight.dim():
             geometry = _geometry(self.call, weight)
             if geometry is not None:
@@ -84,21 +84,32 @@ class Layer:
 
     @property
     def of_one(self) -> tuple[int, ...]:
-        """The output's dimensions that belong to one image for certain."""
-        if self.call.primitive.name in CONVOLUTIONS:
+        """The output's dimensions that belong to one image for certain: its features, and its map; none if it has no such."""
+        name = self.call.primitive.name
+        if name in CONVOLUTIONS:
             return tuple(range(1 - self.weight.dim(), 0))
-        return (-1,)
+        if name == "einsum":
+            return _features_of_einsum(self.call, self.place)
+        if self.weight.dim() < 2:  # one number for each row
+            return ()
+        left = self.place in ("input", "mat1")  # w @ x, with the features above the images
+        return (-2,) if left and self.x.dim() > 1 else (-1,)
 
     def taken(self, s: Tensor, bias: Tensor | None) -> Tensor | None:
-        """``s * bias`` for each image: the relevance of a bias, itself shaped to be added to the output."""
+        """``s * bias``, the relevance of a bias shaped to be added to the output, summed over what is one image's."""
         if bias is None:
             return None
-        if bias.shape == s.shape:
-            return s * bias
         if self.call.primitive.name in CONVOLUTIONS:
             s = s.sum(tuple(range(2 - self.weight.dim(), 0)))
-            return s * bias.flatten()
-        return (s * bias).sum(-1)
+            return (s * bias.flatten()).sum(-1)
+        dims = self.of_one
+        return (s * bias).sum(dims) if dims else s * bias
+
+    @property
+    def has_batch(self) -> bool:
+        """Whether the input's first dimension is no feature: the network may call a layer for one image, without it."""
+        features = self.weight.dim() - 1 if self.call.primitive.name in CONVOLUTIONS else 1
+        return self.place == "weight" and self.x.dim() > features
 
 
 def half(weight: Tensor, sign: int) -> Tensor:
@@ -152,6 +163,21 @@ def _weight_place(call: Call) -> str | None:
         constants = [k for k, v in call.arguments.items() if isinstance(v, Tensor) and k not in signals]
         return constants[0] if len(constants) == 1 else None
     return None
+
+
+def _features_of_einsum(call: Call, place: str) -> tuple[int, ...]:
+    """The output's dimensions that only the weights have."""
+    equation = call["#0"]
+    if not isinstance(equation, str):
+        return ()
+    terms, arrow, output = equation.replace(" ", "").replace("...", ".").partition("->")
+    own = terms.split(",")[int(place[1:]) - 1]
+    others = terms.replace(own, "", 1)
+    if not arrow:
+        output = "." * ("." in terms) + "".join(sorted(x for x in terms if x.isalpha() and terms.count(x) == 1))
+    found = [i for i, label in enumerate(output) if label in own and label not in others]
+    after = output.find(".")  # an ellipsis is any number of dimensions: what follows it is counted from the end
+    return tuple(i if i < after else i - len(output) for i in found)
 
 
 def _along_outputs(scale: Tensor, weight: Tensor, call: Call) -> Tensor:

@@ -83,7 +83,9 @@ class Epsilon(LayerRule):
         size = z.abs()
         epsilon: float | Tensor = self.epsilon
         if self.relative:
-            epsilon = (epsilon * size.mean(layer.of_one, keepdim=True)).clamp(min=torch.finfo(z.dtype).tiny)
+            around = layer.of_one
+            mean = size.mean(around, keepdim=True) if around else size
+            epsilon = (epsilon * mean).clamp(min=torch.finfo(z.dtype).tiny)
         return size.div_(size + epsilon)
 
 
@@ -167,7 +169,7 @@ class AlphaBeta(LayerRule):
     ) -> tuple[Tensor, Tensor]:
         """``alpha R / (P + b+)`` and ``-beta R / (N + b-)``."""
         up = Part.of(layer, 1, above)
-        down = up.rest(z) if _is_exact(z) else Part.of(layer, -1, below)
+        down = (up.rest(z) if _is_exact(z) else None) or Part.of(layer, -1, below)
         alpha: float | Tensor = self.alpha
         beta: float | Tensor = self.beta
         if self.balanced and down.none is not None:
@@ -277,7 +279,8 @@ class ZBox(PixelRule):
         if not bool(((low - slack <= x) & (x <= high + slack)).all()):
             raise InputError(
                 f"low and high must bound the input, but it reaches from {float(x.detach().min()):.4g} to "
-                f"{float(x.detach().max()):.4g} and they are {self.low!r} and {self.high!r}. For pixels in [0, 1] they are "
+                f"{float(x.detach().max()):.4g} and they are "
+                f"{_shown(self.low)} and {_shown(self.high)}. For pixels in [0, 1] they are "
                 "-mean / std and (1 - mean) / std of the network's normalisation: LoadedModel.preprocess.bounds."
             )
         return torch.minimum(low, x), torch.maximum(high, x)
@@ -307,12 +310,11 @@ class Part:
             return cls(layer, sign, z, None)
         return cls(layer, sign, z, sign * z <= _TINY)
 
-    def rest(self, z: Tensor) -> Part:
-        """The negative contributions to the output z: what the positive ones leave of it. Rounding of those is none."""
+    def rest(self, z: Tensor) -> Part | None:
+        """The negative contributions to the output z: what the positive ones leave of it; None where that is rounding."""
         left = z - self.z
-        beyond = torch.add(left, self.z, alpha=16 * torch.finfo(z.dtype).eps)
-        none = beyond >= 0 if z.numel() and bool(beyond.amax() >= 0) else None
-        return Part(self.layer, -self.sign, left, none)
+        beyond = torch.add(left, self.z, alpha=2**12 * torch.finfo(z.dtype).eps)
+        return None if z.numel() and bool(beyond.amax() >= 0) else Part(self.layer, -self.sign, left, None)
 
     def transposed(self, s: Tensor) -> Tensor:
         """The multipliers ``q / x`` for this part as ``q``."""
@@ -385,8 +387,7 @@ def over(a: Any, b: Tensor) -> Tensor:
 
 def _evenly(relevance: Tensor, layer: Layer, weight: Tensor) -> Tensor:
     """Relevance shared by fixed weights, whatever the input."""
-    alone = layer.place == "weight" and layer.x.dim() > 1
-    ones = torch.ones_like(layer.x[:1] if alone else layer.x)
+    ones = torch.ones_like(layer.x[:1] if layer.has_batch else layer.x)
     return layer.transposed(relevance * over(1, layer.linear(ones, weight)), weight)
 
 
@@ -409,6 +410,12 @@ def bound_of(name: str, value: Bound, x: Tensor) -> Tensor:
             f"{tuple(x.shape)}, but has shape {tuple(bound.shape)}."
         )
     return bound
+
+
+def _shown(bound: Bound | None) -> str:
+    if not isinstance(bound, Tensor) or bound.numel() == 0:
+        return repr(bound)
+    return f"a tensor from {float(bound.min()):.4g} to {float(bound.max()):.4g}"
 
 
 def _positive_number(name: str, value: Any) -> None:
