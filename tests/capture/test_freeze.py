@@ -37,7 +37,7 @@ ACTIVATIONS: list[Callable[[Tensor], Tensor]] = [
     nn.ReLU(), nn.LeakyReLU(0.2), nn.PReLU(4), nn.RReLU(), nn.ReLU6(), nn.Hardtanh(), nn.Threshold(0.1, -2), nn.ELU(),
     nn.CELU(2.0), nn.SELU(), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Mish(), nn.Hardswish(), nn.Softplus(), nn.Sigmoid(),
     nn.Hardsigmoid(), nn.LogSigmoid(), nn.Tanh(), nn.Softsign(), nn.Tanhshrink(), nn.Hardshrink(), nn.Softshrink(),
-    torch.abs, torch.square, lambda x: x**3, lambda x: x.exp(), lambda x: torch.sqrt(x.abs()), lambda x: x.clamp(-0.2, 0.3),
+    torch.abs, torch.square, lambda x: x**3, lambda x: x.exp(), lambda x: torch.sqrt(x.abs()), lambda x: torch.rsqrt(x**2 + 1), lambda x: x.clamp(-0.2, 0.3),
     lambda x: F.silu(x, inplace=True), lambda x: F.elu_(x), lambda x: x.sigmoid_(), lambda x: F.hardswish(x, inplace=True),
 ]  # fmt: skip
 

@@ -58,6 +58,7 @@ OPERATIONS: dict[str, Any] = {
     "attention": lambda x: F.scaled_dot_product_attention(3 * x, x.flip(1), x), "causal": lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
     "grouped": lambda x: F.scaled_dot_product_attention(x, x[:, :2], x[:, 2:], enable_gqa=True), "gated": lambda x: torch.where(x > 0, x, 0),
     "by hand": lambda x: x * (x > 0), "norm": lambda x: x.norm(dim=1), "square root": lambda x: (x**2 + 1).sqrt(),
+    "inverse root": lambda x: (x**2 + 1).rsqrt(),
 }  # fmt: skip
 
 

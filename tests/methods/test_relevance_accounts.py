@@ -201,6 +201,40 @@ def test_a_network_that_ends_in_a_softmax_is_refused() -> None:
     assert float(LRP(Net(aside)).attribute(drawn()).abs().max()) > 0
 
 
+def _written(h: Tensor, s: Tensor, values: Tensor | float) -> Tensor:
+    s = s + 0.0
+    s[:, :1] = values
+    return h * s
+
+
+def _squashed_through_a_view(h: Tensor, s: Tensor) -> Tensor:
+    z = h + 0.0
+    z[:, :].sigmoid_()
+    return h * z
+
+
+@pytest.mark.parametrize(
+    ("product", "maker"),
+    [
+        (lambda h, s: h * (1 - s), "sigmoid"),
+        (lambda h, s: h * (s + h), "add"),
+        (lambda h, s: h * torch.where(torch.arange(6) < 3, s, 0), "sigmoid"),
+        (lambda h, s: h * torch.where(h > 1, s, h), "gated"),
+        (lambda h, s: _written(h, s, 0.0), "sigmoid"),
+        (lambda h, s: _written(h, s, h[:, :1]), "setitem"),
+        (lambda h, s: h * torch.cat([s, h], 1)[:, 2:6], "cat"),
+        (_squashed_through_a_view, "sigmoid"),
+    ],
+)
+def test_a_factor_knows_what_made_its_values(product: Callable[..., Tensor], maker: str) -> None:
+    """Through what moves, scales and shifts one signal; a sum of two, or one written into another, is a new value."""
+    net = Net(
+        lambda net, x: net.f(product(net.a(x).relu(), net.b(x[:, :1].expand(-1, 4, -1, -1)).sigmoid()).mean((2, 3)))
+    )
+    trace = propagate(net, drawn(), presets.gradient).trace
+    assert trace["product[0]"].makers == ("relu", maker)
+
+
 @pytest.mark.parametrize(
     "gated",
     [
@@ -313,11 +347,13 @@ def test_constants_on_the_way_are_biases(constant: Callable[[Tensor], Tensor]) -
 
 
 def test_a_power_without_a_value_at_zero_is_a_divisor() -> None:
-    """RMS norm by hand, in two spellings."""
+    """RMS norm by hand, in three spellings."""
     one = Net(lambda net, x: net.f((h := net.a(x).relu()).mul((h.pow(2).mean(1, True) + 1e-5).pow(-0.5)).mean((2, 3))))
     two = Net(lambda net, x: net.f((h := net.a(x).relu()).div((h.pow(2).mean(1, True) + 1e-5) ** 0.5).mean((2, 3))))
-    found, other = (quietly(LRP(net, preset="epsilon"), drawn(), 1) for net in (one, two))
-    torch.testing.assert_close(found.values, other.values)  # type: ignore[attr-defined]
+    three = Net(lambda net, x: net.f((h := net.a(x).relu()).mul((h.pow(2).mean(1, True) + 1e-5).rsqrt()).mean((2, 3))))
+    found, *others = (quietly(LRP(net, preset="epsilon"), drawn(), 1) for net in (one, two, three))
+    for other in others:
+        torch.testing.assert_close(found.values, other.values)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -359,6 +395,10 @@ def test_a_box_is_that_of_the_networks_input() -> None:
     found = LRP(inside, preset="epsilon_gamma_box", low=0, high=[1.0, 1.0, 1.0])(x, 1).values
     theirs = LRP(outside, preset="epsilon_gamma_box", low=low, high=high)((x - mean) / 0.2, 1).values
     torch.testing.assert_close(found, theirs)
+    negative = Net(lambda net, x: net.f(net.a((mean - x) / 0.2).relu().mean((2, 3))))  # white is below black
+    bounds = {"low": ((mean - 1) / 0.2).flatten().tolist(), "high": (mean / 0.2).flatten().tolist()}
+    expected = DeepTaylor(outside, **bounds)((mean - x) / 0.2, 1).values
+    torch.testing.assert_close(DeepTaylor(negative, low=0.0, high=1.0)(x, 1).values, expected)
 
 
 def test_a_value_a_little_outside_of_the_box_is_its_own_bound() -> None:

@@ -139,6 +139,7 @@ _ROWS: tuple[_Row, ...] = (
     ("abs", "activation", torch.abs, "input", "tT.abs tT.absolute T.__abs__"),
     ("pow", "activation", torch.pow, "input exponent", "tT.pow T.__pow__ tT.square"),
     ("sqrt", "activation", torch.sqrt, "input", "tT.sqrt"),
+    ("rsqrt", "activation", torch.rsqrt, "input", "tT.rsqrt"),
     ("exp", "activation", torch.exp, "input", "tT.exp"),
     # Affine layers.
     ("linear", "affine", F.linear, "input weight bias", "F.linear"),
