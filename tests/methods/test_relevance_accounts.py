@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backlit import LRP, DeepTaylor, ExcitationBackprop, GuidedBackprop, InputError, UnsupportedOp
+from backlit import DMBP, LRP, DeepTaylor, ExcitationBackprop, GuidedBackprop, InputError, UnsupportedOp
 from backlit.capture import propagate
 from backlit.rules import presets
-from backlit.rules.linear import AlphaBeta, Epsilon, Gamma
+from backlit.rules.linear import AlphaBeta, Epsilon, Flat, Gamma, LayerRule, WSquare, ZBox
 from backlit.rules.pooling import proportional
 from backlit.rules.relevance import relevance
 
@@ -214,6 +214,36 @@ def _squashed_through_a_view(h: Tensor, s: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
+    "spelled",
+    [
+        lambda h, w: h * w.to(h),
+        lambda h, w: h * w.type_as(h),
+        lambda h, w: w.expand_as(h) * h,
+        lambda h, w: h * w.expand(len(h), -1, 6, 6).reshape_as(h),
+        lambda h, w: h * w.expand(len(h), -1, 6, 6).contiguous().view_as(other=h),
+        lambda h, w: h + (w.expand_as(h) - 1) * h,
+    ],
+)
+@pytest.mark.parametrize("method", [LRP, DeepTaylor, DMBP])
+def test_a_constant_shaped_like_a_signal_is_a_constant(
+    spelled: Callable[[Tensor, Tensor], Tensor], method: type
+) -> None:
+    """It takes the signal's shape or type, none of its values: the product has one signal, the sum a bias."""
+    scale = torch.tensor([0.5, 2.0, 1.0, 3.0], dtype=torch.float64).view(1, 4, 1, 1)
+    plain, other = (
+        quietly(
+            method(Net(lambda net, x, act=act: net.f((act(net.a(x).relu(), scale) + 0.1).mean((2, 3))))), drawn(), 1
+        )
+        for act in (lambda h, w: h * w, spelled)
+    )
+    torch.testing.assert_close(other.values, plain.values)  # type: ignore[attr-defined]
+    added = Net(lambda net, x: net.f((net.a(x).relu() + scale.expand_as(net.a(x))).mean((2, 3))))
+    assert float(LRP(added)(drawn(), 1).completeness["gap"].abs().max()) < 1e-6
+    masked = Net(lambda net, x: net.f(torch.where((scale > 1).expand_as(h := net.a(x).relu()), h, 0).mean((2, 3))))
+    assert "gated[0]" not in {site.name for site in propagate(masked, drawn(), presets.gradient).trace}
+
+
+@pytest.mark.parametrize(
     ("product", "maker"),
     [
         (lambda h, s: h * (1 - s), "sigmoid"),
@@ -312,6 +342,59 @@ def test_averages_of_pixels_share_by_their_weights_alone() -> None:
     found = DeepTaylor(grey, bounded=False)(drawn(), 1)
     torch.testing.assert_close(found.values[:, 0], found.values[:, 2])
     torch.testing.assert_close(found.completeness["ratio"], torch.ones(2).double())
+
+
+def by_unfolding(net: Net, x: Tensor) -> Tensor:
+    return (F.unfold(x, 3, padding=1).mT @ net.a.weight.flatten(1).T).mT
+
+
+def by_views(net: Net, x: Tensor) -> Tensor:
+    windows = F.pad(x, (1, 1, 1, 1)).unfold(2, 3, 1).unfold(3, 3, 1).permute(0, 2, 3, 1, 4, 5).flatten(3)
+    return (windows @ net.a.weight.flatten(1).T).permute(0, 3, 1, 2).flatten(2)
+
+
+def by_folding(net: Net, x: Tensor) -> Tensor:
+    return net.a(F.fold(F.unfold(x, 2, stride=2), 6, 2, stride=2)).flatten(2)
+
+
+def by_sampling(net: Net, x: Tensor) -> Tensor:
+    grid = F.affine_grid(torch.eye(2, 3).to(x).expand(len(x), 2, 3), list(x.shape), align_corners=True)
+    return net.a(F.grid_sample(x, grid, align_corners=True)).flatten(2)
+
+
+@pytest.mark.parametrize("way", [by_unfolding, by_views, by_folding, by_sampling])
+@pytest.mark.parametrize("rule", [Flat(), WSquare(), ZBox(-2, 2), Epsilon()])
+def test_pixels_that_are_zero_have_relevance_however_the_first_layer_gets_them(
+    way: Callable[[Net, Tensor], Tensor], rule: LayerRule
+) -> None:
+    """Windows cut by hand are a convolution; what they read beyond the edge is the constants'."""
+    table = relevance("t", dense=Epsilon(), convolution=Epsilon(), first=rule)
+    x = drawn().round().clamp(-1, 1)
+    assert bool((x == 0).any())
+    plain, other = (
+        LRP(Net(lambda net, x, cut=cut: net.f(cut(net, x).relu().mean(2)), bias=False), rules=table)(x, 1)
+        for cut in (lambda net, x: net.a(x).flatten(2), way)
+    )
+    edge = 1 if way in (by_unfolding, by_views) else 0  # there the padding is a signal like any other
+    inside = (..., slice(2 * edge, 6 - 2 * edge), slice(2 * edge, 6 - 2 * edge))
+    torch.testing.assert_close(other.values[inside], plain.values[inside])
+    assert float(other.completeness["gap"].abs().max()) < 1e-5 * float(other.output.abs().max())
+
+
+def test_a_sum_of_pixels_is_their_mean() -> None:
+    """Whichever way it is written: not by values, which may cancel."""
+    x = drawn().round().clamp(-1, 1)
+    ways = (
+        lambda x: x.mean(1, keepdim=True),
+        lambda x: x.sum(1, keepdim=True) / 3,
+        lambda x: (x / 3).sum(1, keepdim=True),
+    )
+    nets = [Net(lambda net, x, way=way: net.f(net.a(way(x)).relu().mean((2, 3))), channels=1) for way in ways]
+    for preset in ("epsilon_plus", "epsilon_plus_flat", "deep_taylor"):
+        found, *others = (LRP(net, preset=preset)(x, 1) for net in nets)
+        for other in others:
+            torch.testing.assert_close(other.values, found.values)
+            assert float(other.completeness["gap"].abs().max()) < 1e-6
 
 
 def test_coordinates_beside_the_pixels_take_their_own_share() -> None:

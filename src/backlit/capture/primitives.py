@@ -217,6 +217,8 @@ _T: Any = Tensor
 _OWNERS = {"F": F, "t": torch, "T": Tensor}
 WRITERS: tuple[Function, ...] = (_T.__setitem__, _T.masked_fill_, _T.copy_)
 """Functions that only exist in place."""
+LIKE: frozenset[Function] = frozenset({_T.expand_as, _T.reshape_as, _T.view_as, _T.to, _T.type_as})
+"""Functions that read of a second tensor its shape, type or device, and not its values."""
 # Spellings whose arguments say less, or stand in another order, than the primitive's.
 _OWN: dict[Function, tuple[str, dict[str, Any]]] = {
     F.relu6: ("input inplace", {"min_val": 0.0, "max_val": 6.0}),

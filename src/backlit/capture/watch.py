@@ -21,7 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from backlit._errors import UnsupportedOp
 from backlit.capture import refuse
 from backlit.capture.canonical import Call, at, canonical, name_by_signals, places_of
-from backlit.capture.primitives import BY_NAME, CARRIERS, CONSTANT, LAYERS, SHADOWS, SPELLINGS
+from backlit.capture.primitives import BY_NAME, CARRIERS, CONSTANT, LAYERS, LIKE, SHADOWS, SPELLINGS
 from backlit.capture.sites import Site, Trace
 
 INPUT = "input"
@@ -92,7 +92,7 @@ class Watch(TorchFunctionMode):
         if len(self._renamed):
             args, kwargs = self.current(tuple(args)), {k: self.current(v) for k, v in kwargs.items()}
         tensors = list(_tensors((*args, *kwargs.values())))
-        live = [t for t in tensors if t in self._live]
+        live = [t for t in (tensors[:1] if func in LIKE else tensors) if t in self._live]
         for tensor in tensors:
             self._check_origin(tensor, func)
         if not live:
@@ -154,9 +154,9 @@ class Watch(TorchFunctionMode):
             if value in self._severed:
                 raise UnsupportedOp(refuse.SEVERED.format(self._severed[value]))
         depth = max(call.site.depths, default=0) + (call.site.primitive in LAYERS)
-        # Of two signals, as in y.expand_as(x), the first is carried; a sum or a product of two is a new value.
-        like = call.primitive.name in ("expand", "reshape", "copy")
-        carried = call.primitive.name in CARRIERS and (like or len(call.places) == 1)
+        carried = call.primitive.name in CARRIERS and (
+            func in LIKE or len(call.places) == 1
+        )  # of two it is a new value
         maker = call.site.makers[0] if carried else call.primitive.name
         target = call.target if call.inplace else None
         if target is not None and target in self._split:

@@ -67,9 +67,16 @@ quotient.absorbs = True  # type: ignore[attr-defined]
 
 
 def averaged(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
-    """An average of pixels: each output's relevance by the weights of its average, whatever the values; conserved."""
+    """An average, a sum or windows of pixels: each output's relevance by their weights, whatever the values; conserved.
+
+    An output that reads no pixel, as in a window beyond the edge, is a constant and takes its own.
+    """
     ones = call.run(*(torch.ones_like(x) for x in inputs))
-    return exact(torch.where(ones == 0, 0, g / torch.where(ones == 0, 1, ones)), inputs, output, call)
+    none = ones == 0
+    return (*exact(torch.where(none, 0, g / torch.where(none, 1, ones)), inputs, output, call), torch.where(none, g, 0))
+
+
+averaged.absorbs = True  # type: ignore[attr-defined]
 
 
 def moved(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
