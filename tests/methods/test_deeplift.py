@@ -181,6 +181,22 @@ def test_reveal_cancel_is_the_papers_example_and_formula() -> None:
     assert found.coverage.count() == {"true": 1, "reveal_cancel": 2, "joined to its layer": 1}
 
 
+def test_reveal_cancel_hands_half_of_both_signs_to_a_unit_that_stands_still() -> None:
+    """h = x1 - x2 does not change, but x1 and x2 do: its multiplier is the mean of those of both signs (Sec. 3.5.1)."""
+    net = nn.Sequential(
+        nn.Flatten(), nn.Linear(4, 3, bias=False), nn.Linear(3, 1, bias=False), nn.ReLU(), nn.Linear(1, 1)
+    )
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([[1.0, -1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]]))
+        net[2].weight.copy_(torch.tensor([[1.0, 1.0, -1.0]]))  # z = h + u - v: P = 2, N = -1
+        net[4].weight.fill_(1.0)
+    x = torch.tensor([1.0, 1.0, 2.0, 1.0], dtype=torch.float64).view(1, 1, 2, 2)
+    found = DeepLIFT(net.double(), rule="reveal_cancel")(x, 0)
+    up, down = (2 / 2 + (1 - 0) / 2) / 2, (0 / -1 + (1 - 2) / -1) / 2  # dy+ / P and dy- / N
+    still = (up + down) / 2
+    torch.testing.assert_close(found.values.flatten(), torch.tensor([still, -still, 2 * up, -down]).double())
+
+
 def test_reveal_cancel_by_hand_with_a_batch_norm_and_a_reference() -> None:
     torch.manual_seed(1)
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 1)).double()

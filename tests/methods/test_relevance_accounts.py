@@ -419,6 +419,9 @@ def test_coordinates_beside_the_pixels_take_their_own_share() -> None:
         lambda h: torch.where(torch.arange(6) % 2 == 0, h, torch.full((), 0.5, dtype=h.dtype)),
         lambda h: h.masked_fill(torch.arange(6) % 2 == 0, 0.5),
         lambda h: torch.addcmul(torch.ones(6, dtype=h.dtype), h, torch.full((6,), 2.0, dtype=h.dtype)),
+        lambda h: h + 1 / (1 + h),
+        lambda h: h + (1 + h) ** -0.5,
+        lambda h: h + h.exp(),
     ],
 )
 def test_constants_on_the_way_are_biases(constant: Callable[[Tensor], Tensor]) -> None:
