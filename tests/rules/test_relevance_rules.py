@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,32 @@ def test_the_norm_joins_only_a_layer_that_it_alone_reads() -> None:
     seed = torch.ones_like(run.output)
     (found, unit) = run.gradient(seed, to=(*run.inputs, run.unit))
     torch.testing.assert_close(found.flatten(1).sum(1) + unit, run.output.sum(1).detach(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_what_a_layer_put_out_is_let_go_once_its_rule_is_done(several: bool) -> None:
+    """As autograd does with what it saved, so that memory falls on the way down; not if the graph is to stay."""
+    alive: list[int] = []
+    outputs: list[weakref.ref[Tensor]] = []
+
+    def noting(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> tuple[Tensor | None, ...]:
+        alive.append(sum(reference() is not None for reference in outputs))
+        outputs.append(weakref.ref(output))
+        return Epsilon()(g, inputs, output, call)
+
+    noting.absorbs = True  # type: ignore[attr-defined]
+    convolution, norm = nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3)
+    net = (
+        nn.Sequential(convolution, norm, nn.ReLU(), nn.Conv2d(3, 3, 2), nn.Flatten(), nn.Linear(12, 3)).double().eval()
+    )
+    x, weights = torch.randn(2, 2, 4, 4, dtype=torch.float64), torch.ones(2, 3, dtype=torch.float64)
+    for kept in (True, False):
+        run = propagate(net, x, tables.relevance("t", dense=noting, convolution=noting))
+        run.gradient(torch.stack([weights] * 2) if several else weights, retain_graph=kept)
+        assert alive == ([0, 1, 2] if kept else [0, 0, 0])
+        assert sum(reference() is not None for reference in outputs) == (3 if kept else 0)
+        alive.clear()
+        outputs.clear()
 
 
 @pytest.mark.parametrize("preset", ["epsilon", "epsilon_plus", "epsilon_alpha2_beta1", "epsilon_gamma_box"])
