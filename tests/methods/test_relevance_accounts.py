@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from backlit import DMBP, LRP, DeepTaylor, ExcitationBackprop, GuidedBackprop, InputError, UnsupportedOp
 from backlit.capture import propagate
+from backlit.methods.audit import audit
 from backlit.rules import presets
 from backlit.rules.linear import AlphaBeta, Epsilon, Flat, Gamma, LayerRule, WSquare, ZBox
 from backlit.rules.pooling import proportional
@@ -107,6 +108,11 @@ def columns_at_once(net: Net, x: Tensor) -> Tensor:
     return torch.addmm(net.f.bias[:, None], net.f.weight, net.a(x).relu().mean((2, 3)).T).T
 
 
+def columns_with_factors(net: Net, x: Tensor) -> Tensor:
+    h = net.a(x).relu().mean((2, 3)).T
+    return torch.addmm(4 * net.f.bias[:, None], net.f.weight / 2, h, beta=0.25, alpha=2).T
+
+
 def summed(net: Net, x: Tensor) -> Tensor:
     return torch.einsum("nf,of->on", net.a(x).relu().mean((2, 3)), net.f.weight).T + net.f.bias
 
@@ -140,12 +146,12 @@ def test_epsilon_is_of_the_image_alone_in_every_spelling_of_a_linear_layer(
             torch.testing.assert_close(together.completeness[key][i], alone.completeness[key][0])  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("forward", [columns_at_once, columns, summed])
+@pytest.mark.parametrize("forward", [columns_at_once, columns_with_factors, columns, summed])
 def test_epsilon_is_of_the_features_where_the_weights_stand_first_or_in_a_sum(
     forward: Callable[[Net, Tensor], Tensor],
 ) -> None:
     net, plain = Net(forward), Net(lambda net, x: net.f(net.a(x).relu().mean((2, 3))))
-    if forward is not columns_at_once:  # added later, the bias is no part of the layer
+    if forward in (columns, summed):  # added later, the bias is no part of the layer
         for one in (net, plain):
             one.f.bias.data.zero_()
     found, expected = (quietly(LRP(one, preset="epsilon", epsilon=0.3), drawn(3)) for one in (net, plain))
@@ -540,6 +546,21 @@ def test_a_warning_counts_the_images_of_the_batch_and_points_here() -> None:
     with pytest.warns(UserWarning, match=r"\(image 5, more than") as seen:
         LRP(net, rules=relevance("lossy", dense=Epsilon(1e-4, relative=False), convolution=Epsilon()), chunk=4)(x, 1)
     assert seen[0].filename == __file__
+
+
+@pytest.mark.parametrize("preset", ["epsilon_plus_flat", "epsilon_gamma_box", "deep_taylor_unbounded", "z_plus"])
+def test_the_audit_finds_no_leak_where_there_is_none(preset: str) -> None:
+    """Relevance itself flows above the first layer, multipliers below it: each site's balance is in its own units."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        x = F.avg_pool2d(torch.cat([(x - 0.1) / 0.2, x.flip(1)], 1), 2)
+        return net.f(net.b(net.a(x[:, :3]).relu() + 0.1).relu().mean((2, 3)))
+
+    x = drawn(1).round().clamp(-1, 1)
+    leaks = audit(Net(forward), (x,), presets.RELEVANCE[preset](), 1)
+    assert {"div[0]", "cat[0]", "avg_pool2d[0]", "conv2d[0]", "linear[0]"} <= {leak.site.name for leak in leaks}
+    assert max(abs(leak.lost) for leak in leaks) < 1e-5
+    assert max(abs(leak.lost) for leak in audit(Net(forward), (x,), presets.epsilon(0.5), 1)) > 1e-2
 
 
 def test_shares_of_a_probability_are_of_the_logit() -> None:
