@@ -323,6 +323,40 @@ def test_attention_weights_are_known_by_where_they_come_from(
         assert float((found.completeness["ratio"] - 1).abs().max()) < off  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    "mask",
+    [
+        lambda u, m: u.masked_fill(m, -1e9),
+        lambda u, m: u.masked_fill(m, -torch.inf),
+        lambda u, m: torch.where(m, -torch.inf, u),
+        lambda u, m: u + torch.zeros_like(u).masked_fill(m, -torch.inf) + 0.0,
+    ],
+)
+@pytest.mark.parametrize("attention", ["held", "attnlrp"])
+def test_masked_attention_has_a_finite_account(mask: Callable[..., Tensor], attention: str) -> None:
+    """Infinity times the zero that reaches it is nothing, neither in the account nor in the warning's."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        t = net.a(x).flatten(2).mT
+        u = mask(t @ t.mT, torch.ones(36, 36, dtype=torch.bool).triu(1))
+        return net.f((t + u.softmax(-1) @ t).mean(1))
+
+    fused = Net(lambda net, x: net.f(((t := net.a(x).flatten(2).mT) + _causal(t)).mean(1)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = LRP(Net(forward), attention=attention)(drawn(), 1)
+        expected = LRP(fused, attention=attention)(drawn(), 1)
+    for key in ("biases", "gap", "ratio"):
+        torch.testing.assert_close(found.completeness[key], expected.completeness[key], rtol=1e-5, atol=1e-6)
+    messages = [str(w.message) for w in caught]
+    assert len(messages) == (2 if attention == "attnlrp" else 0)
+    assert not any("nan" in m for m in messages)
+
+
+def _causal(t: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(t, t, t, is_causal=True, scale=1.0)
+
+
 def test_averages_of_pixels_share_by_their_weights_alone() -> None:
     """A pool before the first layer: no division by what it put out, which may vanish."""
     for average in (

@@ -14,6 +14,7 @@ from backlit._errors import BacklitError
 from backlit.capture import LAYERS, Call, Rule, Site, propagate
 from backlit.rules import RuleTable
 from backlit.rules.exact import exact
+from backlit.rules.layer import finite
 from backlit.rules.structural import AtPixels
 from backlit.rules.table import rule_name
 
@@ -87,10 +88,10 @@ class _Watched:
         reads_pixels = getattr(self.rule, "reads_pixels", False)
         pixels = self.rule.pixels if isinstance(self.rule, AtPixels) else (reads_pixels,) * len(inputs)
         given = self.rule.given if isinstance(self.rule, AtPixels) else not self._multiplies()
-        lost = (g if given else g * y).sum()
+        lost = (g if given else g * finite(y)).sum()
         for m, x, is_relevance in zip(found, inputs, pixels, strict=False):
             if m is not None:
-                lost = lost - (m if is_relevance or given else m * x).sum()
+                lost = lost - (m if is_relevance or given else m * finite(x)).sum()
         extra = found[len(inputs)] if self.absorbs else None
         return lost if extra is None else lost - extra.sum()
 

@@ -143,12 +143,17 @@ def without_weights(
 
 def difference(g: Tensor, output: Tensor, inputs: tuple[Tensor, ...], grads: tuple[Tensor | None, ...]) -> Tensor:
     """``sum g output - sum m_i x_i``: what a call's constants take, apart by the dimensions that all its tensors share."""
-    pairs = [(g, output), *((-m, x) for m, x in zip(grads, inputs, strict=True) if m is not None)]
+    pairs = [(g, finite(output)), *((-m, finite(x)) for m, x in zip(grads, inputs, strict=True) if m is not None)]
     kept = 0
     while kept < 2 and all(y.dim() > kept and y.shape[kept] == output.shape[kept] for _, y in pairs):
         kept += 1
     sums = [(m * y).sum(tuple(range(kept, y.dim()))) if y.dim() > kept else m * y for m, y in pairs]
     return torch.stack(sums).sum(0)
+
+
+def finite(values: Tensor) -> Tensor:
+    """The values, zero where they are infinite: a mask before a softmax, whose multipliers are zero."""
+    return values if bool(values.isfinite().all()) else torch.where(values.isinf(), 0, values)
 
 
 def _weight_place(call: Call) -> str | None:
