@@ -538,6 +538,24 @@ def test_a_value_a_little_outside_of_the_box_is_its_own_bound() -> None:
         DeepTaylor(net, low=0.3, high=1.0)(x, 1)
 
 
+@pytest.mark.parametrize("method", [DeepTaylor, ExcitationBackprop])
+def test_what_only_a_shift_made_is_the_shifts(method: type) -> None:
+    """A layer whose inputs are all zero, without its bias in the sum: the norm's rounding is no contribution."""
+    torch.manual_seed(2)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 2)
+    )
+    with torch.no_grad():
+        net[0].bias.fill_(-100.0)
+        net[3].running_mean.normal_()
+        net[3].running_var.uniform_(0.1, 3)
+        net[3].bias.normal_()
+    found = method(net.double().eval())(drawn(), 1)
+    assert float(found.values.abs().max()) == 0
+    whole = found.output if method is DeepTaylor else torch.ones(2).double()
+    torch.testing.assert_close(found.completeness["biases"], whole)
+
+
 def test_an_image_without_any_signal_has_a_map_of_zeros() -> None:
     net = Net(lambda net, x: net.f(net.b(net.a(x).relu()).relu().mean((2, 3))), bias=False)
     for preset in presets.RELEVANCE:
