@@ -140,6 +140,30 @@ def _terms(net: nn.Sequential, x: Tensor, target: int) -> list[Tensor]:
     return [t[0].detach() for t in terms]
 
 
+def test_the_decomposition_is_the_logit_with_masked_attention() -> None:
+    """A mask of minus infinity adds nothing that reaches the logit."""
+
+    class Masked(nn.Module):
+        def __init__(self, mask: Any) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.fc, self.mask = nn.Conv2d(1, 4, 3), nn.Linear(4, 3), mask
+
+        def forward(self, x: Tensor) -> Tensor:
+            t = self.conv(x).flatten(2).mT
+            u = self.mask(t @ t.mT, torch.ones(16, 16, dtype=torch.bool).triu(1))
+            return self.fc((t + u.softmax(-1) @ t).mean(1))
+
+    for mask in (
+        lambda u, m: u.masked_fill(m, -torch.inf),
+        lambda u, m: torch.where(m, -torch.inf, u),
+        lambda u, m: u + torch.zeros_like(u).masked_fill(m, -torch.inf),
+    ):
+        assert_complete(
+            Masked(mask).double().eval(), torch.randn(2, 1, 6, 6, dtype=torch.float64), TARGET, process="raw"
+        )
+
+
 def test_the_map_is_the_authors_processing() -> None:
     net = _small()
     x = torch.randn(2, 3, 17, 21, dtype=torch.float64)

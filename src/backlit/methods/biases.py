@@ -23,6 +23,7 @@ from backlit.capture import CONVOLUTIONS, Call, Propagation, Tap, Trace, propaga
 from backlit.methods.base import Maps, Method, joined
 from backlit.rules import RuleTable
 from backlit.rules.exact import exact
+from backlit.rules.layer import finite
 
 Reader = Callable[[Call, Tensor], Tap | None]
 """``reader(call, output)``: what is read off the gradient of a site's output."""
@@ -86,7 +87,7 @@ def _constants(call: Call) -> Tensor | None:
 
 
 def _at_zero(call: Call) -> Tensor:
-    return call.run(*(torch.zeros_like(s) for s in call.signals))
+    return finite(call.run(*(torch.zeros_like(s) for s in call.signals)))
 
 
 def _derivative_along(call: Call, signals: tuple[Tensor, ...]) -> Tensor:
@@ -96,7 +97,7 @@ def _derivative_along(call: Call, signals: tuple[Tensor, ...]) -> Tensor:
         result = call.run(*leaves)
         u = torch.zeros_like(result, requires_grad=True)
         back = torch.autograd.grad(result, leaves, u, create_graph=True)
-        return torch.autograd.grad(back, u, signals)[0]
+        return torch.autograd.grad(back, u, tuple(finite(s) for s in signals))[0]
 
 
 class ImagesMoved(Exception):
