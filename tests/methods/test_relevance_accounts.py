@@ -421,6 +421,19 @@ def test_pixels_that_are_zero_have_relevance_however_the_first_layer_gets_them(
     assert float(other.completeness["gap"].abs().max()) < 1e-5 * float(other.output.abs().max())
 
 
+@pytest.mark.parametrize("preset", ["epsilon_plus_flat", "epsilon_gamma_box", "deep_taylor_unbounded"])
+def test_a_first_layer_without_one_tensor_of_weights_gives_pixels_relevance(preset: str) -> None:
+    """No weights, or two: the pixels still get relevance, not multipliers."""
+    weights = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    for gray in (
+        lambda x: torch.einsum("nchw->nhw", x),
+        lambda x: torch.einsum("nchw,c,c->nhw", x, weights, weights),
+    ):
+        net = Net(lambda net, x, gray=gray: net.f(net.a(gray(x)[:, None]).relu().mean((2, 3))), channels=1)
+        found = LRP(net, preset=preset)(drawn(), 1)
+        assert float(found.completeness["gap"].abs().max()) < 1e-6
+
+
 def test_a_sum_of_pixels_is_their_mean() -> None:
     """Whichever way it is written: not by values, which may cancel."""
     x = drawn().round().clamp(-1, 1)

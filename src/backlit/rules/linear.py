@@ -49,6 +49,8 @@ class LayerRule:
         layer = Layer.of(call, inputs)
         if layer is None:
             grads, absorbed = without_weights(g, inputs, output, call)
+            if self.reads_pixels:
+                grads = tuple(m if m is None else m * x for m, x in zip(grads, inputs, strict=True))
             return (*grads, absorbed)
         return self.through(g, output, layer)
 
