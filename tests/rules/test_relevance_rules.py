@@ -103,33 +103,6 @@ def test_a_rule_is_its_papers_formula_on_the_layers_matrix(layer: str, rule: str
     assert names == (["joined to its layer"] if norm else [])
 
 
-@pytest.mark.parametrize("rule", ["z_plus", "z_plus_bare", "alpha_beta", "gamma"])
-@pytest.mark.parametrize("norm", [False, True], ids=["", "batch norm"])
-@pytest.mark.parametrize("at_once", [7, 15, 27])
-def test_large_linear_layers_rectify_their_weights_in_blocks(
-    rule: str, norm: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Rows of the weights one by one, two by two, three and then one: the result is that of all at once."""
-    net = Net(nn.Linear(7, 4), norm)
-    x = torch.randn(3, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    table = tables.relevance("t", dense=RULES[rule][0], convolution=None)
-    several = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-
-    def maps() -> tuple[Tensor, ...]:
-        run = propagate(net, x, table)
-        one = run.gradient(several[0], to=(*run.inputs, run.unit), retain_graph=True)
-        return (*one, *run.gradient(several, to=(*run.inputs, run.unit)))
-
-    expected = maps()
-    calls = list[int]()
-    half = linear.half
-    monkeypatch.setattr(linear, "half", lambda weight, sign: calls.append(weight.numel()) or half(weight, sign))
-    monkeypatch.setattr(linear, "_AT_ONCE", at_once)
-    for found, whole in zip(maps(), expected, strict=True):
-        torch.testing.assert_close(found, whole)
-    assert max(calls) <= at_once
-
-
 def test_the_norm_joins_only_a_layer_that_it_alone_reads() -> None:
     class Twice(Net):
         def forward(self, x: Tensor) -> Tensor:
