@@ -434,6 +434,28 @@ def test_a_first_layer_without_one_tensor_of_weights_gives_pixels_relevance(pres
         assert float(found.completeness["gap"].abs().max()) < 1e-6
 
 
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
+        lambda x: F.pad(x, (1, 1, 1, 1), value=1.0),
+        lambda x: torch.cat([x[:, 1:], torch.ones_like(x[:, :1])], 1),
+        lambda x: torch.where(torch.arange(6) < 3, x, 0.5),
+        lambda x: F.fold(F.unfold(x, 3, padding=1), 6, 3, padding=1),
+        lambda x: F.avg_pool2d(x, 3, 1, 1),
+        lambda x: (x - 0.1) / 0.2,
+    ],
+)
+@pytest.mark.parametrize("preset", ["epsilon_plus", "epsilon_plus_flat", "deep_taylor_unbounded"])
+def test_several_classes_at_once_before_the_first_layer(cut: Callable[[Tensor], Tensor], preset: str) -> None:
+    net, x = Net(lambda net, x: net.f(net.a(cut(x)).relu().mean((2, 3)))), drawn()
+    together = LRP(net, preset=preset).each(x, [[0, 1], [2, 0]])
+    for t, target in enumerate(([0, 2], [1, 0])):
+        alone = LRP(net, preset=preset)(x, target)
+        torch.testing.assert_close(together[t].values, alone.values)
+        torch.testing.assert_close(together[t].completeness["biases"], alone.completeness["biases"])
+
+
 def test_a_sum_of_pixels_is_their_mean() -> None:
     """Whichever way it is written: not by values, which may cancel."""
     x = drawn().round().clamp(-1, 1)

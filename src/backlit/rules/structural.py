@@ -83,7 +83,7 @@ def moved(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> 
     """Pixels beside constants (``cat(x, coordinates)``): relevance goes where each came from; the constants take theirs."""
     grads = exact(g, inputs, output, call)
     ones = tuple(torch.ones_like(x) for x in inputs)
-    return (*grads, difference(g, torch.ones_like(g), ones, grads))
+    return (*grads, difference(g, torch.ones_like(output), ones, grads))
 
 
 moved.absorbs = True  # type: ignore[attr-defined]
