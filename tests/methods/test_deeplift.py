@@ -181,6 +181,49 @@ def test_reveal_cancel_is_the_papers_example_and_formula() -> None:
     assert found.coverage.count() == {"true": 1, "reveal_cancel": 2, "joined to its layer": 1}
 
 
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda z: z * (z > 0),
+        lambda z: z * (z.detach() > 0).to(z),
+        lambda z: torch.where(z > 0, z, 0),
+        lambda z: z.masked_fill((z < 0).expand_as(z), 0),
+    ],
+)
+def test_reveal_cancel_knows_a_relu_that_is_written_as_a_condition(act: Any) -> None:
+    """f(z0 + P) has its own sign, not that of the values that were seen; another condition keeps the rescale rule."""
+
+    class Written(nn.Module):
+        def __init__(self, act: Any) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.norm, self.fc, self.act = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(64, 2), act
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.act(self.norm(self.conv(x))).flatten(1))
+
+    x = torch.randn(3, 1, 6, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def explained(act: Any, rule: str, x: Tensor) -> Any:
+        return DeepLIFT(Written(act).double().eval(), rule=rule, reference="mean").each(x, [[0, 1]] * len(x))
+
+    for found, expected in zip(
+        explained(act, "reveal_cancel", x), explained(torch.relu, "reveal_cancel", x), strict=True
+    ):
+        torch.testing.assert_close(found.values, expected.values)
+
+    def odd(z: Tensor) -> Tensor:
+        return z * (z > 0.3)
+
+    for one, other in zip(explained(odd, "reveal_cancel", x), explained(odd, "reveal_cancel", x[:1]), strict=True):
+        torch.testing.assert_close(one.values[:1], other.values)
+        torch.testing.assert_close(one.completeness["ratio"], torch.ones(3).double())
+    for one, other in zip(
+        *(explained(lambda z: z * (z < 0), rule, x) for rule in ("reveal_cancel", "rescale")), strict=True
+    ):
+        torch.testing.assert_close(one.values, other.values)
+
+
 def test_reveal_cancel_hands_half_of_both_signs_to_a_unit_that_stands_still() -> None:
     """h = x1 - x2 does not change, but x1 and x2 do: its multiplier is the mean of those of both signs (Sec. 3.5.1)."""
     net = nn.Sequential(

@@ -193,10 +193,15 @@ def largest(g: Any, x: Tensors, y: Any, x0: Tensors, y0: Any, call: Call) -> Res
 def larger(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call: Call) -> Result:
     """Maximum and minimum of two signals: ``max(a, b) = b + relu(a - b)``, and the minimum is the rest of a + b."""
     d, d0 = x[0] - x[1], x0[0] - x0[1]
-    share = secant(d, d.clamp(min=0), d0, d0.clamp(min=0), lambda z: (z > 0).to(z.dtype))
+    share = secant(d, d.clamp(min=0), d0, d0.clamp(min=0), _step)
     if call.primitive.name == "minimum":
         share = 1 - share
     return (g * share).sum_to_size(x[0].shape), (g * (1 - share)).sum_to_size(x[1].shape)
+
+
+def _step(z: Tensor) -> Tensor:
+    """The ReLU's slope."""
+    return (z > 0).to(z.dtype)
 
 
 def middle(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call: Call) -> Result:
@@ -375,7 +380,7 @@ class RevealCancel:
     P and N are what raises and what lowers z from its reference: ``dy+ = [f(z0 + P) - f(z0) + f(z0 + P + N) - f(z0 + N)]
     / 2``, dy- alike; contributions above zero get ``dy+ / P``, the mean of two secants, those below ``dy- / N``. An
     activation that something else feeds, such as a residual add, has no contributions by sign to tell apart and keeps the
-    rescale rule.
+    rescale rule, and so does a condition written in the network where it is no ReLU's.
     """
 
     reference: Reference
@@ -394,9 +399,15 @@ class RevealCancel:
         changes = Layer(inputs[0] - x0, layer.weight, None, call, layer.place)
         up, down = Part.of(changes, 1), Part.of(changes, -1)
         z_up, z_down, z = z0 + up.z, z0 + down.z, z0 + up.z + down.z
-        y_up, y_down, y = after.run(z_up), after.run(z_down), after.run(z)
-        s_up = g * (secant(z_up, y_up, z0, y0, after) + secant(z, y, z_down, y_down, after)) / 2
-        s_down = g * (secant(z_down, y_down, z0, y0, after) + secant(z, y, z_up, y_up, after)) / 2
+        written = after.primitive.name in ("gate", "gated")  # its condition is that of the values that were seen
+        f, slope = (torch.relu, _step) if written else (after.run, after)
+        y_up, y_down, y = f(z_up), f(z_down), f(z)
+        s_up = g * (secant(z_up, y_up, z0, y0, slope) + secant(z, y, z_down, y_down, slope)) / 2
+        s_down = g * (secant(z_down, y_down, z0, y0, slope) + secant(z, y, z_up, y_up, slope)) / 2
+        if written:
+            is_relu = (y0 == f(z0)) & ((output - y).abs() <= 1e-4 * (z0.abs() + up.z - down.z))
+            plain = g * secant(z, output, z0, y0, after)
+            s_up, s_down = torch.where(is_relu, s_up, plain), torch.where(is_relu, s_down, plain)
         m = up.transposed(s_up) + down.transposed(s_down)
         still = changes.x == 0
         if bool(still.any()):
