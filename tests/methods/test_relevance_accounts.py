@@ -228,6 +228,7 @@ def _squashed_through_a_view(h: Tensor, s: Tensor) -> Tensor:
         lambda h, w: h * w.expand(len(h), -1, 6, 6).reshape_as(h),
         lambda h, w: h * w.expand(len(h), -1, 6, 6).contiguous().view_as(other=h),
         lambda h, w: h + (w.expand_as(h) - 1) * h,
+        lambda h, w: F.conv2d(h, w.view(4, 1, 1, 1).to(h), groups=4),  # as a weight, too
     ],
 )
 @pytest.mark.parametrize("method", [LRP, DeepTaylor, DMBP])
