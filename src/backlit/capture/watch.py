@@ -154,9 +154,8 @@ class Watch(TorchFunctionMode):
             if value in self._severed:
                 raise UnsupportedOp(refuse.SEVERED.format(self._severed[value]))
         depth = max(call.site.depths, default=0) + (call.site.primitive in LAYERS)
-        carried = call.primitive.name in CARRIERS and (
-            func in LIKE or len(call.places) == 1
-        )  # of two it is a new value
+        alone = func in LIKE or len(call.places) == 1  # of two signals it is a new value
+        carried = alone and call.primitive.name in CARRIERS
         maker = call.site.makers[0] if carried else call.primitive.name
         target = call.target if call.inplace else None
         if target is not None and target in self._split:
