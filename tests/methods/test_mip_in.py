@@ -87,6 +87,25 @@ def test_the_moments_do_not_depend_on_the_batches() -> None:
     assert float(solve(one, 0.01, "here").explained) == pytest.approx(1 - (left**2).sum() / total, rel=1e-9)
 
 
+def test_moments_of_some_classes_are_added_in_their_places() -> None:
+    s, x = drawn(2, 1, 20, 3), drawn(1, 20, 2)
+    apart, single = Moments(4, Sizes(1, 3, 2), s.device), Moments(1, Sizes(1, 3, 2), s.device)
+    for rows in (slice(0, 5), slice(5, 20)):  # neither in order nor side by side
+        apart.add(torch.tensor([3, 1]), s[:, :, rows], x[:, rows])
+        single.add(torch.tensor([0]), s[:1, :, rows], x[:, rows])
+    for name in ("count", "mean_s", "mean_x", "ss", "xs", "xx"):
+        kept = getattr(apart, name)
+        torch.testing.assert_close(kept[3], getattr(single, name)[0])
+        assert not bool(kept[[0, 2]].any())
+        assert bool(kept[1].any())
+
+
+def test_a_float64_network_far_from_zero_keeps_its_digits_in_products_of_float32() -> None:
+    net, x = sequential(nn.Flatten(), nn.Linear(12, 3)), drawn(60, 3, 2, 2)
+    found = [MIPIN.fit(net, [x + 1e6], precision=p).layers["linear[0]"]["weight"] for p in (torch.float64, torch.float32)]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
 def test_the_fit_does_not_depend_on_the_batches() -> None:
     net, x = cnn(), drawn(40, 2, 6, 6)
     one = MIPIN(net, fitted=MIPIN.fit(net, [x]))(x[:3], 1)

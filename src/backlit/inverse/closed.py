@@ -19,7 +19,7 @@ Closed = Callable[[Call, Sequence[Tensor], Sequence[Tensor | None], bool], list[
 
 
 def kept(call: Call, values: Sequence[Tensor], signals: Sequence[Tensor | None], bias: bool) -> list[Tensor]:
-    """An activation: what stands behind it is reconstructed as its output is, and gated by it (Eq. 9)."""
+    """An activation: what stands behind it is reconstructed as its output is, and gated by it (Eq. 9). Or a dropout at rest."""
     return [_only(signals)]
 
 

@@ -272,9 +272,8 @@ class _Fit:
             for one, images in who.for_learning(max(1, _AT_ONCE // (regression.row * len(signals[0])))):
                 images = images[known[images]]
                 if len(images):
-                    chosen = [s[:, images].to(self.options.precision) for s in signals]
-                    values = [t[images].to(self.options.precision) for t in targets]
-                    regression.learn(moments[name], one, chosen, values)
+                    chosen, wanted = [s[:, images] for s in signals], [t[images] for t in targets]
+                    regression.learn(moments[name], one, chosen, wanted)
 
         with torch.no_grad():
             go_back(self.part, values, fitted, who, learn=learn)

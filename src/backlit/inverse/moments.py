@@ -53,33 +53,52 @@ class Moments:
         if not s.shape[2]:
             return
         mean_s, mean_x = s.mean(2, dtype=torch.float64), x.mean(1, dtype=torch.float64)
-        s = (s.double() - mean_s[:, :, None]).to(self.precision)
-        x = (x.double() - mean_x[:, None]).to(self.precision)
+        s, x = self._centred(s, mean_s[:, :, None]), self._centred(x, mean_x[:, None])
         side_by_side = s.permute(1, 2, 0, 3).flatten(2)  # one product for all classes: they share the targets
         xs = (x.mT @ side_by_side).unflatten(2, (s.shape[0], -1)).permute(2, 0, 1, 3)
         self.merge(classes, s.shape[2], mean_s, mean_x, s.mT @ s, xs, (x * x).sum(1))
+
+    def _centred(self, values: Tensor, mean: Tensor) -> Tensor:
+        """Values without their mean, in the precision of the products; no digit is lost before the difference."""
+        wide = torch.promote_types(values.dtype, self.precision)
+        return (values.to(wide) - mean.to(wide)).to(self.precision)
 
     def merge(
         self, classes: Tensor, n: int, mean_s: Tensor, mean_x: Tensor, ss: Tensor, xs: Tensor, xx: Tensor
     ) -> None:
         """Add n rows by their means and their centred sums of products: (k, g, q, q), (k, g, m, q), (g, m)."""
-        old = self.count[classes]
-        share = n / (old + n)
-        step_s, step_x = mean_s - self.mean_s[classes], mean_x - self.mean_x[classes]
-        weight = (old * share)[:, None, None, None]
-        self.ss[classes] += ss.double() + weight * step_s[..., :, None] * step_s[..., None, :]
-        self.xs[classes] += xs.double() + weight * step_x[..., :, None] * step_s[..., None, :]
-        self.xx[classes] += xx.double() + weight[..., 0] * step_x**2
-        self.mean_s[classes] += share[:, None, None] * step_s
-        self.mean_x[classes] += share[:, None, None] * step_x
-        self.count[classes] += n
+        where = _where(classes)
+        count = self.count[where]
+        share = n / (count + n)
+        weight = (count * share)[:, None, None]
+        step_s, step_x = mean_s - self.mean_s[where], mean_x - self.mean_x[where]
+        for name, products, left in (("ss", ss, step_s), ("xs", xs, step_x)):
+            total = getattr(self, name)
+            some = total[where]
+            some += products
+            some.flatten(0, 1).baddbmm_((weight * left)[..., None].flatten(0, 1), step_s[..., None, :].flatten(0, 1))
+            if not isinstance(where, slice):
+                total[where] = some
+        self.xx[where] += xx.double() + weight * step_x**2
+        self.mean_s[where] += share[:, None, None] * step_s
+        self.mean_x[where] += share[:, None, None] * step_x
+        self.count[where] += n
 
     def of(self, classes: Tensor) -> Moments:
-        """Those of some classes, by a mask."""
+        """Those of some classes, by a mask; of all of them, these very ones."""
+        if bool(classes.all()):
+            return self
         some = Moments(0, self.sizes, self.count.device, self.precision)
         for name in ("count", "mean_s", "mean_x", "ss", "xs", "xx"):
             setattr(some, name, getattr(self, name)[classes])
         return some
+
+
+def _where(classes: Tensor) -> slice | Tensor:
+    """Classes as an index: a slice where they are one, which is written to in place."""
+    first, last = int(classes[0]), int(classes[-1])
+    one = last - first == len(classes) - 1 and bool((classes.diff() == 1).all())
+    return slice(first, last + 1) if one else classes
 
 
 @dataclass(frozen=True)
@@ -114,7 +133,8 @@ def solve(moments: Moments, ridge: float, name: str, *, relative: bool = False) 
     if relative:
         size = cov.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
         strength = max(ridge, 1e-12) * size + torch.finfo(cov.dtype).tiny
-    regular = cov + strength * torch.eye(q, dtype=cov.dtype, device=cov.device)
+    regular = cov.clone()
+    regular.diagonal(dim1=-2, dim2=-1).add_(strength[..., 0] if isinstance(strength, Tensor) else strength)
     factor, failed = torch.linalg.cholesky_ex(regular)
     if bool(failed.any()):
         raise InputError(
@@ -123,7 +143,8 @@ def solve(moments: Moments, ridge: float, name: str, *, relative: bool = False) 
         )
     weight = torch.cholesky_solve(cross.mT, factor).mT
     bias = moments.mean_x - (weight @ moments.mean_s[..., None])[..., 0]
-    gained = 2 * (weight * cross).sum((1, 2, 3)) - ((weight @ cov) * weight).sum((1, 2, 3))
+    # 2 W cross' - W cov W', where W cov = cross - strength W
+    gained = (weight * (cross + strength * weight)).sum((1, 2, 3))
     total = moments.xx.sum((1, 2)) / count[:, 0, 0, 0]
     few = moments.count <= q
     condition = None

@@ -194,10 +194,10 @@ class Transposed(_ByRows):
         x = x.unflatten(1, (self.groups, -1))
         n = len(x) * self.positions
         mean_x = x.mean((0, 3, 4), dtype=torch.float64)
-        x = (x.double() - mean_x[..., None, None]).to(x.dtype)
+        x = (x.double() - mean_x[..., None, None]).to(moments.precision)
         # Centred, but for the margin: another channel that says where S is makes up for it, in float64.
         mean = s.mean((1, 3, 4), dtype=torch.float64)
-        s = (s.double() - mean[:, None, :, None, None]).to(s.dtype)
+        s = (s.double() - mean[:, None, :, None, None]).to(moments.precision)
         there = s.new_ones(*s.shape[:2], self.groups, 1, *s.shape[3:])
         s = torch.cat([s.unflatten(2, (self.groups, -1)), there], 3).flatten(2, 3)
         v = self._padded(s.flatten(0, 1)).unflatten(0, s.shape[:2]).unflatten(2, (self.groups, -1))

@@ -9,14 +9,14 @@ from backlit.inverse.closed import Closed, averaged_back, kept, switched_back
 DENSE = frozenset({"linear", "matmul", "addmm"})
 CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 SUMS = frozenset({"add", "sub"})
-MOVES = frozenset("cat stack pad reshape permute slice expand copy where setitem dropout".split())
+MOVES = frozenset("cat stack pad reshape permute slice expand copy where setitem".split())
 _SELECTIONS = [p.name for p in PRIMITIVES if p.kind == "selection"]
 _AVERAGES = [p.name for p in PRIMITIVES if "avg_pool" in p.name] + "mean sum mul div neg add sub batch_norm".split()
 _NOT_MONOTONE = {"abs", "pow"}  # from their value one cannot tell the sign of what stood behind
 _ACTIVATIONS = [p.name for p in PRIMITIVES if p.kind == "activation" and p.name not in _NOT_MONOTONE]
 
 CLOSED: dict[str, Closed] = {
-    **dict.fromkeys(_ACTIVATIONS, kept),
+    **dict.fromkeys((*_ACTIVATIONS, "dropout"), kept),
     **dict.fromkeys(_AVERAGES, averaged_back),
     **dict.fromkeys(_SELECTIONS, switched_back),
 }
@@ -25,7 +25,7 @@ CLOSED: dict[str, Closed] = {
 NAMES = {
     **dict.fromkeys(DENSE, "regression"),
     **dict.fromkeys(CONVOLUTIONS, "transposed convolution"),
-    **dict.fromkeys(MOVES, "moved back"),
+    **dict.fromkeys((*MOVES, "dropout"), "moved back"),
     **dict.fromkeys(_ACTIVATIONS, "gate"),
     **dict.fromkeys(_AVERAGES, "averaged back"),
     **dict.fromkeys(_SELECTIONS, "switches"),
