@@ -102,7 +102,9 @@ def test_moments_of_some_classes_are_added_in_their_places() -> None:
 
 def test_a_float64_network_far_from_zero_keeps_its_digits_in_products_of_float32() -> None:
     net, x = sequential(nn.Flatten(), nn.Linear(12, 3)), drawn(60, 3, 2, 2)
-    found = [MIPIN.fit(net, [x + 1e6], precision=p).layers["linear[0]"]["weight"] for p in (torch.float64, torch.float32)]
+    found = [
+        MIPIN.fit(net, [x + 1e6], precision=p).layers["linear[0]"]["weight"] for p in (torch.float64, torch.float32)
+    ]
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 
