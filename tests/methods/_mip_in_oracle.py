@@ -88,6 +88,6 @@ class Inverse:
                     )
                 weight, shift = self.parameters[depth]
                 s = (rows @ weight.T + (shift if bias else 0)).transpose(0, 2, 1).reshape(x.shape)
-            if gate and depth > 0:
+            if gate and not all(isinstance(m, nn.Flatten) for m, _, _ in layers[:depth]):  # the image is not gated
                 s = s * (x != 0)
         return s

@@ -60,6 +60,40 @@ def test_equals_the_slow_derivation(name: str, samples: str) -> None:
             np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-7, atol=1e-9 * np.abs(theirs).max())
 
 
+def _head(inputs: int) -> nn.Sequential:
+    return sequential(nn.Flatten(), nn.Linear(inputs, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def _signals(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    return MIPIN(net, fitted=MIPIN.fit(net, [x])).signals(x[:4], 1)
+
+
+def test_a_scale_is_undone_with_its_constant_and_the_attribution_without() -> None:
+    norm, x, head = nn.BatchNorm2d(3).double().eval(), drawn(60, 3, 2, 2), _head(12)
+    for tensor, seed in ((norm.running_mean, 1), (norm.bias, 2), (norm.weight, 3)):
+        assert tensor is not None
+        tensor.data.copy_(drawn(3, seed=seed))
+    scale = (norm.weight / (1 + norm.eps) ** 0.5).detach().view(3, 1, 1)
+    shift = norm(torch.zeros(1, 3, 2, 2, dtype=torch.float64)).detach()
+    source, attribution = _signals(nn.Sequential(norm, *head).eval(), x)
+    below, alone = _signals(head, norm(x).detach())
+    torch.testing.assert_close(source, (below - shift) / scale)
+    torch.testing.assert_close(attribution, alone / scale)
+
+
+def test_copies_are_averaged_and_what_was_cut_off_is_zero() -> None:
+    x, head = drawn(60, 2, 3, 3), _head(32)
+    pad = nn.CircularPad2d((0, 1, 0, 1))
+    source, _ = _signals(nn.Sequential(pad, *head).eval(), x)
+    copies, _ = _signals(head, pad(x))
+    copies[:, :, 0] = (copies[:, :, 0] + copies[:, :, 3]) / 2
+    copies[:, :, :, 0] = (copies[:, :, :, 0] + copies[:, :, :, 3]) / 2
+    torch.testing.assert_close(source, copies[:, :, :3, :3])
+    source, _ = _signals(nn.Sequential(nn.ZeroPad2d(-1), *_head(2)).eval(), x)
+    assert bool((source[:, :, 1, 1] != 0).all())
+    assert int((source != 0).sum()) == 4 * 2
+
+
 def test_the_moments_do_not_depend_on_the_batches() -> None:
     s, x = drawn(2, 3, 50, 4) + 100, drawn(3, 50, 2, seed=1) - 50
     whole, parts = Moments(2, Sizes(3, 4, 2), s.device), Moments(2, Sizes(3, 4, 2), s.device)

@@ -79,9 +79,9 @@ class _Back:
                 return None
             found = joined
         (signal,) = found
-        own = slot == self._part.output or (slot in self._part.starts and not self._part.gated)
-        # A product of two floats: one with a bool takes seven times as long.
-        return signal * (self._values.slots[slot] != 0).to(signal.dtype) if self._gate and not own else signal
+        if not self._gate or slot in self._part.ungated:
+            return signal
+        return signal * (self._values.slots[slot] != 0).to(signal.dtype)  # a product with a bool takes far longer
 
     def _inverted(self, step: Step, signals: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         name, call = step.call.primitive.name, self._values.calls[step.name]

@@ -63,6 +63,7 @@ class Part:
         starts: The slots to reconstruct: the network's inputs, or one feature map.
         start: Their name, as the file keeps it.
         gated: Whether the reconstruction of the start itself is gated (Sec. 6.1.2: where it is a feature map).
+        ungated: The slots whose signals are not gated: the logits, and the image wherever it is flattened, moved or scaled.
         joins: The slots that are reconstructed several times.
         output: The slot of the logits.
         classes: How many there are.
@@ -75,6 +76,7 @@ class Part:
     starts: tuple[int, ...]
     start: str
     gated: bool
+    ungated: frozenset[int]
     joins: dict[int, Join]
     output: int
     classes: int
@@ -204,6 +206,7 @@ def find_part(model: nn.Module, inputs: tuple[Tensor, ...], start: str | None) -
         starts=starts,
         start=name,
         gated=start != INPUT,
+        ungated=frozenset({lean.output, *_images(steps, starts if start == INPUT else ())}),
         joins=_joins(steps, shapes, diagonal),
         output=lean.output,
         classes=classes,
@@ -234,6 +237,7 @@ def find_layers(model: nn.Module, inputs: tuple[Tensor, ...], wanted: Callable[[
         starts=lean.inputs,
         start=INPUT,
         gated=False,
+        ungated=frozenset(),
         joins={},
         output=lean.output,
         classes=int(output.shape[1]),
@@ -301,6 +305,16 @@ def _regression(node: Node, shapes: dict[int, tuple[int, ...]], channels: int | 
     if name in table.SUMS and len(node.sources) > 1:
         return Channels(output, 1, len(node.sources))
     return None
+
+
+def _images(steps: tuple[Step, ...], inputs: tuple[int, ...]) -> set[int]:
+    """The inputs, and the values that are still nothing but these images."""
+    found = set(inputs)
+    for step in reversed(steps):
+        read = {slot for slot, inside in zip(step.sources, step.inside, strict=True) if inside}
+        if step.regression is None and step.call.primitive.name in table.KEEPS_AN_IMAGE and read <= found:
+            found.update(step.outputs)
+    return found
 
 
 def _joins(steps: tuple[Step, ...], shapes: dict[int, tuple[int, ...]], diagonal: set[int]) -> dict[int, Join]:

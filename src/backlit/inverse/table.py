@@ -11,7 +11,8 @@ CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 SUMS = frozenset({"add", "sub"})
 MOVES = frozenset("cat stack pad reshape permute slice expand copy where setitem".split())
 _SELECTIONS = [p.name for p in PRIMITIVES if p.kind == "selection"]
-_AVERAGES = [p.name for p in PRIMITIVES if "avg_pool" in p.name] + "mean sum mul div neg add sub batch_norm".split()
+_SCALES = "mul div neg add sub batch_norm".split()
+_AVERAGES = [p.name for p in PRIMITIVES if "avg_pool" in p.name] + ["mean", "sum", *_SCALES]
 _NOT_MONOTONE = {"abs", "pow"}  # from their value one cannot tell the sign of what stood behind
 _ACTIVATIONS = [p.name for p in PRIMITIVES if p.kind == "activation" and p.name not in _NOT_MONOTONE]
 
@@ -21,6 +22,9 @@ CLOSED: dict[str, Closed] = {
     **dict.fromkeys(_SELECTIONS, switched_back),
 }
 """The inverses that need no data, of calls with one signal (a maximum may have two)."""
+
+KEEPS_AN_IMAGE = MOVES.union(_SCALES, ["dropout"])
+"""What leaves an image one: the same values elsewhere, or in another unit."""
 
 NAMES = {
     **dict.fromkeys(DENSE, "regression"),
