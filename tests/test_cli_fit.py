@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import backlit
+from backlit.cli.fit import Source, _data
 from backlit.inverse import Fitted
 from test_cli import command
 
@@ -50,6 +52,16 @@ def test_fit_then_explain_then_trace(digits: Path, tmp_path: Path) -> None:
     done = command("trace", "--method", "mip_in", "--fitted", inverse)
     assert "switches" in done.stdout
     assert "17 sites of digits under MIP-IN" in done.stdout.replace("\n", "")
+
+
+def test_a_limit_is_spread_over_the_embedded_digits() -> None:
+    assert backlit.models.digits.digits_images().labels.shape == (360,)
+    source = Source(None, "images", None, 36, 64, train=True)
+    (x, labels), *rest = _data(source, backlit.load_model("digits"))[0]
+    _, every = backlit.models.digits.digits_images()
+    assert not rest
+    assert len(x) == 36
+    assert torch.equal(labels, every[::10])
 
 
 @pytest.mark.parametrize(

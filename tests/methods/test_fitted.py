@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _fit_networks import cnn, drawn
+from _fit_networks import cnn, drawn, mlp
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backlit import MIPIN, FileError, InputError, PatternAttribution, PatternNet
+from backlit.inverse import Fitted
 
 Tensors = dict[str, Tensor]
 
@@ -94,6 +95,22 @@ def test_weights_may_be_buffers(method: type[MIPIN | PatternNet]) -> None:
         assert float(method(net, fitted=learned).attribute(x[:3].to(dtype), 1).abs().max()) > 0
 
 
+@pytest.mark.parametrize("method", [MIPIN, PatternNet])
+def test_parameters_are_placed_once_for_each_dtype(
+    method: type[MIPIN | PatternNet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, x = cnn(), drawn(30, 2, 6, 6)
+    learned, copies = method.fit(net, [x]), []
+    to = Fitted.to
+    monkeypatch.setattr(Fitted, "to", lambda self, *where: copies.append(where) or to(self, *where))
+    explain = method(net, fitted=learned)
+    for _ in range(3):
+        explain(x[:2], 1)
+    net.float()
+    assert explain(x[:2].float(), 1).values.dtype == torch.float32
+    assert [dtype for _, dtype in copies] == [torch.float64, torch.float32]
+
+
 class _One(nn.Module):
     """Reads the first of its two inputs."""
 
@@ -114,6 +131,19 @@ def test_an_input_that_nothing_reads_gets_zeros_for_each_target(method: type[MIP
         assert other.values.shape == (2, 1, 5, 5)
         assert not bool(other.values.any())
         assert float(one.values.abs().max()) > 0
+
+
+def test_a_feature_map_that_the_part_begins_with_is_gated_and_an_image_is_not() -> None:
+    net, x = cnn(), drawn(30, 2, 6, 6)
+    features = net[:5](x[:4])
+    assert bool((features == 0).any())
+    for signal in MIPIN(net, fitted=MIPIN.fit(net, [x], start="4")).signals(x[:4], 1):
+        assert torch.equal(signal != 0, features != 0)
+    dense, z = mlp(), drawn(30, 3, 2, 2)
+    method = MIPIN(dense, fitted=MIPIN.fit(dense, [z]))
+    z[:4, :, 1] = 0
+    for signal in method.signals(z[:4], 1):
+        assert bool((signal != 0).all())
 
 
 def test_signals_take_what_a_call_takes() -> None:

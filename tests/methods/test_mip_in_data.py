@@ -140,6 +140,14 @@ def test_a_pattern_fit_does_not_go_on_with_fewer_batches(tmp_path: Path, monkeyp
     assert len(PatternNet.fit(net, x, out=path).layers) == 3
 
 
+@pytest.mark.parametrize("plan", ["[1]", "null", '{"a"'])
+def test_a_damaged_folder_of_parts_is_refused(plan: str, tmp_path: Path) -> None:
+    (tmp_path / "x.parts").mkdir()
+    (tmp_path / "x.parts" / "plan.json").write_text(plan)
+    with pytest.raises(FileError, match=r"plan.json' is damaged .* Remove the folder to begin anew"):
+        MIPIN.fit(cnn(), [drawn(30, 2, 6, 6)], out=tmp_path / "x")
+
+
 def test_another_precision_of_the_network_is_another_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x, path = drawn(30, 2, 6, 6), tmp_path / "inverse.safetensors"
     _stop_after(monkeypatch, 1)
@@ -227,6 +235,36 @@ def test_not_finite_activations_name_the_batch() -> None:
         MIPIN.fit(net, huge.split(10))
 
 
+class _Branches(nn.Module):
+    """Does something else where its input is negative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(12, 3).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.flatten(1) if float(x.sum()) > 0 else x.flatten(1).tanh())
+
+
+def test_own_samples_without_labels_are_those_that_the_network_predicts() -> None:
+    net, x = mlp(), drawn(60, 3, 2, 2)
+    said = net(x).argmax(1)
+    for classes in ([2], [2, 1]):  # none is of class 0
+        found = MIPIN.fit(net, x.split(25), samples="own", classes=classes)
+        labelled = list(zip(x.split(25), said.split(25), strict=True))
+        expected = MIPIN.fit(net, labelled, samples="own", classes=classes)
+        for layer, tensors in expected.layers.items():
+            torch.testing.assert_close(found.layers[layer], tensors, rtol=1e-9, atol=1e-12)
+
+
+def test_labels_of_eight_bits_name_classes_beyond_them() -> None:
+    net, x, y = sequential(nn.Flatten(), nn.Linear(12, 300)), drawn(20, 3, 2, 2), 50 + torch.arange(20) % 2
+    for dtype in (torch.uint8, torch.int8):
+        found = MIPIN.fit(net, [(x, y.to(dtype))], samples="own", classes=[50, 51])
+        expected = MIPIN.fit(net, [(x, y)], samples="own", classes=[50, 51])
+        assert torch.equal(found.layers["linear[0]"]["weight"], expected.layers["linear[0]"]["weight"])
+
+
 def test_data_that_cannot_be_used() -> None:
     net, x = mlp(), drawn(20, 3, 2, 2)
     for data, message in (
@@ -254,11 +292,15 @@ def test_data_that_cannot_be_used() -> None:
         ):
             MIPIN.fit(net, [(x, torch.full((20,), wrong))], samples="own")
     assert MIPIN.fit(net, [x], classes=np.array([2, 0])).classes == (2, 0)
-    with pytest.raises(UnsupportedOp, match="other operations on these 20 images than before, or on other sizes"):
-        MIPIN.fit(
-            sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-            [drawn(20, 1, 5, 5), drawn(20, 1, 6, 6)],
-        )
+    with pytest.raises(UnsupportedOp, match="other operations on these 20 images than before"):
+        MIPIN.fit(_Branches().eval(), [x.abs(), -x.abs()])
+    for method in (MIPIN, PatternNet):
+        with pytest.raises(InputError, match="images of batch 1 must have the size of batch 0, 3x2x2, but have 3x4x4"):
+            method.fit(net, [x, drawn(20, 3, 4, 4)])  # as a network of dense layers would fail in its own words
+        with pytest.raises(InputError, match=r"'ridges' is no option of this fit: it has .*precision"):
+            method.fit(net, [x], ridges=1)
+        with pytest.raises(InputError, match=r"model must be a torch\.nn\.Module, but is NoneType"):
+            method.fit(None, [x])  # type: ignore[arg-type]
     for options, message in (
         ({"samples": "some"}, "samples must be 'all' or 'own'"),
         ({"ridge": -1}, "ridge must be a number from 0"),

@@ -190,7 +190,7 @@ def roar(
 @app.command()
 def fit(
     out: Annotated[
-        Path, typer.Option(help="The file to write; OUT.parts keeps finished layers meanwhile.", metavar="FILE")
+        Path, typer.Option(help="The file to write; OUT.parts keeps what is done meanwhile.", metavar="FILE")
     ],
     method: Annotated[str, typer.Option(help="mip_in or pattern (PatternNet and PatternAttribution).")] = "mip_in",
     model: Model = "digits",
@@ -229,7 +229,10 @@ def fit(
     device: Device = "cpu",
     dtype: DType = "float32",
 ) -> None:
-    """Learn from data what MIP-IN or the pattern methods need: one file. Interrupted, it goes on after the last whole layer."""
+    """Learn from data what MIP-IN or the pattern methods need: one file.
+
+    Interrupted, the same command goes on: mip_in after its last whole layer, pattern from its sums of ten seconds ago or so.
+    """
     from backlit.cli.fit import Source, run
 
     loaded = settings.load(model, weights, settings.Compute(device, dtype, 0), settings.preprocessing(size, mean, std))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -53,7 +54,7 @@ READERS: dict[str, Callable[[Source], Dataset]] = {
 
 
 def run(method: str, loaded: LoadedModel, source: Source, out: Path, options: dict[str, Any]) -> Fitted:
-    """Learn and write ``out``; finished layers are kept beside it until all are done.
+    """Learn and write ``out``; finished layers, or the sums so far, are kept beside it until all is done.
 
     Raises:
         InputError: If an argument, the data or the network cannot be used.
@@ -94,7 +95,9 @@ def _data(source: Source, loaded: LoadedModel) -> tuple[Any, str]:
     if source.folder is None:
         if loaded.name != "digits":
             raise InputError("data: name a folder; only the embedded model, digits, brings images of its own.")
-        images, labels = (part[: source.limit] for part in digits_images())
+        images, labels = digits_images()
+        count = min(source.limit or len(images), len(images))
+        images, labels = (part[torch.arange(count) * len(part) // count] for part in (images, labels))
         x = loaded.preprocess.batch(images)
         return list(zip(x.split(source.batch), labels.split(source.batch), strict=True)), f"{len(x)} embedded digits"
     if source.read == "images":
@@ -122,7 +125,7 @@ def _said_when_stopped(console: Console, out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        console.print(f"stopped; finished layers are in {out}.parts, and the same command goes on from there")
+        console.print(f"stopped; the same command goes on from what {out}.parts keeps")
         raise
 
 

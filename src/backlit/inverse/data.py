@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -54,7 +54,7 @@ class Digest:
         for x in batch.inputs:
             of_image = _mixed(of_image + _of_bits(x.flatten(1)))
         if batch.labels is not None:
-            of_image = _mixed(of_image + batch.labels.long() + 1)
+            of_image = _mixed(of_image + batch.labels + 1)
         self.hash = _wrapped(self.hash + int(of_image.sum()))
 
     def same(self, other: Digest) -> bool:
@@ -115,7 +115,7 @@ def batches(data: Data, model: nn.Module, classes: int | None = None, *, again: 
         InputError: If a batch is no batch of finite images, or its labels do not go with it; names the batch.
     """
     home = next((t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point()), None)
-    index = -1
+    index, sizes = -1, None
     for index, item in enumerate(data):
         images, labels = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
         inputs = tuple(images) if isinstance(images, (tuple, list)) else (images,)
@@ -125,6 +125,13 @@ def batches(data: Data, model: nn.Module, classes: int | None = None, *, again: 
         counts = ", ".join(str(len(x)) for x in inputs)
         if any(len(x) != n for x in inputs):
             raise InputError(f"data: the inputs of batch {index} must hold as many images each, but hold {counts}.")
+        sizes = sizes or tuple(x.shape[1:] for x in inputs)
+        for x, size in zip(inputs, sizes, strict=False):
+            if x.shape[1:] != size:
+                raise InputError(
+                    f"data: the images of batch {index} must have the size of batch 0, {_size(size)}, but have "
+                    f"{_size(x.shape[1:])}. Scale them to one size."
+                )
         if home is not None:
             inputs = tuple(x.to(home.device, home.dtype) for x in inputs)
         if labels is not None:
@@ -139,6 +146,10 @@ def batches(data: Data, model: nn.Module, classes: int | None = None, *, again: 
         raise InputError("data must hold at least one batch, but holds none.")
 
 
+def _size(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
 def _labels(labels: Any, n: int, index: int, classes: int | None) -> Tensor:
     try:
         found = torch.as_tensor(labels)
@@ -151,6 +162,7 @@ def _labels(labels: Any, n: int, index: int, classes: int | None) -> Tensor:
             f"data: the labels of batch {index} must be {n} class indices, one an image, but are {found.dtype} of shape "
             f"{tuple(found.shape)}."
         )
+    found = found.long()  # a class may lie beyond what a label of 8 bits holds
     wrong = found[(found < 0) | (found >= classes)] if classes is not None else found[:0]
     if len(wrong):
         raise InputError(

@@ -144,7 +144,7 @@ def solve(moments: Moments, ridge: float, name: str, *, relative: bool = False) 
     weight = torch.cholesky_solve(cross.mT, factor).mT
     bias = moments.mean_x - (weight @ moments.mean_s[..., None])[..., 0]
     # 2 W cross' - W cov W', where W cov = cross - strength W
-    gained = (weight * (cross + strength * weight)).sum((1, 2, 3))
+    gained = (weight * cross).sum((1, 2, 3)) + (strength * weight.square().sum((2, 3), keepdim=True)).sum((1, 2, 3))
     total = moments.xx.sum((1, 2)) / count[:, 0, 0, 0]
     few = moments.count <= q
     condition = None

@@ -100,8 +100,8 @@ def _alone(folder: Path, out: str | Path) -> Iterator[None]:
 
 def _check_plan(folder: Path, plan: dict[str, Any]) -> None:
     try:
-        found = json.loads((folder / _PLAN).read_text())
-    except (OSError, ValueError) as error:
+        found = dict(json.loads((folder / _PLAN).read_text()))
+    except (OSError, TypeError, ValueError) as error:
         raise FileError(
             f"out: {str(folder / _PLAN)!r} is damaged ({error}). Remove the folder to begin anew."
         ) from error

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from backlit._errors import InputError
+from backlit._errors import InputError, nearest
 from backlit.inverse import Fitted
+from backlit.inverse.artefact import Layers
 from backlit.inverse.data import Data
 from backlit.methods.base import Method, Options
 
@@ -24,6 +27,19 @@ class FittedOptions(Options):
     """
 
     fitted: Fitted | str | Path | None = None
+
+
+def check_fit(model: object, options: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse what no fit takes.
+
+    Raises:
+        InputError: If the model is no module, or an option is none that is ``known``.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, but is {type(model).__name__}.")
+    for key in options:
+        if key not in known:
+            raise InputError(f"{key!r} is no option of this fit: it has {', '.join(known)}.{nearest(key, known)}")
 
 
 class FittedMethod(Method):
@@ -52,6 +68,15 @@ class FittedMethod(Method):
         self.learned = found if isinstance(found, Fitted) else Fitted.load(found)
         self.learned.check_kind(self.artefact)
         self.learned.check_network(model)
+        self._placed: tuple[tuple[torch.device, torch.dtype], Layers] | None = None
+
+    def parameters(self, x: Tensor) -> Layers:
+        """What was learned, on the device and in the dtype of ``x``; copied there once, not for every map."""
+        wanted = (x.device, x.dtype)
+        placed = self._placed  # read once: other threads may write it
+        if placed is None or placed[0] != wanted:
+            placed = self._placed = (wanted, self.learned.to(*wanted))
+        return placed[1]
 
     def places(self, targets: Tensor) -> Tensor:
         """Where each target stands among the fitted classes.

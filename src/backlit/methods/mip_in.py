@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from backlit.inverse.part import INPUT, Part, Values, find_part
 from backlit.inverse.regressions import Parameters
 from backlit.inverse.signals import Who
 from backlit.methods.base import Maps, Target, activation_bytes
-from backlit.methods.fitted import FittedMethod
+from backlit.methods.fitted import FittedMethod, check_fit
 from backlit.methods.inputs import check_images, check_targets, pick
 
 
@@ -52,6 +53,7 @@ class MIPIN(FittedMethod):
 
         See :func:`backlit.inverse.fit_inverse`.
         """
+        check_fit(model, options, [f.name for f in fields(FitOptions)])
         return fit_inverse(model, data, FitOptions(**options), out=out, description=description, progress=progress)
 
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
@@ -107,7 +109,7 @@ class MIPIN(FittedMethod):
         with torch.no_grad():
             part = find_part(self.model, tuple(x[:1] for x in inputs), start)
             values = part.values(self.model, inputs)
-        fitted = self.learned.to(inputs[0].device, inputs[0].dtype)
+        fitted = self.parameters(inputs[0])
         missing = [name for name in part.regressions if name not in fitted]
         if missing:
             raise InputError(f"fitted lacks the layers {', '.join(missing)} of this network. Fit it again.")

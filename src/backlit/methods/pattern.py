@@ -16,7 +16,7 @@ from backlit.capture import Propagation, propagate
 from backlit.inverse import FitStep, Patterns, fit_patterns
 from backlit.inverse.data import Data
 from backlit.methods.base import Maps, activation_bytes, check
-from backlit.methods.fitted import FittedMethod, FittedOptions
+from backlit.methods.fitted import FittedMethod, FittedOptions, check_fit
 from backlit.methods.inputs import pick
 from backlit.rules.patterns import pattern_table
 
@@ -67,12 +67,13 @@ class PatternNet(FittedMethod):
         **options: Any,
     ) -> Patterns:
         """Learn the patterns; see :func:`backlit.inverse.fit_patterns`. PatternNet and PatternAttribution share them."""
+        check_fit(model, options, ["precision"])
         return fit_patterns(model, data, out=out, description=description, progress=progress, **options)
 
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
         self.learned.check_inputs(inputs)
         names = ("linear",) if self.options.estimator == "linear" else ("positive", "negative")
-        layers = self.learned.to(inputs[0].device, inputs[0].dtype)
+        layers = self.parameters(inputs[0])
         chosen = {layer: {name: found[name] for name in names} for layer, found in layers.items()}
         run = propagate(self.model, inputs, pattern_table(chosen, times_weight=self.times_weight), fold=True)
         targets = pick(run.output, targets)
