@@ -37,6 +37,19 @@ def test_an_interrupted_fit_goes_on_and_gives_the_same_bits(tmp_path: Path, fail
     assert [p.name for p in tmp_path.iterdir()] == ["inverse.safetensors"]
 
 
+def test_a_class_that_was_left_out_stays_out_after_an_interruption(tmp_path: Path) -> None:
+    net, x, y = mlp(), drawn(30, 3, 2, 2), torch.arange(30) % 3
+    net[5].weight.data[1] = 0
+    with pytest.warns(UserWarning, match="logit of class 1 is constant"):
+        whole = MIPIN.fit(net, Passes(x, y, None))
+    with pytest.raises(Stopped), pytest.warns(UserWarning, match="logit of class 1 is constant"):
+        MIPIN.fit(net, Passes(x, y, 2), out=tmp_path / "x")
+    resumed = MIPIN.fit(net, Passes(x, y, None), out=tmp_path / "x")
+    assert resumed.classes == whole.classes == (0, 2)
+    for layer, found in whole.layers.items():
+        torch.testing.assert_close(resumed.layers[layer], found)
+
+
 def test_a_fit_does_not_go_on_from_another_one(tmp_path: Path) -> None:
     net, x, y = cnn(), drawn(30, 2, 6, 6), torch.arange(30) % 3
     path = tmp_path / "inverse.safetensors"
