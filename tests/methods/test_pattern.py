@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from _fit_networks import sequential
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -227,3 +228,17 @@ def test_an_interrupted_fit_goes_on_and_gives_the_same_bits(tmp_path: Path, monk
         for name, value in found.items():
             assert torch.equal(resumed.layers[layer][name], value)
     assert resumed.facts == whole.facts
+
+
+@pytest.mark.parametrize(("kernel", "dilation"), [(3, 1), (4, 1), (3, 2), (2, 3)])
+def test_same_padding_is_what_it_pads_with(kernel: int, dilation: int) -> None:
+    head = [nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3)]
+    same = sequential(nn.Conv2d(2, 4, kernel, padding="same", dilation=dilation), *head)
+    bare = nn.Conv2d(2, 4, kernel, dilation=dilation).double()
+    bare.load_state_dict(same[0].state_dict())
+    before, reach = dilation * (kernel - 1) // 2, dilation * (kernel - 1)
+    twin = nn.Sequential(nn.ZeroPad2d((before, reach - before) * 2), bare, *head).eval()
+    x = drawn(40, 2, 6, 6)
+    found, expected = (PatternNet.fit(net, [x]).layers["conv2d[0]"] for net in (same, twin))
+    for name, pattern in expected.items():
+        torch.testing.assert_close(found[name], pattern)
