@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _fit_networks import cnn, drawn, mlp
+from _fit_networks import cnn, drawn, mlp, sequential
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -165,3 +165,13 @@ def test_signals_take_what_a_call_takes() -> None:
     ):
         with pytest.raises(InputError, match=message):
             method.signals(*arguments)  # type: ignore[arg-type]
+
+
+def test_the_source_signal_of_a_feature_map_is_drawn_with_its_signs_and_the_map_without() -> None:
+    net, x = sequential(nn.Conv2d(2, 3, 3), nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 3)), drawn(30, 2, 6, 6)
+    method = MIPIN(net, fitted=MIPIN.fit(net, [x], start="0"))
+    source, attribution = method.signals(x[:4], 1)
+    found = method(x[:4], 1)
+    for ours, signal in ((found.parts["source"], source), (found.values, attribution.relu())):
+        torch.testing.assert_close(ours, F.interpolate(signal.mean(1, keepdim=True), (6, 6), mode="bilinear"))
+    assert bool((source.mean(1) < 0).any())
