@@ -59,7 +59,7 @@ class Moments:
         self.merge(classes, s.shape[2], mean_s, mean_x, s.mT @ s, xs, (x * x).sum(1))
 
     def _centred(self, values: Tensor, mean: Tensor) -> Tensor:
-        """Values without their mean, in the precision of the products; no digit is lost before the difference."""
+        """Values without their mean, in the precision of the products; the difference is taken in the values' own."""
         wide = torch.promote_types(values.dtype, self.precision)
         return (values.to(wide) - mean.to(wide)).to(self.precision)
 
