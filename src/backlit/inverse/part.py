@@ -199,7 +199,7 @@ def find_part(model: nn.Module, inputs: tuple[Tensor, ...], start: str | None) -
             f"start must be a value that the logits depend on through operations, but is {start!r} ({name}). Name an earlier "
             "module."
         )
-    steps, diagonal, channels = _steps(chosen, starts, output, lean.output, shapes)
+    steps, channels = _steps(chosen, starts, output, lean.output, shapes)
     made = {node.call.site.name: (node.sources, node.outputs) for node in recording.nodes}
     return Part(
         steps=steps,
@@ -207,7 +207,7 @@ def find_part(model: nn.Module, inputs: tuple[Tensor, ...], start: str | None) -
         start=name,
         gated=start != INPUT,
         ungated=frozenset({lean.output, *_images(steps, starts if start == INPUT else ())}),
-        joins=_joins(steps, shapes, diagonal),
+        joins=_joins(steps, shapes),
         output=lean.output,
         classes=classes,
         channels=channels,
@@ -260,8 +260,8 @@ def _between(recording: Recording, starts: Sequence[int]) -> list[Node]:
 
 def _steps(
     nodes: list[Node], starts: tuple[int, ...], output: Tensor, last: int, shapes: dict[int, tuple[int, ...]]
-) -> tuple[tuple[Step, ...], set[int], tuple[int, ...]]:
-    """The steps; the slots whose signals hold each class in a channel of its own; these channels, where they end."""
+) -> tuple[tuple[Step, ...], tuple[int, ...]]:
+    """The steps; and the channels of the classes, where the signals that hold each in one of its own end."""
     n, classes = output.shape
     inside = {*starts, *(slot for node in nodes for slot in node.outputs)}
     reads = Counter(slot for node in nodes for slot in node.sources)
@@ -289,7 +289,7 @@ def _steps(
             + ". Begin behind them (start='a module path', or None for the last feature map), or explain the network without "
             "them, such as a softmax at its end."
         )
-    return tuple(steps), diagonal, tuple(channels or ())
+    return tuple(steps), tuple(channels or ())
 
 
 def _regression(node: Node, shapes: dict[int, tuple[int, ...]], channels: int | None) -> Regression | None:
@@ -317,7 +317,7 @@ def _images(steps: tuple[Step, ...], inputs: tuple[int, ...]) -> set[int]:
     return found
 
 
-def _joins(steps: tuple[Step, ...], shapes: dict[int, tuple[int, ...]], diagonal: set[int]) -> dict[int, Join]:
+def _joins(steps: tuple[Step, ...], shapes: dict[int, tuple[int, ...]]) -> dict[int, Join]:
     reads = Counter(slot for step in steps for slot, inside in zip(step.sources, step.inside, strict=True) if inside)
     makers = {slot: (step, i) for step in steps for i, slot in enumerate(step.outputs)}
 
@@ -328,10 +328,8 @@ def _joins(steps: tuple[Step, ...], shapes: dict[int, tuple[int, ...]], diagonal
         return f"join {step.name}" if len(step.outputs) == 1 else f"join {step.name} output {i}"
 
     joins = {
-        slot: Join(name(slot), Channels(shapes[slot], count, 1))
-        for slot, count in reads.items()
-        if count > 1 and slot not in diagonal
-    }
+        slot: Join(name(slot), Channels(shapes[slot], count, 1)) for slot, count in reads.items() if count > 1
+    }  # none holds the classes apart: why_mixed refuses what is read twice there
     assert len({join.name for join in joins.values()}) == len(joins), "one regression each"
     return joins
 
