@@ -305,6 +305,7 @@ def test_few_samples_are_warned_of_with_the_condition_number() -> None:
     assert len(texts) == 2
     assert re.search(r"linear\[1\] has 5 samples for 6 unknowns .* condition number is \d\.\de\+0\d", texts[0])
     assert "linear[0] has 5 samples for 8 unknowns" in texts[1]
+    assert {w.filename for w in found} == {__file__}, "the caller's line"
 
 
 def test_absent_classes_and_constant_outputs() -> None:

@@ -6,7 +6,6 @@ of activations and signals; never more than one batch of samples. Classes that d
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from math import inf
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from backlit._errors import InputError
 from backlit._version import __version__
+from backlit._warn import warn
 from backlit.inverse.artefact import Fitted, weights_of
 from backlit.inverse.chain import go_back
 from backlit.inverse.data import Batch, Data, Digest, batches, check_data, check_values
@@ -186,10 +186,9 @@ class _Fit:
         """The classes that are learned at once."""
         one = self.part.bytes_at_once
         if one > self.options.memory:
-            warnings.warn(
+            warn(
                 f"backlit: the moments of one class take {one:,} bytes, more than memory, which is {self.options.memory:,}; the "
-                "classes are learned one after the other. Begin at a later layer to need less.",
-                stacklevel=2,
+                "classes are learned one after the other. Begin at a later layer to need less."
             )
         size = max(1, self.options.memory // one)
         return [classes[i : i + size] for i in range(0, len(classes), size)]
@@ -324,7 +323,7 @@ class _Fit:
         text = f"the logit of class {', '.join(map(str, lost[:10]))}{' and others' * (len(lost) > 10)} {why}"
         if self.options.classes is not None:
             raise InputError(f"data: {text}, so there is nothing to learn for it. {way_out}, or leave the class out.")
-        warnings.warn(f"backlit: {text}; {len(lost)} of {len(classes)} classes are left out. {way_out}.", stacklevel=2)
+        warn(f"backlit: {text}; {len(lost)} of {len(classes)} classes are left out. {way_out}.")
 
     def _say(self, name: str, m: Moments, solution: Any) -> None:
         """Keep how well a layer was determined; warn if it hardly was."""
@@ -337,10 +336,9 @@ class _Fit:
             "condition": solution.condition,
         }
         if solution.condition is not None and q > 1:
-            warnings.warn(
+            warn(
                 f"backlit: {name} has {int(m.count.min())} samples for {q} unknowns and a constant; the condition number is "
-                f"{solution.condition:.1e}, and the ridge decides what the samples do not. Give more samples.",
-                stacklevel=2,
+                f"{solution.condition:.1e}, and the ridge decides what the samples do not. Give more samples."
             )
 
     def _same_data(self, digest: Digest) -> None:

@@ -80,8 +80,8 @@ class _Watched:
             lost = (got * y).sum() - sum((m * x).sum() for m, x in zip(found, xs, strict=True) if m is not None)
         else:
             lost = self._relevance_lost(got, y, inputs, found)
-        finite = all(bool(m.isfinite().all()) for m in found if m is not None)
-        self.leaks.append(Leak(self.site, rule_name(self.rule), float(lost), finite))
+        sound = all(bool(m.isfinite().all()) for m in found if m is not None)
+        self.leaks.append(Leak(self.site, rule_name(self.rule), float(lost), sound))
         return found
 
     def _relevance_lost(self, g: Tensor, y: Tensor, inputs: tuple[Tensor, ...], found: tuple[Any, ...]) -> Tensor:
