@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
 from pathlib import Path
 
-_HERE = str(Path(__file__).parent)
+_HERE = (str(Path(__file__).parent), contextlib.__file__)
+"""Where a caller is not: in Backlit, or in what enters a context for it."""
 
 
 def warn(text: str, category: type[Warning] = UserWarning) -> None:

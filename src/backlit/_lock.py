@@ -1,0 +1,73 @@
+"""One process at a time in a folder: the lock, and who holds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from backlit._errors import FileError
+from backlit._files import write_whole
+
+LOCK, HOLDER = "lock", "holder.json"
+
+
+@contextmanager
+def alone(hidden: Path, shown: Path, argument: str) -> Iterator[None]:
+    """Hold the lock in the folder ``hidden``, which the system lets go of when the process ends, however it ends.
+
+    Args:
+        hidden: An existing folder for the lock.
+        shown: What the lock is for, as errors name it.
+        argument: What errors call it.
+
+    Raises:
+        FileError: If another process or thread holds it; says which one.
+    """
+    lock = FileLock(hidden / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise FileError(
+            f"{argument}: {str(shown)!r} is in use by {_holder(hidden)}. Wait until it is done, or choose another name."
+        ) from error
+    except NotImplementedError:  # a file system without locks
+        pass
+    except OSError as error:
+        raise FileError(
+            f"{argument}: cannot lock {str(shown)!r} ({error.strerror or error}). Choose another folder."
+        ) from error
+    try:
+        write_whole(hidden / HOLDER, json.dumps(_this_process()).encode(), argument)
+        yield
+    finally:
+        with suppress(OSError):
+            (hidden / HOLDER).unlink()
+        lock.release()
+
+
+def _this_process() -> dict[str, str | int]:
+    command = (
+        " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv and sys.argv[0] else "an interactive session"
+    )
+    return {
+        "process": os.getpid(),
+        "host": socket.gethostname(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "command": command if len(command) <= 200 else f"{command[:197]}...",
+    }
+
+
+def _holder(hidden: Path) -> str:
+    try:
+        found = json.loads((hidden / HOLDER).read_text(encoding="utf-8"))
+        return f"process {found['process']} on {found['host']}, since {found['since']} ({found['command']})"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return "another process"

@@ -1,0 +1,279 @@
+"""The folder of one run: what was asked, what is finished, and one way to go on after an interruption.
+
+    asked = {"model": "digits", "pixels": digest, ...}      # plain JSON values: all that can change a number
+    with claim("out", "comparison", asked, files=("report.html",), folders=("maps",), force=False) as store:
+        journal = store.journal("results.jsonl")
+        finished = {row["image"]: row for row in journal.rows}      # of an earlier, interrupted call
+        if (path := store.sound("maps/cat.safetensors")) is None:   # missing, or not as it was written
+            path = store.write("maps/cat.safetensors", data)
+        journal.append({"image": "cat", "score": 0.5})              # on the disk when this returns
+    with reopen("out", "comparison") as store:                      # later, to add a file
+        store.write("report.html", page)
+
+What it promises:
+
+* **One process at a time.** The second is told which process holds the folder; a lock ends with its process.
+* **One run a folder.** Another plan is refused with what differs. ``force=True`` begins anew, and warns with the names of
+  the files that it replaces. A folder is free if it holds nothing but what a killed start left behind.
+* **Nobody else's file is replaced or removed.** Each file is listed with its sha256 before it takes its place
+  (``.backlit/files.jsonl``). Only what has a listed content under a listed name is Backlit's own. What was changed since is
+  set aside as NAME.bad with a warning; what was never listed is an error that names it. Links inside the folder are never
+  followed.
+* **Nothing damaged is used.** Files and lines of journals carry a checksum and the identity of the plan; what does not match
+  is reported, set aside, and to be computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from backlit._claim import DIGEST, FILES, HIDDEN, Claim, foreign, listed_files, plan_identity, read_plan
+from backlit._errors import FileError
+from backlit._files import PARTIAL, file_digest, make_folder, write_whole
+from backlit._journal import Journal, free_name, sound_entries
+from backlit._lock import HOLDER, LOCK, alone
+from backlit._version import __version__
+from backlit._warn import warn
+
+_JOURNAL = "journal"  # in the place of a checksum: its lines have their own
+
+
+class Store:
+    """The files of one run in one folder, while this process holds its lock; :func:`claim` makes it.
+
+    Attributes:
+        path: The folder.
+        plan: The identity of what was asked.
+
+    Args:
+        path: The folder.
+        plan: The identity of what was asked.
+        argument: What errors call the folder.
+        damaged: The list of files is damaged, so that a file which is not listed may be Backlit's: it is set aside.
+    """
+
+    def __init__(self, path: Path, plan: str, argument: str = "out", *, damaged: bool = False) -> None:
+        self.path, self.plan, self._argument, self._damaged = path, plan, argument, damaged
+        self._open_list()
+
+    def write(self, name: str, data: bytes) -> Path:
+        """Write a file whole, and list it; returns its path. ``name`` is relative and may have folders, by slash.
+
+        Raises:
+            FileError: If it cannot be written, or a file that Backlit did not write has that name.
+        """
+        path = self._make_way(name)
+        self._add(name, hashlib.sha256(data).hexdigest())
+        write_whole(path, data, self._argument)
+        return path
+
+    def sound(self, name: str) -> Path | None:
+        """Return the path of a file that is as this run wrote it; None if it is missing or changed.
+
+        One that was changed is set aside as NAME.bad, with a warning.
+
+        Raises:
+            FileError: If a file that Backlit did not write has that name.
+        """
+        path = self._at(name)
+        if not os.path.lexists(path):
+            return None
+        listed = self._listed.get(name)
+        digest = file_digest(path) if listed and path.is_file() and not path.is_symlink() else ""
+        if listed and listed[-1] == (self.plan, digest):
+            return path
+        if digest not in (known for _, known in listed or ()):  # else of an interrupted write: replaced by the next one
+            self._set_aside(name, path)
+        return None
+
+    def remove(self, name: str) -> None:
+        """Remove a file that this run wrote, if it is there."""
+        if self.sound(name) is not None:
+            self._at(name).unlink(missing_ok=True)
+
+    def journal(self, name: str) -> Journal:
+        """Open a journal of this run: its sound rows, and a place for more.
+
+        Raises:
+            FileError: If it cannot be read, or Backlit did not write it.
+        """
+        path = self._at(name)
+        if os.path.lexists(path) and not self._owns(name, path):
+            self._set_aside(name, path)
+        if name not in self._listed:
+            self._add(name, _JOURNAL)
+        return Journal(path, self.plan, argument=self._argument)
+
+    def dissolve(self) -> None:
+        """Remove all that Backlit wrote, and the folder, if nothing else is in it."""
+        folders = {self._at(name).parent for name in self._listed} - {self.path}
+        self.clear()
+        for name in (FILES, HOLDER, LOCK):
+            with suppress(OSError):  # Windows removes no open lock
+                (self.path / HIDDEN / name).unlink(missing_ok=True)
+        for folder in (*sorted(folders, reverse=True), self.path / HIDDEN, self.path):
+            with suppress(OSError):  # something else is in it
+                folder.rmdir()
+
+    @property
+    def there(self) -> list[str]:
+        """The listed files that exist."""
+        return [name for name in self._listed if os.path.lexists(self._at(name))]
+
+    def _open_list(self) -> None:
+        """Read the list of files: the plan and checksum of each time that one was written."""
+        self._list = Journal(self.path / HIDDEN / FILES, self.plan, any_plan=True, argument=self._argument)
+        self._listed: dict[str, list[tuple[str, str]]] = {}
+        for entry in listed_files(self._list.entries):
+            self._listed.setdefault(entry.row["file"], []).append((entry.plan, entry.row[DIGEST]))
+
+    def _add(self, name: str, digest: str) -> None:
+        self._list.append({"file": name, DIGEST: digest})
+        self._listed.setdefault(name, []).append((self.plan, digest))
+
+    def _at(self, name: str) -> Path:
+        """The path of a file, none of whose folders is a link."""
+        path = self.path
+        for part in PurePosixPath(name).parts[:-1]:
+            path = path / part
+            if path.is_symlink() or (path.exists() and not path.is_dir()):
+                raise foreign(path, self._argument)
+        return path / PurePosixPath(name).name
+
+    def _make_way(self, name: str) -> Path:
+        path = self._at(name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(
+                f"{self._argument}: cannot write to {str(path.parent)!r} ({error.strerror or error}). Choose another folder."
+            ) from error
+        if os.path.lexists(path) and not self._owns(name, path):
+            self._set_aside(name, path)
+        return path
+
+    def _owns(self, name: str, path: Path) -> bool:
+        """Whether a file is one that Backlit wrote, unchanged."""
+        if path.is_symlink() or not path.is_file():
+            return False
+        known = [digest for _, digest in self._listed.get(name, ())]
+        if not known or known[-1] == _JOURNAL:
+            entries = list(sound_entries(path))
+            return any(entries) or (bool(known) and not entries)
+        return file_digest(path) in known
+
+    def _set_aside(self, name: str, path: Path) -> None:
+        """Keep what cannot be used under another name.
+
+        Raises:
+            FileError: If it was never Backlit's.
+        """
+        if path.is_symlink() or not path.is_file() or not (name in self._listed or self._damaged):
+            raise foreign(path, self._argument)
+        there = free_name(path)
+        path.rename(there)
+        warn(f"{path} is not as it was written; it is kept as {there.name}, and made again where it is needed.")
+
+    def clear(self) -> None:
+        """Remove what Backlit wrote, the plan last; what was changed since is set aside. Begin a new list of files."""
+        for name in reversed(self.there):
+            path = self._at(name)
+            if self._owns(name, path) and self._whole(name, path):
+                path.unlink()
+            else:
+                self._set_aside(name, path)
+        self._list.path.unlink(missing_ok=True)
+        self._open_list()
+
+    def remove_partial(self, folders: Sequence[str]) -> None:
+        """Remove the temporary files that a killed process left."""
+        places = {self.path, self.path / HIDDEN, *(self.path / name for name in folders)}
+        places |= {self._at(name).parent for name in self._listed}
+        for path in (path for place in places if not place.is_symlink() for path in place.glob(PARTIAL)):
+            if path.is_file() and not path.is_symlink():
+                path.unlink()
+
+    def _whole(self, name: str, path: Path) -> bool:
+        """Whether nothing of a journal was changed; of another file its checksum has told."""
+        return self._listed[name][-1][1] != _JOURNAL or all(sound_entries(path))
+
+
+@contextmanager
+def claim(
+    path: str | Path,
+    kind: str,
+    asked: Mapping[str, Any],
+    *,
+    files: Sequence[str] = (),
+    folders: Sequence[str] = (),
+    plan_file: str = "plan.json",
+    force: bool | None = None,
+    argument: str = "out",
+) -> Iterator[Store]:
+    """Make a folder this run's own, or go on with what an earlier call left there; hold its lock meanwhile.
+
+    Args:
+        path: The folder; made if it is not there.
+        kind: What runs, as a noun: "comparison".
+        asked: All that can change a result, as plain JSON values.
+        files: Names that will be written: a file of somebody else's there is refused before anything runs.
+        folders: Folders in it that will be written to.
+        plan_file: Where ``asked`` is written.
+        force: Begin anew where another run is; None if the caller has no such option.
+        argument: What errors call the folder.
+
+    Raises:
+        FileError: If the folder cannot be written, is in use, or holds another run or other files.
+    """
+    text = json.dumps({"backlit": __version__, "kind": kind, **asked}, indent=1) + "\n"
+    wanted = Claim(Path(path), json.loads(text), (plan_file, *files), tuple(folders), force, argument)
+    wanted.anew()  # refuses before anything is written
+    make_folder(wanted.folder, argument)
+    with _locked(wanted.folder, argument):
+        anew, damaged = wanted.anew(), wanted.list_is_damaged
+        store = Store(wanted.folder, wanted.plan, argument, damaged=damaged)
+        store.remove_partial(folders)
+        if anew and store.there:
+            _say_replaced(wanted, store.there)
+            store.clear()
+        if store.sound(plan_file) is None:
+            store.write(plan_file, text.encode())
+        yield store
+
+
+@contextmanager
+def reopen(path: str | Path, kind: str, *, plan_file: str = "plan.json", argument: str = "out") -> Iterator[Store]:
+    """Hold the lock of a folder that :func:`claim` made, to add to it.
+
+    Raises:
+        FileError: If it is no such folder, or in use.
+    """
+    folder = Path(path)
+    found = read_plan(folder / plan_file)
+    if found is None or found.get("kind") != kind or not (folder / HIDDEN).is_dir():
+        raise FileError(f"{argument}: {str(path)!r} is no folder of a {kind}. Give the one that it was written to.")
+    with _locked(folder, argument):
+        yield Store(folder, plan_identity(found), argument)
+
+
+@contextmanager
+def _locked(folder: Path, argument: str) -> Iterator[None]:
+    hidden = folder / HIDDEN
+    if hidden.is_symlink():
+        raise foreign(hidden, argument)
+    make_folder(hidden, argument)
+    with alone(hidden, folder, argument):
+        yield
+
+
+def _say_replaced(wanted: Claim, names: list[str]) -> None:
+    some = ", ".join(names[:6]) + ", ..." * (len(names) > 6)
+    warn(
+        f"{wanted.argument}: {str(wanted.folder)!r} begins anew; force replaces {len(names)} files of the earlier run: {some}."
+    )
