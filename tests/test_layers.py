@@ -16,6 +16,8 @@ ORDER = [
         "_types",
         "_version",
         "_warn",
+        "_draws",
+        "_forward",
         "_files",
         "_journal",
         "_lock",

@@ -7,6 +7,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from backlit._errors import BacklitError
+from backlit._forward import forward
+
 _TAKES_IT: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
@@ -20,9 +23,10 @@ def fast_layout(network: nn.Module, x: Tensor) -> Tensor:
         return x
     if network not in _TAKES_IT:
         try:
-            with torch.no_grad():
-                network(x[:1].clone(memory_format=torch.channels_last))
+            forward(network, x[:1].contiguous(memory_format=torch.channels_last))
             _TAKES_IT[network] = True
-        except RuntimeError:
+        except BacklitError:
+            raise
+        except Exception:  # whatever the network raises for one image alone, or in this layout
             _TAKES_IT[network] = False
     return x.contiguous(memory_format=torch.channels_last) if _TAKES_IT[network] else x

@@ -1,4 +1,4 @@
-"""The properties of every method, on the embedded network; a new method is tested by being in METHODS."""
+"""The properties of every method and baseline, on the embedded network; a new one is tested by being in METHODS or BASELINES."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 import _properties as properties
 import backlit
 from backlit.inverse import Fitted
-from backlit.methods import METHODS, FittedMethod, Method
+from backlit.methods import BASELINES, METHODS, FittedMethod, Method
 
 
-@pytest.fixture(scope="module", params=METHODS, ids=lambda m: m.name)
+@pytest.fixture(scope="module", params=METHODS + BASELINES, ids=lambda m: m.name)
 def method(request: pytest.FixtureRequest) -> Method:
     network = backlit.load_model("digits", dtype="float64").network
     short: dict[str, Any] = {"steps": 3, "lr": 0.1} if request.param in (backlit.DMBP, backlit.LPR) else {}
@@ -51,6 +51,8 @@ def test_the_same_call_gives_the_same_map(method: Method, x: torch.Tensor) -> No
 
 
 def test_the_map_follows_the_target(method: Method, x: torch.Tensor) -> None:
+    if isinstance(method, BASELINES):
+        pytest.skip("a baseline promises no map of the target")
     properties.assert_sensitive_to_the_target(method, x, 3, 8)
 
 
@@ -68,7 +70,7 @@ def test_threads_do_not_disturb_each_other(method: Method, x: torch.Tensor) -> N
 
 def test_every_site_is_covered_and_the_result_says_where_it_comes_from(method: Method, x: torch.Tensor) -> None:
     explanation = method(x)
-    assert len(explanation.coverage.rows) == 17
+    assert len(explanation.coverage.rows) == (0 if isinstance(method, BASELINES) else 17)
     assert explanation.target.tolist() == method.model(x).argmax(1).tolist()
     torch.testing.assert_close(explanation.output, method.model(x).amax(1).detach())
     assert explanation.provenance["method"] == method.name

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from backlit._errors import BacklitError, FileError, InputError
 from backlit._files import write_whole
 from backlit._fingerprint import fingerprint
+from backlit._forward import forward
 from backlit._layout import fast_layout
 from backlit._random import image_bytes
 from backlit._version import __version__
@@ -238,8 +239,7 @@ class _Run:
     @cached_property
     def logits(self) -> Tensor:
         x = self.examples.inputs
-        with torch.no_grad():
-            found = [self.network(x[part].clone()) for part in self.blocks]
+        found = [forward(self.network, x[part]) for part in self.blocks]
         if not all(isinstance(y, Tensor) and y.dim() == 2 for y in found):
             kind = tuple(found[0].shape) if isinstance(found[0], Tensor) else type(found[0]).__name__
             raise InputError(f"model must give logits (n, k), but gives {kind}. Wrap it so that it returns them alone.")
@@ -470,13 +470,12 @@ class _Run:
 def _forward_seconds(network: nn.Module, x: Tensor) -> float:
     """Seconds of one forward pass, per image: the better of two."""
     found = []
-    with torch.no_grad():
-        for _ in range(2):
-            start = time.perf_counter()
-            network(x.clone())
-            if x.is_cuda:
-                torch.cuda.synchronize(x.device)
-            found.append(time.perf_counter() - start)
+    for _ in range(2):
+        start = time.perf_counter()
+        forward(network, x)
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        found.append(time.perf_counter() - start)
     return min(found) / len(x)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from backlit._errors import RuleMismatch
+from backlit._forward import unchanged
 from backlit.capture.canonical import Call
 from backlit.capture.fold import fold_plan, foldable
 from backlit.capture.refuse import check_model
@@ -149,7 +150,7 @@ def propagate(
 
     Raises:
         UnsupportedOp: If an operation on the signal cannot be seen or has no rule in the table.
-        ModelStateError: If the model is in train mode where that matters.
+        ModelStateError: If the model is in train mode where that matters, draws at random, or writes to its own tensors.
         InputError: If the output is not one (n, k) tensor of logits.
     """
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
@@ -160,7 +161,8 @@ def propagate(
         with torch.enable_grad():
             signals = tuple(leaf.clone() for leaf in leaves)  # the network may write to its input
         run = _Propagate(model, signals, rules, keep, plan, tap)
-        output = run.follow(model, signals)
+        with unchanged(model, leaves):
+            output = run.follow(model, signals)
         if planned is None or _same_calls(run.trace, planned):
             break
         (plan, _), planned = fold_plan(model, leaves), None  # it goes another way with all images than with one

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from backlit._errors import UnsupportedOp
+from backlit._forward import unchanged
 from backlit.capture.canonical import Call
 from backlit.capture.refuse import check_model
 from backlit.capture.sites import Trace
@@ -81,7 +82,8 @@ def record(model: nn.Module, inputs: tuple[Tensor, ...], former: Former) -> tupl
         # The inputs need gradients only so that values from unseen code betray themselves by their history.
         signals = tuple(x.detach().requires_grad_().clone() for x in inputs)
     run = _Record(model, signals, former)
-    output = run.follow(model, signals)
+    with unchanged(model, inputs):
+        output = run.follow(model, signals)
     nodes = tuple(run.nodes)
     recording = Recording(nodes, tuple(range(len(inputs))), run.slot(output), run.trace, frozenset(run.peeked))
     return recording.pruned(), output.detach()

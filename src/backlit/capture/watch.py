@@ -6,7 +6,6 @@ tensors or classes, and the mode stack of torch is per thread, so two threads ma
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakIdKeyDictionary
 
+from backlit._draws import module_path
 from backlit._errors import UnsupportedOp
 from backlit.capture import refuse
 from backlit.capture.canonical import Call, at, canonical, name_by_signals, places_of
@@ -241,21 +241,9 @@ class Watch(TorchFunctionMode):
         return f"{_name(func)} at {self._path() or '<model>'}"
 
     def _path(self) -> str:
-        """Dotted path of the innermost module whose forward is running in this thread.
-
-        Read from the Python stack rather than from module hooks: those are global, and would count other threads'.
-        """
-        frame = sys._getframe(1)
-        while frame is not None:
-            if frame.f_code is _CALL:
-                path = self._paths.get(id(frame.f_locals["self"]))
-                if path is not None:
-                    return path
-            frame = frame.f_back
-        return ""
+        return module_path(self._paths)
 
 
-_CALL = nn.Module._call_impl.__code__
 _OPEN = frozenset("torch.nn.functional torch.functional torch._tensor torch._jit_internal".split())
 
 

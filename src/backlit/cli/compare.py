@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from backlit._errors import BacklitError, FileError, InputError
+from backlit._forward import forward
 from backlit.bench.compare import compare
 from backlit.bench.comparison import Comparison
 from backlit.cli.explain import Failure, found_images, stems
@@ -166,8 +167,7 @@ def _images(source: Source, loaded: LoadedModel) -> tuple[Examples, str, list[Fa
         index = loaded.class_index(source.target)
         return Examples(x, torch.full((len(x),), index), names=names), f"class {loaded.class_names[index]}", failures
     parameter = next(loaded.network.parameters())
-    with torch.no_grad():
-        predicted = [int(loaded.network(one[None].to(parameter)).argmax()) for one in x]
+    predicted = [int(forward(loaded.network, one[None].to(parameter)).argmax()) for one in x]
     return Examples(x, torch.tensor(predicted), names=names), "predicted", failures
 
 

@@ -10,13 +10,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from backlit._errors import BacklitError, FileError, InputError
 from backlit._files import make_folder, write_whole
+from backlit._forward import forward
 from backlit.attribution import Attribution
 from backlit.cli.settings import Chosen, Compute
 from backlit.data.images import find_images, load_image
@@ -87,8 +87,7 @@ def _one_image(
     parameter = next(loaded.network.parameters())
     picture = load_image(image)
     x = loaded.preprocess(picture)[None].to(parameter.device, parameter.dtype)
-    with torch.no_grad():
-        logits = loaded.network(x)
+    logits = forward(loaded.network, x)
     classes = choose(logits[0])
     probabilities = logits.float().softmax(1)[0]
     rows = []

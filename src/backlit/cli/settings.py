@@ -148,8 +148,8 @@ def _with_options(
         known = option_names(kind)
         for text in texts:
             name, value = _pair(text)
-            owner, _, key = name.rpartition(".")
-            if key in known and (not owner or same_name(owner, kind.name) or same_name(owner, kind.__name__)):
+            owner, dot, key = name.rpartition(".")
+            if key in known and (not dot or same_name(owner, kind.name) or same_name(owner, kind.__name__)):
                 own[key] = value
                 rest.pop(text, None)
         kind.Options(**own)  # a value that cannot be is an error before any image is read

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from backlit._errors import InputError, ModelStateError
+from backlit._forward import forward
 from backlit.data.examples import check_classes, prepared
 from backlit.data.sample import Sample
 from backlit.models.preprocess import Preprocess
@@ -88,8 +89,7 @@ def probabilities(network: nn.Module, images: Float[Tensor, "n c h w"]) -> Float
     """
     like = next((p for p in network.parameters() if p.is_floating_point()), images)
     try:
-        with torch.no_grad():
-            logits = network(images.to(like.device, like.dtype))
+        logits = forward(network, images.to(like.device, like.dtype))
     except torch.OutOfMemoryError:  # says itself what is wrong: the batch, not the size, is too large
         raise
     except RuntimeError as error:

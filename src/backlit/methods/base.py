@@ -12,13 +12,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import InputError, nearest
+from backlit._errors import BacklitError, InputError, nearest
 from backlit._fingerprint import fingerprint
 from backlit._plain import plain
 from backlit._version import __version__
 from backlit.attribution import Attribution
 from backlit.capture import Coverage, Trace
-from backlit.methods.chunks import run_in_chunks
+from backlit.capture.refuse import check_model
+from backlit.methods.chunks import out_of_memory, run_in_chunks
 from backlit.methods.inputs import check_images, check_runs, check_targets, not_finite
 
 Target = int | Sequence[int] | Tensor | None
@@ -116,7 +117,8 @@ class Method(ABC):
 
         Raises:
             InputError: If an argument cannot be used.
-            ModelStateError: If the model is in train mode, on another device, or holds NaN.
+            ModelStateError: If the model is in train mode, draws at random, writes to its own tensors, is on another device,
+                or holds NaN.
             UnsupportedOp: If an operation of the model cannot be seen or has no rule.
         """
         return self._explained(inputs, target, several=False)[0]
@@ -145,6 +147,7 @@ class Method(ABC):
 
     def _maps(self, inputs: Any, target: Any, *, several: bool) -> tuple[tuple[Tensor, ...], Maps]:
         tensors = tuple(x.detach() for x in check_images(inputs, self.model))  # the caller's graph is not continued
+        check_model(self.model, tensors)
         n = tensors[0].shape[0]
         targets = check_targets(target, n, several=several)
         try:
@@ -155,8 +158,9 @@ class Method(ABC):
                 chunk=self.options.chunk,
                 device=tensors[0].device,
             )
-        except RuntimeError as error:
-            check_runs(self.model, tensors, error)
+        except Exception as error:
+            if not isinstance(error, BacklitError) and not out_of_memory(error):
+                check_runs(self.model, tensors, error)
             raise
         maps = joined(chunks)
         self._check_finite(maps)

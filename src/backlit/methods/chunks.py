@@ -52,7 +52,7 @@ def run_in_chunks(
         try:
             result = run(slice(start, min(start + size, n)))
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error) or size == 1:
+            if not out_of_memory(error) or size == 1:
                 raise
             size = max(1, min(size, n - start) // 2)
             chunk = chunk or size  # do not grow again to where it failed
@@ -80,7 +80,8 @@ def free_memory(device: torch.device) -> float:
         return 2.0**32
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the device, or the host, has no more memory."""
     text = str(error).lower()
     return (
         isinstance(error, (MemoryError, torch.OutOfMemoryError))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dis
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import InputError, ModelStateError
+from backlit._errors import BacklitError, InputError, ModelStateError
+from backlit._forward import forward
+from backlit.capture.refuse import check_output
 
 
 def check_images(inputs: Any, model: nn.Module) -> tuple[Tensor, ...]:
@@ -118,21 +122,48 @@ def pick(output: Tensor, targets: Tensor | None) -> Tensor:
     return targets.to(output.device)
 
 
-def check_runs(model: nn.Module, tensors: tuple[Tensor, ...], error: RuntimeError) -> None:
-    """Say it plainly if the model itself cannot run on these inputs.
+def check_runs(model: nn.Module, tensors: tuple[Tensor, ...], error: Exception) -> None:
+    """Say it plainly if the network itself cannot run on these inputs; an error that is its own is left to come through.
 
     Raises:
-        InputError: If a plain forward pass fails, too.
+        InputError: If an operation of torch fails in a plain forward pass, too.
     """
+    plain = why_not(model, tensors)
+    if plain is None or isinstance(plain, BacklitError) or not _by_torch(plain):
+        return
+    shapes = ", ".join(str(tuple(x.shape)) for x in tensors)
+    raise InputError(
+        f"inputs of shape {shapes} do not run through the model: {str(plain).rstrip('.')}. Check the number of channels and the "
+        "size that the model expects (its preprocessing says both)."
+    ) from error
+
+
+def why_not(model: nn.Module, tensors: tuple[Tensor, ...]) -> Exception | None:
+    """What keeps the network from giving one row for each image; None if nothing does."""
     try:
-        with torch.no_grad():
-            model(*(x[:1].clone() for x in tensors))
-    except (RuntimeError, ValueError, IndexError) as plain:
-        shapes = ", ".join(str(tuple(x.shape)) for x in tensors)
-        raise InputError(
-            f"inputs of shape {shapes} do not run through the model: {plain} Check the number of channels and the size "
-            "that the model expects (its preprocessing says both)."
-        ) from error
+        check_output(forward(model, *tensors), len(tensors[0]))
+    except Exception as error:
+        return error
+    return None
+
+
+def _by_torch(error: Exception) -> bool:
+    """Whether an operation of torch refused its arguments, rather than the network's own code by a raise statement."""
+    if type(error) not in (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError):
+        return False
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None:
+        return False
+    code = last.tb_frame.f_code
+    inside = code.co_filename.startswith(_TORCH)
+    if code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]:
+        return inside
+    return inside or type(error) is RuntimeError or (type(error) is IndexError and "dimension" in str(error).lower())
+
+
+_TORCH = str(Path(torch.__file__).parent)
 
 
 def not_finite(model: nn.Module, what: str) -> Exception:

@@ -11,27 +11,29 @@ from torch import Tensor, nn
 from backlit._errors import InputError, nearest
 from backlit.methods.base import Method
 
+_IGNORED = str.maketrans("", "", "-_ ")
+
 
 def find_method(name: str, methods: tuple[type[Method], ...]) -> type[Method]:
-    """The method of that name or class name, whatever its case, dashes and underscores.
+    """The method of that name or class name, whatever its case, dashes, underscores and spaces.
 
     Raises:
         InputError: If there is none; names the nearest.
     """
-    for method in methods:
+    for method in methods if isinstance(name, str) else ():
         if same_name(name, method.name) or same_name(name, method.__name__):
             return method
     known = [m.name for m in methods]
-    raise InputError(f"method must be one of {', '.join(known)}, but is {name!r}.{nearest(name, known)}")
+    raise InputError(f"method must be one of {', '.join(known)}, but is {name!r}.{nearest(str(name), known)}")
 
 
 def same_name(one: str, other: str) -> bool:
-    """The names agree but for case, dashes and underscores."""
+    """Whether the names agree but for case, dashes, underscores and spaces; any other sign counts."""
     return _key(one) == _key(other)
 
 
 def _key(name: str) -> str:
-    return "".join(c for c in name.lower() if c.isalnum())
+    return name.lower().translate(_IGNORED)
 
 
 def explain_with(

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from backlit._errors import InputError, UnsupportedOp
+from backlit._forward import forward
 from backlit._layout import fast_layout
 from backlit._types import Heatmap
 from backlit._warn import warn
@@ -299,7 +300,7 @@ class Learning:
         masks = [self._masks(a) for a in maps]
         names = list(masks[0])
         masked = tuple(torch.cat([x * m[k] for k in names]) for x, m in zip(self._inputs, masks, strict=True))
-        scores = self._score(self._model(*masked), len(names))
+        scores = self._score(forward(self._model, *masked, grad=True), len(names))
         hidden = torch.stack([torch.stack([(1 - m[k]).mean((1, 2, 3)) for k in names]).sum(0) for m in masks]).sum(0)
         positive = scores[0] - self._whole
         negative = self._whole - scores[1] if len(names) > 1 else torch.zeros_like(positive)

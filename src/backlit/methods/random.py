@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from backlit._forward import forward
 from backlit._random import image_bytes, stable_seed
 from backlit.capture import Coverage
+from backlit.capture.refuse import check_output
 from backlit.methods.base import Maps, Method
 from backlit.methods.inputs import pick
 
@@ -20,8 +22,8 @@ class Random(Method):
     source = "baseline"
 
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
-        with torch.no_grad():
-            output = self.model(*(x.clone() for x in inputs))
+        output = forward(self.model, *inputs)
+        check_output(output, len(inputs[0]))
         targets = pick(output, targets)
         return Maps(
             values=tuple(self._noise(x).expand(targets.shape[1], *x.shape).clone() for x in inputs),

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from backlit._errors import InputError
+from backlit._forward import forward
 from backlit.methods.base import check
 from backlit.methods.chunks import run_in_chunks
 from backlit.metrics.base import Metric, MetricOptions, Scores, to_numbers
@@ -244,7 +245,7 @@ class BoundaryAUC(BoundaryDependence):
     def right(self, network: nn.Module, examples: Examples) -> np.ndarray:
         x = examples.inputs
         predicted = run_in_chunks(
-            lambda part: network(x[part]).argmax(1),
+            lambda part: forward(network, x[part]).argmax(1),
             lambda _: x[0].numel() * x.element_size() * 64,
             n=len(x),
             chunk=self.options.chunk,

@@ -9,13 +9,13 @@ from backlit.metrics.base import Metric
 
 
 def find_metric(name: str) -> type[Metric]:
-    """The metric of that name or class name, whatever its case, dashes and underscores.
+    """The metric of that name or class name, whatever its case, dashes, underscores and spaces.
 
     Raises:
         InputError: If there is none; names the nearest.
     """
-    for metric in METRICS:
+    for metric in METRICS if isinstance(name, str) else ():
         if same_name(name, metric.name) or same_name(name, metric.__name__):
             return metric
     known = [m.name for m in METRICS]
-    raise InputError(f"metric must be one of {', '.join(known)}, but is {name!r}.{nearest(name, known)}")
+    raise InputError(f"metric must be one of {', '.join(known)}, but is {name!r}.{nearest(str(name), known)}")

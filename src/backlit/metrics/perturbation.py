@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backlit._errors import InputError
+from backlit._forward import forward
 from backlit._layout import fast_layout
 from backlit.attribution import Attribution
 from backlit.methods.base import check
@@ -210,7 +211,7 @@ class Perturbation(Metric):
 
         def run(part: slice) -> Tensor:
             images, which = make(part)
-            return self.read(network(images), examples, which.to(images.device))
+            return self.read(forward(network, images), examples, which.to(images.device))
 
         device = examples.inputs.device
         return torch.cat(run_in_chunks(run, lambda _: size, n=jobs, chunk=self.options.chunk, device=device))

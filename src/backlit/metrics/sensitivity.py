@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from backlit._errors import InputError
+from backlit._forward import forward
 from backlit._random import image_bytes, stable_seed
 from backlit.attribution import Attribution
 from backlit.methods.base import Method, check
@@ -81,8 +83,7 @@ class ClassSensitivity(Metric):
         self._classes(network, examples)
 
     def _classes(self, network: nn.Module, examples: Examples) -> tuple[int, int]:
-        with torch.no_grad():
-            k = int(network(examples.inputs[:1].clone()).shape[1])
+        k = int(forward(network, examples.inputs[:1]).shape[1])
         if k < 2:
             raise InputError(f"{self.title} needs a network with at least two classes, but this one has {k}.")
         if self.options.classes is None:
@@ -249,7 +250,7 @@ class Infidelity(_ByCaptum):
             return noise, x - noise
 
         found = _captum().infidelity(
-            network,
+            partial(forward, network),
             perturb,
             examples.inputs[i : i + 1],
             full[i : i + 1],

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from backlit._forward import forward
 from backlit.methods.chunks import run_in_chunks
 from backlit.metrics.base import Metric, Scores, to_numbers
 from backlit.metrics.examples import Examples
@@ -70,7 +71,7 @@ class PercentageChange(Metric):
     def _logits(self, network: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         size = x[0].numel() * x.element_size() * _FOOTPRINT
         found = run_in_chunks(
-            lambda part: network(x[part]).gather(1, target[part][:, None])[:, 0],
+            lambda part: forward(network, x[part]).gather(1, target[part][:, None])[:, 0],
             lambda _: size,
             n=len(x),
             chunk=self.options.chunk,
