@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,37 +14,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import backlit
-from backlit.cli import app, main
+from _commands import command
+from backlit.cli import app
 from backlit.cli.settings import methods as chosen_methods
 from backlit.methods import METHODS
-
-
-@dataclass
-class Done:
-    """What a command left: exit code and output."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def command(*words: object) -> Done:
-    """Run the command line in this process, as the installed script does."""
-    stdout, stderr = io.StringIO(), io.StringIO()
-    argv, columns = sys.argv, os.environ.get("COLUMNS")
-    sys.argv, os.environ["COLUMNS"] = ["backlit", *map(str, words)], "200"
-    code = 0
-    try:
-        with redirect_stdout(stdout), redirect_stderr(stderr):
-            main()
-    except SystemExit as error:
-        code = int(error.code or 0)
-    finally:
-        sys.argv = argv
-        os.environ.pop("COLUMNS")
-        if columns is not None:
-            os.environ["COLUMNS"] = columns
-    return Done(code, stdout.getvalue(), stderr.getvalue())
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 import backlit
+from _commands import command
 from backlit.metrics import METRICS
-from test_cli import command, digits  # noqa: F401  a fixture
+from test_cli import digits  # noqa: F401  a fixture
 
 QUICK = ("--methods", "random,grad_cam", "--metrics", "deletion", "--classes", 1)
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 import backlit
+from _commands import command
 from backlit.cli.fit import Source, _data
 from backlit.inverse import Fitted
-from test_cli import command
 
 
 @pytest.fixture(scope="module")

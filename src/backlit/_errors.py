@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class BacklitError(Exception):
@@ -28,6 +30,24 @@ class ModelStateError(BacklitError, ValueError):
 
 class FileError(BacklitError, OSError):
     """A file or folder cannot be read or written."""
+
+
+def reason(error: BaseException) -> str:
+    """Say in one line what somebody else's code failed with, and where: the type, the text, the innermost place."""
+    if isinstance(error, BacklitError):
+        return str(error)
+    try:
+        text = str(error)
+    except Exception:  # a broken __str__ must not hide the failure
+        text = "its text cannot be had"
+    if isinstance(error, SystemExit):
+        said = f"the code ended the program, sys.exit({text})"
+    elif isinstance(error, MemoryError) or "not enough memory" in text or "out of memory" in text:
+        said = f"there is not enough memory ({type(error).__name__}{text and ': '}{text})"
+    else:
+        said = f"{type(error).__name__}{text and ': '}{text}"
+    places = traceback.extract_tb(error.__traceback__)
+    return f"{said} ({Path(places[-1].filename).name}, line {places[-1].lineno})" if places else said
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import resource
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from PIL import Image
 
 from backlit._errors import InputError
 from backlit.models import Preprocess, PreprocessOptions
+from backlit.models.preprocess import Crop
 
 RNG = np.random.default_rng(0)
 PLAIN = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
@@ -142,6 +145,9 @@ def test_batch() -> None:
         ({"std": (1.0, 1.0, float("nan"))}, "std: must be 3 finite"),
         ({"std": (1.0, 0.0, 1.0)}, r"std: must be positive, found \(1.0, 0.0, 1.0\)"),
         ({"interpolation": "cubic"}, "interpolation: must be one of bilinear, bicubic, found 'cubic'"),
+        ({"mean": ("a", "b", "c")}, "mean: must be 3 finite"),
+        ({"mean": (10**400, 0, 0)}, "mean: must be 3 finite"),
+        ({"size": (8192, 8193)}, "size: must be at most 67108864 pixels .8192 x 8192., found 8192 x 8193"),
         ({"crop": "left"}, "crop: must be one of center, stretch, found 'left'"),
     ],
 )
@@ -178,3 +184,30 @@ class TestOptions:
     def test_no_number(self) -> None:
         with pytest.raises(InputError, match="size: must be a number or a list of 2 numbers, found '224'"):
             PreprocessOptions.of(size="224").apply(self.BASE)
+
+
+@pytest.mark.parametrize("crop", ["center", "stretch"])
+@pytest.mark.parametrize("shape", [(1, 5_000_000), (5_000_000, 1)])
+def test_a_thin_picture_is_refused_before_it_is_scaled(shape: tuple[int, int], crop: Crop) -> None:
+    """Scaled to cover 64 x 64, it would have 320 million pixels a row; stretched it needs no more than others."""
+    picture = Image.new("L", (shape[1], shape[0]), 128)
+    preprocess = Preprocess(size=(64, 64), crop=crop)
+    if crop == "stretch":
+        assert preprocess(picture).shape == (3, 64, 64)
+        return
+    started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=f"a picture of {shape[1]} x {shape[0]} pixels would be scaled to"):
+        preprocess(picture)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - started < 200_000  # KiB
+
+
+def test_a_long_picture_within_the_bound_is_cut() -> None:
+    columns = np.tile(np.arange(4000, dtype=np.uint16)[None, :] % 256, (4, 1)).astype(np.uint8)
+    x = Preprocess(size=(4, 4), mean=(0.0,), std=(1.0,), channels=1)(Image.fromarray(columns))
+    assert torch.equal(x[0], torch.from_numpy(columns[:, 1998:2002] / 255).float())
+
+
+@pytest.mark.parametrize("resize", [10**5, 10**9, 10**15])
+def test_a_resize_that_would_fill_the_memory(resize: int) -> None:
+    with pytest.raises(InputError, match="would be scaled to"):
+        Preprocess(size=(8, 8), resize=resize)(Image.new("L", (10, 10)))

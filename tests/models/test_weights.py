@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from backlit import load_model
 from backlit._errors import FileError, InputError, ModelStateError
 from backlit.models.weights import CLASSES_KEY, PREPROCESS_KEY, Weights, check_finite, load_state, read_weights
 
@@ -184,3 +185,47 @@ def test_infinite_in_any_dtype(dtype: torch.dtype) -> None:
     check_finite({"x": torch.ones(2).to(dtype), "n": torch.ones(2, dtype=torch.int64)})
     with pytest.raises(ModelStateError, match="'x' of the model has 2 NaN or Inf of 2 values"):
         check_finite({"x": torch.tensor([torch.inf, -torch.inf]).to(dtype)})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        '{"mean": ["a", "b", "c"]}',
+        '{"std": [[1], [1], [1]]}',
+        '{"mean": [true, 0, 0]}',
+        '{"mean": 1, "std": 0}',
+        '{"mean": {"a": 1}}',
+        '{"size": "large"}',
+        '{"size": 1000000000000}',
+        '{"size": [224, 1000000000000]}',
+        '{"size": [8, 8, 8]}',
+        '{"resize": "a"}',
+        '{"channels": "3"}',
+        '{"channels": [1]}',
+        '{"channels": 1000000000000, "mean": 0.5}',
+        '{"crop": []}',
+        '{"crop": {"a": 1}}',
+        '{"interpolation": []}',
+        '{"interpolation": {"a": 1}}',
+        '{"interpolation": "nearest"}',
+        '{"size": 8, "size": 9}',
+        '{"size": NaN}',
+        '{"mean": ' + "[" * 20_000 + "]" * 20_000 + "}",
+        '{"other": 1}',
+        "[1, 2]",
+        "3",
+        "null",
+    ],
+)
+def test_metadata_of_other_kinds_is_named_with_its_file(tmp_path, options: str) -> None:
+    state = {name: value.clone() for name, value in load_model("digits").network.state_dict().items()}
+    save_file(state, tmp_path / "w.safetensors", {"backlit.preprocess": options})
+    with pytest.raises(FileError, match=r"w\.safetensors': its metadata entry 'backlit.preprocess' cannot be used"):
+        load_model("digits", weights=tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("names", ['"ab"', "5", '{"a": 1}', "[1, 2]", "[[]]", "null", "[" * 20_000])
+def test_class_names_of_other_kinds(tmp_path, names: str) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors", {"backlit.class_names": names})
+    with pytest.raises(FileError, match=r"its metadata entry 'backlit\.class_names' cannot be used"):
+        read_weights(tmp_path / "w.safetensors")

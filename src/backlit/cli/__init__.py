@@ -3,16 +3,57 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
+from typer.core import TyperGroup
 
-from backlit._errors import BacklitError
+from backlit._errors import BacklitError, FileError, InputError, reason
 from backlit._version import __version__
 from backlit.cli import settings
+from backlit.cli.console import clean, console, warnings_said
+from backlit.cli.stopping import Stopped, asked_to_stop, exit_code, watched
+
+
+class _Commands(TyperGroup):
+    """The commands; what stops one is said here, before typer makes a bare exit code of it."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except (BacklitError, Stopped, typer.Exit, BrokenPipeError):
+            raise
+        except BaseException as error:
+            if asked_to_stop(error):
+                console(stderr=True).print("stopped; what was written before is kept")
+                raise Stopped from error
+            if (said := _said(error)) is None:
+                raise
+            raise said from error
+
+
+def _said(error: BaseException) -> BacklitError | None:
+    """What the user is told of an error of his model's code or of his machine; None for one of Backlit's own."""
+    if isinstance(error, MemoryError) or "not enough memory" in reason(error):
+        return InputError(
+            f"{reason(error)}. Give fewer or smaller images, a smaller batch or chunk, or another device."
+        )
+    if isinstance(error, OSError):
+        return FileError(f"{error.strerror or error}{f': {error.filename!r}' if error.filename else ''}.")
+    through = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    if "_call_impl" in through:  # a module's call: the network's own forward pass
+        return InputError(f"model: its forward pass failed: {reason(error)}.")
+    if not isinstance(error, Exception):
+        return InputError(f"model: its code failed: {reason(error)}.")
+    return None
+
 
 app = typer.Typer(
+    cls=_Commands,
     help="Which pixels made this network say that? Attribution maps by modified and learned back-propagation.",
     no_args_is_help=True,
     add_completion=False,
@@ -22,7 +63,10 @@ app = typer.Typer(
 
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")]
 DType = Annotated[str, typer.Option(help="Precision: float32, float64, bfloat16.")]
-Seed = Annotated[int, typer.Option(help="Seed of whatever is drawn; recorded with every result.")]
+_MOST_SEED = 2**63 - 1  # what torch and NumPy take, both
+Seed = Annotated[
+    int, typer.Option(help="Seed of whatever is drawn; recorded with every result.", min=0, max=_MOST_SEED)
+]
 Model = Annotated[
     str, typer.Option(help='"digits" (embedded), a torchvision name ("resnet50"), "timm:NAME", or "module:function".')
 ]
@@ -153,14 +197,14 @@ def roar(
     fractions: Annotated[
         str, typer.Option(help="Shares of the pixels to remove, by comma.")
     ] = "0.4,0.5,0.6,0.7,0.8,0.9",
-    seeds: Annotated[int, typer.Option(help="Number of retrainings of each.", min=1)] = 3,
-    epochs: Annotated[int, typer.Option(help="Epochs of each training.")] = 30,
-    batch: Annotated[int, typer.Option(help="Images a step.")] = 128,
+    seeds: Annotated[int, typer.Option(help="Number of retrainings of each.", min=1, max=1000)] = 3,
+    epochs: Annotated[int, typer.Option(help="Epochs of each training.", min=1, max=100_000)] = 30,
+    batch: Annotated[int, typer.Option(help="Images a step.", min=1)] = 128,
     optimizer: Annotated[str, typer.Option(help="adamw, adam or sgd.")] = "adamw",
     learning_rate: Annotated[float, typer.Option(help="Of the first step; goes down to 0 by a cosine.")] = 1e-3,
     weight_decay: Annotated[float, typer.Option(help="As the optimizer means it.")] = 1e-2,
     flip: Annotated[bool, typer.Option("--flip", help="Mirror training images at random.")] = False,
-    width: Annotated[int, typer.Option(help="Channels of the network's first convolution.", min=1)] = 32,
+    width: Annotated[int, typer.Option(help="Channels of the network's first convolution.", min=1, max=4096)] = 32,
     dropout: Annotated[float, typer.Option(help="Share of activations dropped in training.", min=0, max=0.9)] = 0.0,
     replacement: Annotated[str, typer.Option(help="What removed pixels become: mean or zero.")] = "mean",
     reduce: Annotated[str, typer.Option(help="Channels to one number a pixel: sum, abs, max or norm.")] = "sum",
@@ -174,7 +218,7 @@ def roar(
     limit: Annotated[int | None, typer.Option(help="Images of each part to take, for a trial.", min=1)] = None,
     out: Annotated[Path, typer.Option(help="Folder for ranks, trainings and the table.")] = Path("backlit-roar"),
     device: Device = "cpu",
-    seed: Annotated[int, typer.Option(help="Seed of what methods draw.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of what methods draw.", min=0, max=_MOST_SEED)] = 0,
 ) -> None:
     """Remove each method's most important pixels, retrain, test (ROAR). Interrupted, it goes on from the last whole epoch."""
     from backlit.bench.roar import RoarOptions, TrainingOptions
@@ -242,7 +286,8 @@ def fit(
         own["start"] = None
     if classes is not None:
         own["classes"] = settings.whole_numbers("classes", classes)
-    run(method, loaded, Source(data, read, class_index, limit, batch, not test), out, own)
+    if run(method, loaded, Source(data, read, class_index, limit, batch, not test), out, own):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -284,12 +329,15 @@ def trace(
 
 
 def main() -> None:
-    """Run the command line; errors that Backlit foresees become one message and exit code 2."""
-    try:
-        app()
-    except BacklitError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        typer.secho("stopped; what was written before is kept", err=True)
-        sys.exit(130)
+    """Run the command line; errors that Backlit foresees become one message and exit code 2, an interruption 130 or 143."""
+    for stream in (sys.stdout, sys.stderr):
+        if (change := getattr(stream, "reconfigure", None)) is not None:
+            change(errors="backslashreplace")  # a name that the terminal cannot show is no reason to stop
+    with watched(), warnings_said(console(stderr=True)):
+        try:
+            app()
+        except BacklitError as error:
+            console(stderr=True).print(Text(clean(f"error: {error}"), "red"))
+            sys.exit(2)
+        except (Stopped, KeyboardInterrupt):
+            sys.exit(exit_code())

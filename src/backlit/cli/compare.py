@@ -11,21 +11,25 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 from rich.table import Table
 
-from backlit._errors import BacklitError, FileError, InputError
-from backlit._forward import forward
+from backlit._errors import FileError, InputError
 from backlit.bench.compare import compare
 from backlit.bench.comparison import Comparison
+from backlit.cli.console import Description, bars, console, say_failed, shown
+from backlit.cli.culprit import culprit_named
 from backlit.cli.explain import Failure, found_images, stems
-from backlit.cli.settings import Chosen, Compute
+from backlit.cli.settings import Chosen, Compute, logits_of
+from backlit.cli.stopping import one_failure, said_when_stopped
 from backlit.data import CIFAR10, MNIST, VOC, ImageFolder, ImageNet, load_batch, load_examples, mosaics, take
 from backlit.data.sample import Dataset
 from backlit.metrics import Examples, Metric
 from backlit.models import LoadedModel
 from backlit.models.digits import demo_scenes
 from backlit.report.comparison import write_report
+
+_KEPT = "what is done is kept, and the same command goes on from there"
 
 
 @dataclass(frozen=True)
@@ -79,15 +83,18 @@ def run(
         InputError: If a metric needs what the images lack, or an argument cannot be used.
         FileError: If there is no image, or ``out`` holds something else.
     """
-    console = Console()
+    into = console()
     examples, target, failures = read(source, loaded)
     for failure in failures:
-        console.print(f"[red]left out[/red] {failure.image}: {failure.error}", highlight=False)
-    parameter = next(loaded.network.parameters())
-    with _said_when_stopped(console), _progress(console) as (progress, step):
+        say_failed(into, "left out", failure.image, failure.error)
+    with (
+        said_when_stopped(lambda: _KEPT),
+        culprit_named(loaded, lambda: zip(examples.names, examples.inputs, strict=True)),
+        _progress(into) as (progress, step),
+    ):
         found = compare(
             loaded,
-            examples.to(parameter.device, parameter.dtype),
+            _placed(examples, loaded),
             {c.method.name: c.method(loaded.network, **c.options, **_stepped(c, step)) for c in methods},
             metrics,
             out=out,
@@ -98,9 +105,16 @@ def run(
         )
     page = out / "report.html"
     write_report(page, found)
-    _print(found, console)
-    console.print(f"open {os.path.relpath(page)}", soft_wrap=True)
+    _print(found, into)
+    into.print(f"open {shown(os.path.relpath(page))}")
+    if failures:
+        into.print(f"{len(failures)} of {len(failures) + len(examples)} images were left out, as said above")
     return failures
+
+
+def _placed(examples: Examples, loaded: LoadedModel) -> Examples:
+    like = loaded.placed(examples.inputs[:1])
+    return examples.to(like.device, like.dtype)
 
 
 def read(source: Source, loaded: LoadedModel) -> tuple[Examples, str, list[Failure]]:
@@ -152,33 +166,30 @@ def _scenes(loaded: LoadedModel, limit: int | None) -> Examples:
 
 def _images(source: Source, loaded: LoadedModel) -> tuple[Examples, str, list[Failure]]:
     files, failures = found_images(list(source.paths))
-    batch, names, named = [], [], stems(files)
+    batch, names, predicted, named = [], [], [], stems(files)
     wanted = len(files) if source.limit is None else min(source.limit, len(files))
+    index = None if source.target == "predicted" else loaded.class_index(source.target)
     for file in (files[i * len(files) // wanted] for i in range(wanted)):
-        try:
-            batch.append(load_batch([file], loaded.preprocess))
+        with one_failure(lambda why, file=file: failures.append(Failure(shown(file), why))):
+            x = load_batch([file], loaded.preprocess)
+            logits = logits_of(loaded, x)  # also where the class is given: an image that the model fails on is left out
+            predicted.append(int(logits[0].argmax()) if index is None else index)
+            batch.append(x)
             names.append(named[file])
-        except BacklitError as error:
-            failures.append(Failure(str(file), str(error)))
     if not batch:
         raise FileError("IMAGES: none can be read: " + " ".join(f.error for f in failures[:3]))
-    x = torch.cat(batch)
-    if source.target != "predicted":
-        index = loaded.class_index(source.target)
-        return Examples(x, torch.full((len(x),), index), names=names), f"class {loaded.class_names[index]}", failures
-    parameter = next(loaded.network.parameters())
-    predicted = [int(forward(loaded.network, one[None].to(parameter)).argmax()) for one in x]
-    return Examples(x, torch.tensor(predicted), names=names), "predicted", failures
+    target = "predicted" if index is None else f"class {loaded.class_names[index]}"
+    return Examples(torch.cat(batch), torch.tensor(predicted), names=names), target, failures
 
 
-def _print(found: Comparison, console: Console) -> None:
+def _print(found: Comparison, into: Console) -> None:
     """The ranking, a row a metric: the three best, and how sure the first place is."""
     table = Table("metric", "best", "second", "third", "first over second")
     for protocol in found.protocols:
         rows = [r for r in found.ranking.iter_rows(named=True) if r["metric"] == protocol["metric"]]
         cells = [f"{r['method']} {_number(r['value'])}" for r in rows[:3]]
         table.add_row(protocol["title"], *cells, *[""] * (3 - len(cells)), _certainty(found, protocol["metric"], rows))
-    console.print(table)
+    into.print(table)
 
 
 def _certainty(found: Comparison, metric: str, rows: list[dict]) -> str:
@@ -197,30 +208,15 @@ def _number(value: float | None) -> str:
     return "not scored" if value is None else f"{value:.3f}"
 
 
-@contextmanager
-def _said_when_stopped(console: Console) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        console.print("stopped; what is done is kept, and the same command goes on from there")
-        raise
-
-
 def _stepped(chosen: Chosen, step: Callable[[Any], None]) -> dict[str, Any]:
     """The bar's callback, for a method that takes many steps."""
     return {"callback": step} if "callback" in {f.name for f in fields(chosen.method.Options)} else {}
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[tuple[Callable[[int, int, str], None], Callable[[Any], None]]]:
+def _progress(into: Console) -> Iterator[tuple[Callable[[int, int, str], None], Callable[[Any], None]]]:
     """What to call before each piece of work, and after each step of a method that takes many."""
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}{task.fields[step]}"),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
+    with bars(into, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), Description()) as bar:
         task = bar.add_task("", step="")
         yield (
             lambda done, of, what: bar.update(task, completed=done, total=of, description=what, step=""),

@@ -11,16 +11,17 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from backlit._version import __version__
 from backlit.attribution import Attribution
+from backlit.cli.console import bars, console, shown
 from backlit.cli.settings import Chosen, Compute, with_bounds
+from backlit.cli.stopping import said_when_stopped
 from backlit.inverse import Fitted
 from backlit.methods import METHODS, FittedMethod
 from backlit.models import LoadedModel, load_model
 from backlit.models.digits import demo_scenes, digits_images
-from backlit.report.page import Page, row, write_page
+from backlit.report.page import Page, check_page, row, write_page
 
 _SINGLES, _SCENES = 3, 4
 _LEARNED = 90  # digits from which a method that learns from data does so here
@@ -33,19 +34,21 @@ _INTRO = (
 
 def run(out: Path, compute: Compute) -> Path:
     """Explain single digits and two-digit scenes with every method and write ``out/index.html``; returns its path."""
-    start = time.perf_counter()
+    path, start = out / "index.html", time.perf_counter()
+    check_page(path)  # before everything is computed for nothing
     model = load_model("digits", device=compute.device, dtype=compute.dtype)
     singles, scenes = digits_images(), demo_scenes()
     cases = [(singles.images[i], int(singles.labels[i]), "Digit") for i in range(_SINGLES)]
     cases += [
         (im, int(t), "Scene") for im, labels in zip(*(part[:_SCENES] for part in scenes), strict=True) for t in labels
     ]
-    parameter = next(model.network.parameters())
-    x = torch.stack([model.preprocess(image) for image, _, _ in cases]).to(parameter.device, parameter.dtype)
+    x = model.placed(torch.stack([model.preprocess(image) for image, _, _ in cases]))
     target = torch.tensor([label for _, label, _ in cases])
     with torch.no_grad():
         chances = model.network(x).float().softmax(1)
-    found = _explain(model, x, target, compute)
+    into = console()
+    with said_when_stopped(lambda: "the page is written at the end, so there is none yet"):
+        found = _explain(model, x, target, compute, into)
     rows = [
         row(
             model.preprocess.restore(x[i].float()),
@@ -65,19 +68,18 @@ def run(out: Path, compute: Compute) -> Path:
         "seconds in all": round(time.perf_counter() - start, 1),
     }
     page = Page("Backlit demo", _INTRO, tuple((m.title, m.summary) for m in METHODS), tuple(rows), footer)
-    path = out / "index.html"
     write_page(path, page)
-    console = Console()
-    console.print(f"{len(cases)} explanations by {len(METHODS)} methods in {time.perf_counter() - start:.1f} s")
-    console.print(f"open {os.path.relpath(path)}", soft_wrap=True)
+    into.print(f"{len(cases)} explanations by {len(METHODS)} methods in {time.perf_counter() - start:.1f} s")
+    into.print(f"open {shown(os.path.relpath(path))}")
     return path
 
 
-def _explain(model: LoadedModel, x: torch.Tensor, target: torch.Tensor, compute: Compute) -> dict[str, Attribution]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+def _explain(
+    model: LoadedModel, x: torch.Tensor, target: torch.Tensor, compute: Compute, into: Console
+) -> dict[str, Attribution]:
     found: dict[str, Attribution] = {}
     learned: dict[str, Fitted] = {}
-    with Progress(*columns, transient=True) as progress:
+    with bars(into) as progress:
         for method in METHODS:
             task = progress.add_task(method.title, total=1)
             options: dict[str, Any] = {"seed": compute.seed, "chunk": len(x)}

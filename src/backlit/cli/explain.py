@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 from torch import Tensor
 
 from backlit._errors import BacklitError, FileError, InputError
 from backlit._files import make_folder, write_whole
-from backlit._forward import forward
 from backlit.attribution import Attribution
-from backlit.cli.settings import Chosen, Compute
-from backlit.data.images import find_images, load_image
+from backlit.cli.console import bars, console, say_failed, shown
+from backlit.cli.settings import Chosen, Compute, logits_of
+from backlit.cli.stopping import Hopeless, one_failure, said_when_stopped
+from backlit.data.images import find_images, load_batch
 from backlit.methods import FittedMethod
 from backlit.models import LoadedModel
 from backlit.report.figure import render_overlay, save_png
 
+_LONGEST = 120  # bytes of a name, before method and class: file systems take 255 for all
+
 
 @dataclass(frozen=True)
 class Failure:
-    """An image that could not be explained, and why."""
+    """An image that could not be explained, by one method or at all, and why."""
 
     image: str
     error: str
+    method: str | None = None
 
 
 def run(
@@ -50,55 +56,57 @@ def run(
             )  # refuses a file for another network before any image is read
     images, failures = found_images(paths)
     make_folder(out)
-    console = Console()
+    into = console()
     rows: list[dict[str, Any]] = []
     names = stems(images)
-    try:
-        with _progress(console) as bar:
-            for image in images:
-                try:
-                    rows += _one_image(image, names[image], loaded, choose, methods, out, bar)
-                except OutputError:
-                    raise
-                except BacklitError as error:
-                    failures.append(Failure(str(image), str(error)))
-                    console.print(f"[red]failed[/red] {image}: {error}", highlight=False)
-    finally:  # what was computed before an interruption is listed, too
-        _write_summary(out, loaded, rows, failures, compute)
-    console.print(f"{len(rows)} maps of {len(images)} images in {out} (summary.json lists them)")
+
+    def fail(image: Path, why: str, chosen: Chosen | None = None) -> None:
+        failures.append(Failure(shown(image), why, chosen and chosen.method.name))
+        say_failed(into, "failed", shown(image) + (f" ({chosen.method.name})" if chosen else ""), why)
+
+    job = _Job(loaded, choose, methods, out, rows.append, fail)
+    kept = lambda: f"{len(rows)} maps are kept in {shown(out)} (summary.json lists them)"  # noqa: E731
+    with said_when_stopped(kept):
+        try:
+            with _progress(into) as bar:
+                for image in images:
+                    with one_failure(partial(fail, image)):
+                        _one_image(image, names[image], job, bar)
+        finally:  # what was computed before an interruption is listed, too
+            _write_summary(out, loaded, rows, failures, compute)
+    into.print(f"{len(rows)} maps of {len(images)} images in {out} (summary.json lists them)")
     if failures:
-        console.print(f"[red]{len(failures)} failed[/red]; summary.json says why")
+        into.print(Text.assemble((f"{len(failures)} failed", "red"), "; summary.json says why"))
     return failures
 
 
-class OutputError(FileError):
-    """The folder for the results cannot be written: no other image would fare better."""
+@dataclass(frozen=True)
+class _Job:
+    """What is the same for all images."""
+
+    loaded: LoadedModel
+    choose: Callable[[Tensor], list[int]]
+    methods: list[Chosen]
+    out: Path
+    add: Callable[[dict[str, Any]], None]
+    fail: Callable[[Path, str, Chosen], None]
 
 
-def _one_image(
-    image: Path,
-    stem: str,
-    loaded: LoadedModel,
-    choose: Callable[[Tensor], list[int]],
-    methods: list[Chosen],
-    out: Path,
-    bar: Callable[[str, Chosen], Any],
-) -> list[dict[str, Any]]:
-    parameter = next(loaded.network.parameters())
-    picture = load_image(image)
-    x = loaded.preprocess(picture)[None].to(parameter.device, parameter.dtype)
-    logits = forward(loaded.network, x)
-    classes = choose(logits[0])
+def _one_image(image: Path, stem: str, job: _Job, bar: Callable[[str, Chosen], Any]) -> None:
+    """Write the maps of one image; a method that fails on it does not stop the others."""
+    loaded = job.loaded
+    x = loaded.placed(load_batch([image], loaded.preprocess))
+    logits = logits_of(loaded, x)
+    classes = job.choose(logits[0])
     probabilities = logits.float().softmax(1)[0]
-    rows = []
-    for chosen in methods:
-        with bar(image.name, chosen) as options:
-            explanations = chosen.method(loaded.network, **options).each(x, [classes])
-        for index, explanation in zip(classes, explanations, strict=True):
-            files = _write(out, f"{stem}.{chosen.method.name}.{index}", explanation, loaded)
-            rows.append(
-                {
-                    "image": str(image),
+    for chosen in job.methods:
+        with one_failure(lambda why, chosen=chosen: job.fail(image, why, chosen)):
+            with bar(image.name, chosen) as options:
+                explanations = chosen.method(loaded.network, **options).each(x, [classes])
+            for index, explanation in zip(classes, explanations, strict=True):
+                files = _write(job.out, f"{stem}.{chosen.method.name}.{index}", explanation, loaded)
+                row = {
+                    "image": shown(image),
                     "method": chosen.method.name,
                     "target": index,
                     "label": loaded.class_names[index],
@@ -109,8 +117,7 @@ def _one_image(
                     "provenance": dict(explanation.provenance),
                     **files,
                 }
-            )
-    return rows
+                job.add(row)
 
 
 def _write(out: Path, stem: str, explanation: Attribution, loaded: LoadedModel) -> dict[str, Any]:
@@ -122,7 +129,7 @@ def _write(out: Path, stem: str, explanation: Attribution, loaded: LoadedModel) 
         save_png(out / f"{stem}.png", overlay)
         explanation.save(out / f"{stem}.safetensors")
     except FileError as error:
-        raise OutputError(str(error)) from error
+        raise Hopeless(str(error)) from error
     return {"picture": f"{stem}.png", "map": f"{stem}.safetensors", "colour_scale": scale}
 
 
@@ -139,18 +146,18 @@ def _targets(target: str, loaded: LoadedModel) -> Callable[[Tensor], list[int]]:
 
 def found_images(paths: list[Path]) -> tuple[list[Path], list[Failure]]:
     """The images of all paths; a path that has none is a failure of its own, unless it is the only one."""
-    images: list[Path] = []
+    images: dict[Path, None] = {}
     failures: list[Failure] = []
     for path in paths:
         try:
-            images += [image for image in find_images([path]) if image not in images]
+            images |= dict.fromkeys(find_images([path]))
         except BacklitError as error:
             if len(paths) == 1:
                 raise
-            failures.append(Failure(str(path), str(error)))
+            failures.append(Failure(shown(path), str(error)))
     if not images:
         raise FileError("images: none of the paths holds an image: " + " ".join(f.error for f in failures))
-    return images, failures
+    return list(images), failures
 
 
 def stems(images: list[Path]) -> dict[Path, str]:
@@ -158,11 +165,21 @@ def stems(images: list[Path]) -> dict[Path, str]:
     names: dict[Path, str] = {}
     taken = set()
     for image in images:
-        stem = image.stem.encode("utf-8", "replace").decode()  # a name may hold bytes that are no text
+        stem = short_name(image)
         name = next(n for i in count(1) if (n := stem if i == 1 else f"{stem}-{i}") not in taken)
         taken.add(name)
         names[image] = name
     return names
+
+
+def short_name(image: Path) -> str:
+    """An image's name without its ending, as every file system takes it: no control characters, unique where it is cut."""
+    whole = shown(image.stem)
+    stem = "".join(c if c.isprintable() else "_" for c in whole)
+    if len(stem.encode()) <= _LONGEST:
+        return stem
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:12]
+    return f"{stem.encode()[: _LONGEST - 13].decode(errors='ignore')}-{digest}"
 
 
 def _write_summary(
@@ -174,24 +191,25 @@ def _write_summary(
         "dtype": compute.dtype,
         "seed": compute.seed,
         "maps": rows,
-        "failures": [{"image": f.image, "error": f.error} for f in failures],
+        "failures": [{k: v for k, v in asdict(f).items() if v is not None} for f in failures],
     }
     text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
     write_whole(out / "summary.json", text.encode(), "out")
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[Callable[[str, Chosen], Any]]:
+def _progress(into: Console) -> Iterator[Callable[[str, Chosen], Any]]:
     """A bar with steps and the time left for each image and method; gives the options with the bar's callback."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with bars(into) as progress:
 
         @contextmanager
         def of(image: str, chosen: Chosen) -> Iterator[dict[str, Any]]:
             task = progress.add_task(f"{image}  {chosen.method.title}", total=1)
             stepped = "callback" in {f.name for f in fields(chosen.method.Options)}
             step = {"callback": lambda s: progress.update(task, completed=s.index, total=s.steps)} if stepped else {}
-            yield {**chosen.options, **step}
-            progress.remove_task(task)
+            try:
+                yield {**chosen.options, **step}
+            finally:
+                progress.remove_task(task)
 
         yield of

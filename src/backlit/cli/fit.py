@@ -11,15 +11,18 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from backlit._errors import InputError, nearest
+from backlit._errors import FileError, InputError, nearest
 from backlit._files import make_folder
+from backlit.cli.console import bars, console, say_failed, shown
+from backlit.cli.culprit import culprit_named
+from backlit.cli.explain import Failure
 from backlit.cli.settings import fitted_methods
-from backlit.data import CIFAR10, MNIST, ImageFolder, ImageNet, find_images, take
+from backlit.cli.stopping import one_failure, said_when_stopped
+from backlit.data import CIFAR10, MNIST, ImageFolder, ImageNet, find_images, load_batch, take
 from backlit.data.batches import Batches
 from backlit.data.sample import Dataset
-from backlit.inverse import FitStep, Fitted
+from backlit.inverse import FitStep
 from backlit.models import LoadedModel
 from backlit.models.digits import digits_images
 
@@ -53,13 +56,16 @@ READERS: dict[str, Callable[[Source], Dataset]] = {
 }
 
 
-def run(method: str, loaded: LoadedModel, source: Source, out: Path, options: dict[str, Any]) -> Fitted:
+def run(method: str, loaded: LoadedModel, source: Source, out: Path, options: dict[str, Any]) -> list[Failure]:
     """Learn and write ``out``; finished layers, or the sums so far, are kept beside it until all is done.
+
+    Returns the images that could not be read and were left out.
 
     Raises:
         InputError: If an argument, the data or the network cannot be used.
         FileError: If the data cannot be read, or ``out`` not be written.
     """
+    into, start = console(), time.perf_counter()
     known = {m.artefact: m for m in reversed(fitted_methods())}
     kind = next((m.artefact for m in fitted_methods() if method in (m.name, m.artefact)), None)
     if kind is None:
@@ -71,26 +77,27 @@ def run(method: str, loaded: LoadedModel, source: Source, out: Path, options: di
             f"--{next(iter(options))} is for mip_in; {kind} has no such option: its one pass learns all layers for all classes. "
             "Leave it out."
         )
-    data, description = _data(source, loaded)
     make_folder(out.absolute().parent)
-    console, start = Console(), time.perf_counter()
+    data, description, failures = _data(source, loaded)
+    for failure in failures:
+        say_failed(into, "left out", failure.image, failure.error)
     images = getattr(data, "images", None)
-    with _said_when_stopped(console, out), _progress(console, images) as progress:
+    kept = f"the same command goes on from what {out}.parts keeps"
+    with (
+        said_when_stopped(lambda: kept),
+        culprit_named(loaded, lambda: _named(data)),
+        _progress(into, images) as progress,
+    ):
         found = known[kind].fit(loaded.network, data, out=out, description=description, progress=progress, **options)
     seconds = time.perf_counter() - start
-    console.print(
-        f"{found}, {len(found.layers)} layers, {found.bytes / 1e6:.1f} MB in {seconds:.1f} s: {out}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    console.print(
-        f"backlit explain IMAGE --method {known[kind].name} --fitted {out} ...", highlight=False, soft_wrap=True
-    )
-    return found
+    into.print(f"{found}, {len(found.layers)} layers, {found.bytes / 1e6:.1f} MB in {seconds:.1f} s: {out}")
+    into.print(f"backlit explain IMAGE --method {known[kind].name} --fitted {out} ...")
+    return failures
 
 
-def _data(source: Source, loaded: LoadedModel) -> tuple[Any, str]:
-    """The batches and what they are."""
+def _data(source: Source, loaded: LoadedModel) -> tuple[Any, str, list[Failure]]:
+    """The batches, what they are, and the files that cannot be read."""
+    failures: list[Failure] = []
     classes = len(loaded.class_names)
     if source.folder is None:
         if loaded.name != "digits":
@@ -99,7 +106,11 @@ def _data(source: Source, loaded: LoadedModel) -> tuple[Any, str]:
         count = min(source.limit or len(images), len(images))
         images, labels = (part[torch.arange(count) * len(part) // count] for part in (images, labels))
         x = loaded.preprocess.batch(images)
-        return list(zip(x.split(source.batch), labels.split(source.batch), strict=True)), f"{len(x)} embedded digits"
+        return (
+            list(zip(x.split(source.batch), labels.split(source.batch), strict=True)),
+            f"{len(x)} embedded digits",
+            [],
+        )
     if source.read == "images":
         files: Any = find_images(source.folder)
     elif source.read in READERS:
@@ -116,31 +127,42 @@ def _data(source: Source, loaded: LoadedModel) -> tuple[Any, str]:
         files = (
             [files[i * len(files) // count] for i in range(count)] if source.read == "images" else take(files, count)
         )
+    if source.read == "images":
+        files = _readable(files, loaded, failures)
     batches = Batches(files, loaded.preprocess, batch=source.batch, classes=classes)
-    return batches, f"{batches.images} images read as {source.read}"
+    return batches, f"{batches.images} images read as {source.read}", failures
+
+
+def _readable(files: list[Path], loaded: LoadedModel, failures: list[Failure]) -> list[Path]:
+    """The files that can be read: a fit goes over all of them several times, so one that cannot is left out at once."""
+    found = []
+    for file in files:
+        with one_failure(lambda why, file=file: failures.append(Failure(shown(file), why))):
+            load_batch([file], loaded.preprocess)
+            found.append(file)
+    if not found:
+        raise FileError("data: none of the images can be read: " + " ".join(f.error for f in failures[:3]))
+    return found
+
+
+def _named(data: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(data, Batches):
+        yield from data.named()
+    else:
+        yield from ((f"digit {i}", image) for i, image in enumerate(image for batch, _ in data for image in batch))
 
 
 @contextmanager
-def _said_when_stopped(console: Console, out: Path) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        console.print(f"stopped; the same command goes on from what {out}.parts keeps")
-        raise
-
-
-@contextmanager
-def _progress(console: Console, images: int | None) -> Iterator[Callable[[FitStep], None]]:
+def _progress(into: Console, images: int | None) -> Iterator[Callable[[FitStep], None]]:
     """A bar for each pass over the data."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
+    with bars(into) as passes:
         tasks: dict[int, Any] = {}
 
         def progress(step: FitStep) -> None:
             if step.number not in tasks:
-                tasks[step.number] = bars.add_task("", total=images)
+                tasks[step.number] = passes.add_task("", total=images)
             learned = ", ".join(step.layers[:2]) + ", ..." * (len(step.layers) > 2)
-            bars.update(
+            passes.update(
                 tasks[step.number],
                 completed=step.samples,
                 total=step.total or images,

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from backlit._errors import FileError, InputError
 from backlit.bench.roar import RoarData, RoarOptions, RoarResult, RoarStep, roar
 from backlit.cli import settings
+from backlit.cli.console import bars, console
 from backlit.cli.settings import Chosen
+from backlit.cli.stopping import said_when_stopped
 from backlit.data import CIFAR10, MNIST, load_examples, take
 from backlit.data.sample import Dataset
 from backlit.metrics import Examples
@@ -23,6 +24,7 @@ from backlit.models import Preprocess, cifar
 from backlit.models.cifar_cnn import CifarCNN
 
 _MNIST = Preprocess(size=(28, 28), mean=(0.1307,), std=(0.3081,), channels=1)
+_KEPT = "what is done is kept, and the same command goes on from the last whole epoch"
 _RANDOM = "random"  # always runs beside
 
 
@@ -54,7 +56,7 @@ def run(setting: Setting, methods: Sequence[Chosen], options: RoarOptions) -> Ro
         InputError: If an argument cannot be used.
         FileError: If the data cannot be read, or ``out`` holds something else.
     """
-    console = Console()
+    into = console()
     train, test, preprocess = _parts(setting.data)
     data = RoarData(_examples(train, preprocess, setting), _examples(test, preprocess, setting))
     make = partial(
@@ -66,12 +68,12 @@ def run(setting: Setting, methods: Sequence[Chosen], options: RoarOptions) -> Ro
         dropout=setting.dropout,
     )
     named = {c.method.name: partial(c.method, **c.options) for c in settings.with_bounds(methods, preprocess)}
-    with _progress(console) as progress:
+    with said_when_stopped(lambda: _KEPT), _progress(into) as progress:
         result = roar(data, make, named, options, out=setting.out, progress=progress)
-    print(result.table())  # rich would break its lines
+    into.print(result.table())
     for note in result.notes():
-        console.print(note, highlight=False)
-    console.print(f"every training is in {setting.out}: runs.jsonl, result.json, table.txt", highlight=False)
+        into.print(note)
+    into.print(f"every training is in {setting.out}: runs.jsonl, result.json, table.txt")
     return result
 
 
@@ -114,17 +116,16 @@ def _examples(dataset: Dataset, preprocess: Preprocess, setting: Setting) -> Exa
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[Callable[[RoarStep], None]]:
+def _progress(into: Console) -> Iterator[Callable[[RoarStep], None]]:
     """One bar of all trainings, and one of the epochs or images of what runs now."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
-        trainings, now = bars.add_task("trainings", total=None), bars.add_task("", total=None)
+    with bars(into) as both:
+        trainings, now = both.add_task("trainings", total=None), both.add_task("", total=None)
 
         def progress(step: RoarStep) -> None:
             share = f" {step.fraction:.0%}" if step.fraction else ""
             what = "images explained by" if step.stage == "explain" else "epochs of"
-            bars.update(trainings, completed=step.run, total=step.runs)
+            both.update(trainings, completed=step.run, total=step.runs)
             text = f"{what} {step.method}{share}, seed {step.seed}"
-            bars.update(now, description=text, completed=step.done, total=step.total)
+            both.update(now, description=text, completed=step.done, total=step.total)
 
         yield progress

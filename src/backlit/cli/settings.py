@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
-from backlit._errors import InputError, nearest
+from backlit._errors import BacklitError, InputError, nearest, reason
+from backlit._forward import forward
 from backlit.inverse import Fitted
 from backlit.methods import BASELINES, METHODS, FittedMethod, Method
 from backlit.methods.lookup import find_method, same_name
@@ -47,7 +49,40 @@ def preprocessing(size: int | None, mean: str | None, std: str | None) -> dict[s
 def load(
     name: str, weights: str | None, compute: Compute, changes: dict[str, Any], *, bare: bool = False
 ) -> LoadedModel:
-    """The model of a command; ``bare`` prefers a model's own weights to random ones, but does not need any."""
+    """The model of a command; ``bare`` prefers a model's own weights to random ones, but does not need any.
+
+    Raises:
+        InputError: If it cannot be had, or cannot run on images of the size that was asked for.
+    """
+    loaded = _load(name, weights, compute, changes, bare)
+    if "size" in changes:  # found here, it is said once, and not of every image
+        height, width = loaded.preprocess.size
+        try:
+            logits_of(loaded, torch.zeros(1, loaded.preprocess.channels, height, width))
+        except BacklitError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"size: {name} cannot run on images of {height} x {width} pixels: {reason(error)}. Give another size."
+            ) from error
+    return loaded
+
+
+def logits_of(loaded: LoadedModel, images: Tensor) -> Tensor:
+    """Return the network's logits (n, classes) of normalised images (n, c, h, w).
+
+    Raises:
+        InputError: If it returns something else.
+    """
+    logits = forward(loaded.network, loaded.placed(images))
+    shape = (len(images), len(loaded.class_names))
+    if not isinstance(logits, Tensor) or logits.shape != shape:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(f"model: {loaded.name!r} must return logits (n, classes) {shape}, but returned {found}.")
+    return logits
+
+
+def _load(name: str, weights: str | None, compute: Compute, changes: dict[str, Any], bare: bool) -> LoadedModel:
     if bare:
         try:
             return load_model(name, device=compute.device, dtype=compute.dtype, **changes)
@@ -180,7 +215,7 @@ def _pair(text: str) -> tuple[str, Any]:
         return name, dtype if isinstance(dtype, torch.dtype) else value
     try:
         return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last two: nested too deeply
         return name, value
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 
 import torch
-from rich.console import Console
 from rich.table import Column, Table
 from torch.nn import functional as F
 
+from backlit.cli.console import console
 from backlit.cli.settings import Chosen, Compute
 from backlit.methods import BASELINES, METHODS, FittedMethod
 from backlit.metrics import METRICS
@@ -26,7 +26,7 @@ def print_methods() -> None:
             if f.default is not MISSING and f.name != "callback"
         )
         table.add_row(method.name, method.summary, options, method.source)
-    Console().print(table)
+    console().print(table)
 
 
 def print_metrics() -> None:
@@ -39,14 +39,13 @@ def print_metrics() -> None:
         better = metric().direction.removesuffix(" is better").removesuffix(" is best")
         needs = ", ".join(metric.needs) or "maps"
         table.add_row(metric.name, metric.summary, better, metric().forward_passes, needs, options, metric.source)
-    Console().print(table)
+    console().print(table)
 
 
 def print_trace(loaded: LoadedModel, chosen: Chosen, compute: Compute) -> None:
     """Run the network on a grey image and print each site with its rule."""
     height, width = loaded.preprocess.size
-    parameter = next(loaded.network.parameters())
-    x = torch.zeros(1, loaded.preprocess.channels, height, width, dtype=parameter.dtype, device=parameter.device)
+    x = loaded.placed(torch.zeros(1, loaded.preprocess.channels, height, width))
     short = {"steps": 1} if "steps" in {f.name for f in fields(chosen.method.Options)} else {}
     method = chosen.method(loaded.network, **{**chosen.options, **short})
     target = method.learned.classes[0] if isinstance(method, FittedMethod) else None
@@ -55,8 +54,8 @@ def print_trace(loaded: LoadedModel, chosen: Chosen, compute: Compute) -> None:
     for row in explanation.coverage.rows:
         style = None if row.rule in ("true", "affine") else "bold"
         table.add_row(row.site, row.kind, row.module or "<model>", row.spelling, row.rule, style=style)
-    console = Console()
-    console.print(table)
-    console.print(
+    into = console()
+    into.print(table)
+    into.print(
         f"{len(explanation.coverage.rows)} sites of {loaded.name} under {chosen.method.title}: {explanation.coverage}"
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from backlit.data.examples import check_classes, prepared
-from backlit.data.images import load_image
+from backlit.data.images import load_batch
 from backlit.data.sample import Sample
 from backlit.models.preprocess import Preprocess
 
@@ -49,8 +49,14 @@ class Batches:
             targets = [one.target for one in found if isinstance(one, Sample)]
             yield (images, torch.tensor(targets)) if targets else images
 
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """Give each image (c, h, w) by itself, with its name or file."""
+        for i in range(len(self._samples)):
+            one = self._samples[i]
+            yield one.name if isinstance(one, Sample) else str(one), self._image(one)
+
     def _image(self, one: Sample | Path) -> Tensor:
         if isinstance(one, Path):
-            return self._preprocess(load_image(one))
+            return load_batch([one], self._preprocess)[0]
         check_classes(one.name, one.target, self._classes)
         return prepared(one, self._preprocess)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +9,15 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from backlit._errors import FileError, InputError, nearest
+from backlit._json import parse
 
 Classes: TypeAlias = "str | Path | Mapping[str, int] | Sequence[Any]"
 
 _FORMS = 'a list of {"index", "wnid", "name"}, a list of folder names, or {folder name: index}'
 _LISTED = 5
+_MOST = 1 << 20
+"""Classes: every index up to the largest gets a name, so a larger one would fill the memory."""
+_LARGEST = 1 << 26  # bytes of a file
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,13 @@ def class_index(classes: Classes) -> ClassIndex:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            text = file.read(_LARGEST + 1)
+        if len(text) > _LARGEST:
+            raise FileError(f"classes: {str(path)!r} is larger than {_LARGEST} bytes; a class index never is.")
+        return parse(text)
+    except FileError:
+        raise
     except OSError as error:
         raise FileError(f"classes: cannot read {str(path)!r} ({error.strerror or error}). It must be JSON.") from error
     except ValueError as error:
@@ -86,7 +95,7 @@ def _by_index(source: str, folders: Mapping[int, str], entries: int) -> ClassInd
     if len(folders) != entries:
         raise InputError(f"classes: {source} must give every class its own index and folder, but some share one.")
     indices = {folder: index for index, folder in folders.items()}
-    return ClassIndex(indices, _names(folders))
+    return ClassIndex(indices, _names(source, folders))
 
 
 def _of_entries(source: str, entries: Sequence[Any]) -> ClassIndex:
@@ -96,8 +105,13 @@ def _of_entries(source: str, entries: Sequence[Any]) -> ClassIndex:
         raise InputError(f"classes: {source} must give every class its own index and wnid, but some share one.")
     shared = Counter(names.values())
     by_name = {name: index for index, name in names.items() if shared[name] == 1}
-    return ClassIndex({**by_name, **indices}, _names(names))
+    return ClassIndex({**by_name, **indices}, _names(source, names))
 
 
-def _names(names: Mapping[int, str]) -> tuple[str, ...]:
-    return tuple(names.get(index, f"class {index}") for index in range(max(names) + 1))
+def _names(source: str, names: Mapping[int, str]) -> tuple[str, ...]:
+    if (highest := max(names)) >= _MOST:
+        raise InputError(
+            f"classes: {source} must have indices below {_MOST}, but {names[highest]!r} has {highest}. Number the classes in "
+            "the order of the model's outputs, from 0."
+        )
+    return tuple(names.get(index, f"class {index}") for index in range(highest + 1))

@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from jaxtyping import Float
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from backlit._errors import FileError, InputError
-from backlit.models.pixels import to_image, to_rgb
+from backlit.models.pixels import FORMATS, open_image, to_image, to_rgb
 
 if TYPE_CHECKING:
     from backlit.models.preprocess import Preprocess
@@ -36,17 +37,22 @@ def load_image(path: str | Path, *, upright: bool = True) -> Image.Image:
     path = Path(path)
     _check_file(path)
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.load()
             return to_rgb(_upright(image) if upright else image)
     except UnidentifiedImageError as error:
         raise FileError(
-            f"image: {str(path)!r} is not an image that Pillow can read; convert it to PNG or JPEG."
+            f"image: {str(path)!r} is not an image that Pillow can read; convert it to PNG or JPEG. Files are read as "
+            f"{', '.join(FORMATS)}, whatever their names."
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise FileError(
             f"image: {str(path)!r} is too large to be opened safely ({error}). Scale it down, or raise "
             "PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+        ) from error
+    except MemoryError as error:
+        raise FileError(
+            f"image: {str(path)!r} needs more memory to be decoded than there is. Scale it down with another program."
         ) from error
     except InputError as error:
         raise FileError(f"image: {str(path)!r} cannot be used: {error}") from error
@@ -97,12 +103,13 @@ def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
         raise InputError("images: need at least one file or folder, found none.")
     found: list[Path] = []
     for path in listed:
-        if path.is_dir():
-            found += _in_folder(path)
-        elif path.exists():
-            found.append(path)
-        else:
+        try:
+            folder, there = path.is_dir(), path.exists()
+        except OSError as error:  # a name that is too long; a folder that may not be entered
+            raise FileError(f"image: {str(path)!r} cannot be opened: {error.strerror or error}.") from error
+        if not there:
             raise FileError(f"image: {str(path)!r} does not exist.")
+        found += _in_folder(path) if folder else [path]
     return list(dict.fromkeys(found))
 
 
@@ -127,7 +134,18 @@ def load_batch(paths: Iterable[str | Path], preprocess: Preprocess) -> Float[Ten
 
     Raises:
         InputError: no paths.
-        FileError: a file cannot be read (see `load_image`); the first one is named.
+        FileError: a file cannot be read (see `load_image`) or its picture not be used; the first one is named.
 
     """
-    return preprocess.batch(load_image(path) for path in paths)
+    loaded = [_prepared(path, preprocess) for path in paths]
+    if not loaded:
+        raise InputError("images: need at least one, found none.")
+    return torch.stack(loaded)
+
+
+def _prepared(path: str | Path, preprocess: Preprocess) -> Float[Tensor, "c h w"]:
+    picture = load_image(path)
+    try:
+        return preprocess(picture)
+    except InputError as error:
+        raise FileError(f"image: {str(path)!r} cannot be used: {str(error).removeprefix('image: ')}") from error

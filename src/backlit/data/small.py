@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from backlit._errors import FileError, InputError
 from backlit.data.binary import read_cifar, read_idx, read_parquet
 from backlit.data.sample import Dataset, Sample, Subset
-from backlit.models.pixels import to_planes, to_rgb
+from backlit.models.pixels import open_image, to_planes, to_rgb
 
 CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 _BATCHES = {True: tuple(f"data_batch_{i}.bin" for i in range(1, 6)), False: ("test_batch.bin",)}
@@ -44,7 +43,7 @@ class _Small(Dataset):
         if not isinstance(image, bytes):
             return image
         try:
-            with Image.open(io.BytesIO(image)) as picture:
+            with open_image(image) as picture:
                 return np.asarray(to_rgb(picture))
         except Exception as error:  # Pillow's decoders raise many types on damaged data
             raise FileError(f"root: image {index} of {str(self.path)!r} cannot be decoded ({error}).") from error

@@ -64,7 +64,7 @@ def load(request: Request) -> LoadedModel:
     """Build the network for the classes of the weights file; it is never without one unless random is asked for."""
     request.refuse_untrained(f"{NAME} comes without any")
     classes = len(CLASS_NAMES)
-    if request.weights is not None and "linear.weight" in request.weights.state:
-        classes = request.weights.state["linear.weight"].shape[0]
+    if request.weights is not None:
+        classes = request.weights.rows("linear.weight") or classes
     network = request.build(lambda: CifarResNet20(classes))
     return request.finish(network, PREPROCESS, request.class_names(CLASS_NAMES, classes))

@@ -71,8 +71,8 @@ def load(request: Request) -> LoadedModel:
     """Build the network for the classes and the width of the weights file; it comes without weights of its own."""
     request.refuse_untrained(f"{NAME} comes without any")
     classes, width = len(cifar.CLASS_NAMES), 32
-    if request.weights is not None and {"linear.weight", "features.conv1.weight"} <= request.weights.state.keys():
-        classes = request.weights.state["linear.weight"].shape[0]
-        width = request.weights.state["features.conv1.weight"].shape[0]
+    if request.weights is not None:
+        classes = request.weights.rows("linear.weight") or classes
+        width = request.weights.rows("features.conv1.weight") or width
     network = request.build(lambda: CifarCNN(classes, width=width))
     return request.finish(network, cifar.PREPROCESS, request.class_names(cifar.CLASS_NAMES, classes))

@@ -160,7 +160,7 @@ def load(request: Request) -> LoadedModel:
     if request.weights is None and not request.random:
         request = replace(request, weights=read_weights(WEIGHTS))
     classes = len(CLASS_NAMES)
-    if request.weights is not None and "linear.weight" in request.weights.state:
-        classes = request.weights.state["linear.weight"].shape[0]
+    if request.weights is not None:
+        classes = request.weights.rows("linear.weight") or classes
     network = request.build(lambda: DigitsNet(classes))
     return request.finish(network, PREPROCESS, request.class_names(CLASS_NAMES, classes))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from backlit._errors import BacklitError, InputError, nearest
+from backlit._errors import BacklitError, InputError, nearest, reason
 from backlit.models.loaded import LoadedModel
 from backlit.models.preprocess import Preprocess
 from backlit.models.request import Request
@@ -41,8 +41,13 @@ def load(request: Request) -> LoadedModel:
         made = _call(request, function)
     if isinstance(made, LoadedModel):
         loaded = request.finish(made.network, made.preprocess, made.class_names)
-        names = request.class_names(made.class_names, len(made.class_names))
-        return replace(loaded, class_names=names)
+        count = _count_outputs(loaded)
+        if made.class_names and len(made.class_names) != count:
+            raise InputError(
+                f"model: {request.name!r} names {len(made.class_names)} classes, but its network has {count} outputs. Give one "
+                "name an output, or none."
+            )
+        return replace(loaded, class_names=request.class_names(made.class_names, count))
     loaded = request.finish(made, _GREY if _first_channels(made) == 1 else _COLOUR, ())
     return replace(loaded, class_names=request.class_names((), _count_outputs(loaded)))
 
@@ -74,8 +79,10 @@ def _find(name: str) -> Callable[[], Any]:
                 f"({str(Path.cwd())!r})."
             ) from error
         raise InputError(f"model: importing {module_name!r} failed: {error}") from error
-    except Exception as error:
-        raise InputError(f"model: importing {module_name!r} failed: {type(error).__name__}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # sys.exit() in a module must not end the program as if all were done
+        raise InputError(f"model: importing {module_name!r} failed: {reason(error)}") from error
     try:
         function = reduce(getattr, path.split("."), module)
     except AttributeError as error:
@@ -93,8 +100,10 @@ def _call(request: Request, function: Callable[[], Any]) -> nn.Module | LoadedMo
         made = request.build(function)
     except BacklitError:
         raise
-    except Exception as error:
-        raise InputError(f"model: calling {request.name!r} failed: {type(error).__name__}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise InputError(f"model: calling {request.name!r} failed: {reason(error)}") from error
     if not isinstance(made, nn.Module | LoadedModel):
         raise InputError(
             f"model: {request.name!r} must return a torch.nn.Module or a backlit LoadedModel, found "
@@ -109,14 +118,15 @@ def _first_channels(network: nn.Module) -> int | None:
 
 
 def _count_outputs(loaded: LoadedModel) -> int:
-    parameter = next(loaded.network.parameters(), torch.zeros(()))
     shape = (1, loaded.preprocess.channels, *loaded.preprocess.size)
     try:
         with torch.no_grad():
-            output = loaded.network(torch.zeros(shape, dtype=parameter.dtype, device=parameter.device))
-    except Exception as error:
+            output = loaded.network(loaded.placed(torch.zeros(shape)))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise InputError(
-            f"model: {loaded.name!r} cannot run on an input of shape {shape}: {error}. Give its own size (and "
+            f"model: {loaded.name!r} cannot run on an input of shape {shape}: {reason(error)}. Give its own size (and "
             "channels, mean, std), or return a LoadedModel."
         ) from error
     if not isinstance(output, torch.Tensor) or output.ndim != 2 or output.shape[0] != 1 or output.shape[1] < 1:

@@ -77,13 +77,14 @@ def _dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def _device(device: str | torch.device) -> torch.device:
+    at_hand: Sequence[str] = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    found = None
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        at_hand: Sequence[str] = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        raise InputError(
-            f"device: {str(device)!r} cannot be used ({reason}). At hand: {', '.join(at_hand)}."
-        ) from error
+        said = "it holds no values" if found.type == "meta" else None
+    except Exception as error:  # each backend that is not there raises its own
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+    if found is None or said is not None:
+        raise InputError(f"device: {str(device)!r} cannot be used ({said}). At hand: {', '.join(at_hand)}.")
     return found

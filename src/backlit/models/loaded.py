@@ -7,10 +7,11 @@ import operator
 import re
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from backlit._errors import InputError
 from backlit._files import write_whole
@@ -28,6 +29,15 @@ class LoadedModel:
     network: nn.Module
     preprocess: Preprocess
     class_names: tuple[str, ...]
+
+    def placed(self, images: Tensor) -> Tensor:
+        """Return images where the network is and as precise as it is: as its first floating-point parameter or buffer.
+
+        A network without any takes them as they are.
+        """
+        held = chain(self.network.parameters(), self.network.buffers())
+        home = next((tensor for tensor in held if tensor.is_floating_point()), images)
+        return images.to(home.device, home.dtype)
 
     def class_index(self, label_or_index: str | int) -> int:
         """Return the output's index for a class name (any case) or an index (``281`` or ``"281"``).

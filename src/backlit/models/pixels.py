@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image
@@ -11,6 +14,20 @@ from backlit._errors import InputError
 
 _WAYS_OUT = "Give uint8 (0..255), uint16 (0..65535) or floats in [0, 1]."
 _WITH_ALPHA = {"RGBA", "RGBa", "LA", "PA"}
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+
+def open_image(source: Path | bytes) -> Image.Image:
+    """Return a file's picture, or that of its bytes, still to be decoded.
+
+    Only the formats of `FORMATS` are tried, whatever the file is called: others of Pillow's start programs (PostScript)
+    or read further files.
+
+    Raises:
+        PIL.UnidentifiedImageError: It has none of these formats.
+        PIL.Image.DecompressionBombError: It has more than twice ``PIL.Image.MAX_IMAGE_PIXELS`` pixels.
+    """
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -21,6 +23,10 @@ Crop: TypeAlias = Literal["center", "stretch"]
 
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _CROPS = ("center", "stretch")
+_MOST_INPUT = 1 << 26
+"""Pixels of an input, 8192 x 8192: a wrong number must not make us ask for all memory."""
+_MOST_SCALED = 1 << 28
+"""Pixels of a picture that is scaled before its centre is cut out: a thin one is scaled to a very long one."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as Pillow's convert("L")
 
 
@@ -51,16 +57,21 @@ class Preprocess:
     def __post_init__(self) -> None:
         if len(self.size) != 2 or not all(_whole(side) for side in self.size):
             raise InputError(f"size: must be two positive numbers of pixels (height, width), found {self.size}.")
+        if self.size[0] * self.size[1] > _MOST_INPUT:
+            raise InputError(
+                f"size: must be at most {_MOST_INPUT} pixels (8192 x 8192), found {self.size[0]} x {self.size[1]}. Give the side "
+                "of the network's input."
+            )
         if self.resize is not None and not _whole(self.resize):
             raise InputError(f"resize: must be a positive number of pixels or None, found {self.resize}.")
         if self.channels not in (1, 3):
             raise InputError(f"channels: must be 3 (RGB) or 1 (grey), found {self.channels}.")
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != self.channels or not np.isfinite(values).all():
+            if len(values) != self.channels or not all(_finite(value) for value in values):
                 raise InputError(f"{name}: must be {self.channels} finite number(s), one a channel, found {values}.")
         if min(self.std) <= 0:
             raise InputError(f"std: must be positive, found {self.std}.")
-        if self.interpolation not in _RESAMPLING:
+        if self.interpolation not in tuple(_RESAMPLING):  # what a file says may be no key
             raise InputError(f"interpolation: must be one of {', '.join(_RESAMPLING)}, found {self.interpolation!r}.")
         if self.crop not in _CROPS:
             raise InputError(f"crop: must be one of {', '.join(_CROPS)}, found {self.crop!r}.")
@@ -120,6 +131,12 @@ class Preprocess:
         """Scale one channel and cut the centre, with the rounding of torchvision's Resize and CenterCrop."""
         height, width = self.size
         scaled = (height, width) if self.crop == "stretch" else self._scaled(plane.height, plane.width)
+        if scaled[0] * scaled[1] > _MOST_SCALED:
+            raise InputError(
+                f"image: a picture of {plane.width} x {plane.height} pixels would be scaled to {scaled[1]} x {scaled[0]} before "
+                f"the {width} x {height} in its centre are cut out, which is more than {_MOST_SCALED} pixels. Crop it first, to a "
+                'shape nearer to a square, or use crop="stretch".'
+            )
         if scaled != (plane.height, plane.width):
             plane = plane.resize((scaled[1], scaled[0]), _RESAMPLING[self.interpolation])
         top, left = round((scaled[0] - height) / 2), round((scaled[1] - width) / 2)
@@ -166,6 +183,8 @@ class PreprocessOptions:
         """Return ``base`` with these changes."""
         changes = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
         channels = changes.get("channels", base.channels)
+        if channels not in (1, 3):
+            raise InputError(f"channels: must be 3 (RGB) or 1 (grey), found {channels!r}.")
         if "size" in changes:
             changes["size"] = _several("size", changes["size"], 2)
             changes.setdefault("resize", None)
@@ -177,6 +196,13 @@ class PreprocessOptions:
 
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _finite(value: object) -> bool:
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def _several(name: str, value: object, count: int) -> tuple[Any, ...]:

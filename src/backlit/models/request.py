@@ -11,7 +11,7 @@ from torch import nn
 from backlit._errors import FileError, InputError
 from backlit.models.loaded import LoadedModel, numbered_classes
 from backlit.models.preprocess import Preprocess, PreprocessOptions
-from backlit.models.weights import Weights, check_finite, load_state
+from backlit.models.weights import PREPROCESS_KEY, Weights, check_finite, load_state
 
 RANDOM = "random"
 _SEED = 0
@@ -29,7 +29,12 @@ class Request:
     def preprocess(self, own: Preprocess) -> Preprocess:
         """Return the model's own preprocessing, changed by the weights file and then by the caller."""
         if self.weights is not None:
-            own = self.weights.preprocess.apply(own)
+            try:
+                own = self.weights.preprocess.apply(own)
+            except InputError as error:
+                raise FileError(
+                    f"weights: {self.weights.source!r}: its metadata entry {PREPROCESS_KEY!r} cannot be used: {error}"
+                ) from error
         return self.options.apply(own)
 
     def class_names(self, known: tuple[str, ...], count: int) -> tuple[str, ...]:

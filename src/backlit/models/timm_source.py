@@ -57,8 +57,7 @@ def _classes(request: Request, cfg: Mapping[str, Any]) -> int | None:
     layer = layer[0] if isinstance(layer, tuple | list) and layer else layer  # distilled networks have two heads
     if request.weights is None or not layer:
         return None
-    found = request.weights.state.get(f"{layer}.weight")
-    return None if found is None else found.shape[0]
+    return request.weights.rows(f"{layer}.weight")
 
 
 def _outputs(name: str, network: nn.Module) -> int:

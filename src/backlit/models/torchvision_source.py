@@ -157,5 +157,4 @@ def _classes(request: Request, network: nn.Module) -> int:
     if request.weights is None:
         return _IMAGENET
     finals = [name for name, value in network.state_dict().items() if value.ndim and value.shape[0] == _IMAGENET]
-    found = request.weights.state.get(finals[-1])
-    return _IMAGENET if found is None or found.ndim == 0 else found.shape[0]
+    return request.weights.rows(finals[-1]) or _IMAGENET

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from backlit._errors import FileError, InputError, ModelStateError
+from backlit._json import parse
 from backlit.models.preprocess import PreprocessOptions
 
 State = Mapping[str, Tensor]
@@ -38,6 +38,11 @@ class Weights:
     state: State
     preprocess: PreprocessOptions = field(default_factory=PreprocessOptions)
     class_names: tuple[str, ...] = ()
+
+    def rows(self, name: str) -> int | None:
+        """Return the length of an entry's first dimension, such as a final layer's classes; None if it has none."""
+        found = self.state.get(name)
+        return None if found is None or not found.ndim else len(found)
 
 
 def read_weights(path: str | Path) -> Weights:
@@ -69,15 +74,21 @@ def read_weights(path: str | Path) -> Weights:
             "another format; copy or download it again."
         ) from error
     preprocess = _entry(path, metadata, PREPROCESS_KEY, lambda value: PreprocessOptions.of(**value))
-    names = _entry(path, metadata, CLASSES_KEY, lambda value: tuple(map(str, value)))
+    names = _entry(path, metadata, CLASSES_KEY, _class_names)
     return Weights(str(path), state, preprocess or PreprocessOptions(), names or ())
+
+
+def _class_names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ValueError("it must be a list of names")
+    return tuple(value)
 
 
 def _entry(path: Path, metadata: Mapping[str, str], key: str, build: Callable[[Any], Any]) -> Any:
     if key not in metadata:
         return None
     try:
-        return build(json.loads(metadata[key]))
+        return build(parse(metadata[key]))
     except (ValueError, TypeError) as error:
         raise FileError(f"weights: {str(path)!r}: its metadata entry {key!r} cannot be used: {error}") from error
 

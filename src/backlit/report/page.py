@@ -14,12 +14,14 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.colors import to_hex
 from torch import Tensor
 
-from backlit._errors import InputError
+from backlit._errors import FileError, InputError
 from backlit._files import make_folder, write_whole
 from backlit.attribution import Attribution
 from backlit.report.figure import COLOURS, png, render_image, render_map, render_overlay, scale_text
 
 _PERCENTILE = 99.5
+_MARK, _HEAD = b'<meta name="generator" content="Backlit">', 2048
+"""What tells our pages from others, and in how many of their first bytes."""
 _COARSE = 128  # pixels: up to this side a picture is shown as squares, above it smoothly
 
 
@@ -116,11 +118,36 @@ def ramp(stops: int = 9) -> str:
     return ", ".join(to_hex(COLOURS(i / (stops - 1))) for i in range(stops))
 
 
-def write_page(path: str | Path, page: Page) -> None:
-    """Write the page; an existing one is replaced only by a whole one.
+def check_page(path: str | Path) -> None:
+    """See that a page can be written to this place, and make its folder.
 
     Raises:
-        FileError: If it cannot be written.
+        FileError: If it cannot, or another program's file is there.
     """
-    make_folder(Path(path).parent)
+    path = Path(path)
+    make_folder(path.parent)
+    try:
+        if not path.exists():
+            return
+        ours = False
+        if path.is_file():
+            with path.open("rb") as file:
+                ours = _MARK in file.read(_HEAD)
+    except OSError as error:
+        raise FileError(
+            f"out: cannot write {str(path)!r} ({error.strerror or error}). Choose another folder."
+        ) from error
+    if not ours:
+        raise FileError(
+            f"out: {str(path)!r} is a file that Backlit did not write, so it stays. Move it away, or choose another folder."
+        )
+
+
+def write_page(path: str | Path, page: Page) -> None:
+    """Write the page; an existing one of Backlit is replaced, only by a whole one.
+
+    Raises:
+        FileError: If it cannot be written, or another program's file is there.
+    """
+    check_page(path)
     write_whole(path, render(page).encode(), "out")

@@ -1,0 +1,76 @@
+"""What a command says: text of files and models is shown as it is, never taken for markup or for a terminal's commands."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.text import Text
+
+_KEPT = "\n\t"
+
+
+def clean(text: object) -> str:
+    """Return text with every character that a terminal would act upon, or cannot show, written as its escape."""
+    return "".join(c if c.isprintable() or c in _KEPT else _escaped(c) for c in str(text))
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def shown(path: str | Path) -> str:
+    """Return a path as text that every file and stream can hold: bytes that are no UTF-8 become escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+class _Plain(Console):
+    """A console that knows no markup, and cleans what it is given."""
+
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        """Return the text as rich shows it, cleaned."""
+        return super().render_str(clean(text), **options)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return the console of a command."""
+    return _Plain(markup=False, emoji=False, highlight=False, soft_wrap=True, stderr=stderr)
+
+
+def say_failed(into: Console, what: str, image: str, error: str) -> None:
+    """Print that something was not done for an image, and why."""
+    into.print(Text.assemble((what, "red"), clean(f" {image}: {error}")))
+
+
+def bars(into: Console, *columns: ProgressColumn) -> Progress:
+    """Return bars with a description, the count and the time left, which leave nothing behind; or with other columns."""
+    usual = (Description(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*(columns or usual), console=into, transient=True)
+
+
+class Description(ProgressColumn):
+    """A task's description, and its step where there is one."""
+
+    def render(self, task: Task) -> Text:
+        """Return both as they are."""
+        return Text(clean(f"{task.description}{task.fields.get('step', '')}"))
+
+
+@contextmanager
+def warnings_said(into: Console) -> Iterator[None]:
+    """Print warnings as one line, cleaned: their text names modules and files."""
+
+    def say(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        into.print(f"{category.__name__}: {message}")
+
+    before, warnings.showwarning = warnings.showwarning, say  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
