@@ -33,7 +33,7 @@ class FileError(BacklitError, OSError):
 
 
 def reason(error: BaseException) -> str:
-    """Say in one line what somebody else's code failed with, and where: the type, the text, the innermost place."""
+    """Say in one line what somebody else's code failed with: the type, the text, the innermost place of theirs."""
     if isinstance(error, BacklitError):
         return str(error)
     try:
@@ -47,7 +47,9 @@ def reason(error: BaseException) -> str:
     else:
         said = f"{type(error).__name__}{text and ': '}{text}"
     places = traceback.extract_tb(error.__traceback__)
-    return f"{said} ({Path(places[-1].filename).name}, line {places[-1].lineno})" if places else said
+    theirs = [p for p in places if Path(__file__).parent not in Path(p.filename).parents and "torch" not in p.filename]
+    place = (theirs or places or [None])[-1]
+    return said if place is None else f"{said} ({Path(place.filename).name}, line {place.lineno})"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
