@@ -32,14 +32,32 @@ def fingerprint(network: nn.Module, dtype: torch.dtype | None = None) -> str:
             )
         if dtype is not None and tensor.is_floating_point():
             tensor = tensor.to(dtype)
-        # The header's length is part of it, so that no two lists of entries hash the same stream of bytes.
-        header = f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode()
-        digest.update(len(header).to_bytes(8, "little"))
-        digest.update(header)
-        digest.update(_bytes(tensor).numpy().data)
+        _add(digest, name, tensor)
     return digest.hexdigest()
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """Return the sha256 (64 hexadecimal digits) over a tensor's type, shape and bytes, whatever its device and layout.
+
+    Raises:
+        ModelStateError: It has no values (on the meta device).
+
+    """
+    if tensor.is_meta:
+        raise ModelStateError("A tensor on the meta device has no values; make it on another device.")
+    digest = hashlib.sha256()
+    _add(digest, str(tensor.layout), tensor if tensor.layout == torch.strided else tensor.to_dense())
+    return digest.hexdigest()
+
+
+def _add(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
+    """Add a tensor; the header's length is part of it, so that no two lists of entries hash the same stream of bytes."""
+    header = f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode()
+    digest.update(len(header).to_bytes(8, "little"))
+    digest.update(header)
+    digest.update(_bytes(tensor).numpy().data)
 
 
 def _bytes(tensor: Tensor) -> Tensor:
     """View ``tensor`` as bytes on the CPU (numpy knows no bfloat16), in the order of its indices."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8)
