@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from backlit import Attribution, FileError, InputError
+from backlit._packed import pack
 from backlit.capture import Coverage, CoverageRow
 
 COVERAGE = Coverage((CoverageRow("relu[0]", "relu", "activation", "features.1", "nn.functional.relu", "guided"),))
@@ -99,7 +100,7 @@ def test_other_files_and_other_versions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="no attribution of Backlit"):
         Attribution.load(path)
     save_file({"values": torch.zeros(1, 1, 2, 2)}, path, {"backlit.attribution": "99"})
-    with pytest.raises(FileError, match="of format 99, and this Backlit reads 1"):
+    with pytest.raises(FileError, match="of format 99, and this Backlit reads 2"):
         Attribution.load(path)
 
 
@@ -124,9 +125,61 @@ def test_damaged_files_are_refused(
         told = file.metadata()
     held = {k: v for k, v in {**held, **tensors}.items() if v is not None}
     told = {**told, "order": json.dumps([*json.loads(told["order"]), *(set(tensors) - set(json.loads(told["order"])))])}
-    save_file(held, path, {k: v for k, v in {**told, **metadata}.items() if v is not None})
+    told = {
+        k: v for k, v in {**told, **metadata}.items() if v is not None and k not in ("sha256", "backlit.attribution")
+    }
+    path.write_bytes(pack("backlit.attribution", held, told))
     with pytest.raises(FileError, match=message):
         Attribution.load(path)
+
+
+def test_a_changed_byte_is_refused_wherever_it_is(tmp_path: Path) -> None:
+    """Or it changes nothing: a file is used as it was written, or not at all."""
+    path, made = tmp_path / "map.safetensors", make()
+    made.save(path)
+    whole = path.read_bytes()
+    for at in [*range(0, len(whole) - 600, 37), *range(len(whole) - 600, len(whole), 5)]:
+        for bit in (1, 128):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
+            with pytest.raises(FileError, match=r"map\.safetensors"):
+                Attribution.load(path)
+    for cut in range(1, len(whole), 97):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(FileError, match=r"map\.safetensors"):
+            Attribution.load(path)
+
+
+def test_a_file_without_a_checksum_is_read_with_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "map.safetensors"
+    make().save(path)
+    with safe_open(str(path), "pt") as file:
+        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        told = {k: v for k, v in file.metadata().items() if k != "sha256"}
+    save_file(held, path, {**told, "backlit.attribution": "1"})
+    with pytest.warns(UserWarning, match="was written without a checksum, by an earlier version"):
+        assert_same(Attribution.load(path), make())
+    save_file(held, path, told)
+    with pytest.raises(FileError, match="does not match its checksum"):
+        Attribution.load(path)
+
+
+def test_saving_through_a_link_replaces_the_link(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "map").symlink_to(victim)
+    make().save(tmp_path / "map")
+    assert victim.read_text() == "precious"
+    assert_same(Attribution.load(tmp_path / "map"), make())
+
+
+@pytest.mark.parametrize("other", [{"callback": "progress"}, {"chunk": 8}, {"callback": None, "chunk": None}])
+def test_callbacks_and_the_chunk_do_not_keep_results_apart(other: dict[str, object]) -> None:
+    """The command line gives a method its bar."""
+    one, two = (
+        Attribution(m.values, m.target, m.output, provenance={"method": "dmbp", "options": {"steps": 3, **options}})
+        for m, options in ((make(), {}), (make(), other))
+    )
+    assert len(Attribution.cat([one, two])) == len(one) + len(two)
 
 
 def test_maps_that_need_a_gradient_or_share_memory_are_saved(tmp_path: Path) -> None:

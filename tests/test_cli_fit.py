@@ -11,6 +11,7 @@ from PIL import Image
 
 import backlit
 from _commands import command
+from backlit._plain import plain
 from backlit.cli.fit import Source, _data
 from backlit.inverse import Fitted
 
@@ -48,7 +49,7 @@ def test_fit_then_explain_then_trace(digits: Path, tmp_path: Path) -> None:
     rows = json.loads((out / "summary.json").read_text())["maps"]
     assert [row["method"] for row in rows] == ["mip_in", "pattern_net", "saliency"]
     assert rows[0]["coverage"]["transposed convolution"] == 6
-    assert rows[0]["provenance"]["options"]["fitted"] == str(read)
+    assert rows[0]["provenance"]["options"]["fitted"] == json.loads(json.dumps(plain(read)))
     done = command("trace", "--method", "mip_in", "--fitted", inverse)
     assert "switches" in done.stdout
     assert "17 sites of digits under MIP-IN" in done.stdout.replace("\n", "")

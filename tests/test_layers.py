@@ -25,6 +25,7 @@ ORDER = [
         "_claim",
         "_store",
         "_fingerprint",
+        "_packed",
         "_callables",
         "_layout",
         "_plain",

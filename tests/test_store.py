@@ -15,15 +15,16 @@ from typing import Any
 import pytest
 
 from backlit import FileError
-from backlit._store import claim, reopen
+from backlit._store import Kind, claim, reopen
 
+TRIAL = Kind("trial", files=("rows.jsonl", "result.txt"), folders=("maps",))
 ASKED = {"model": "digits", "options": {"steps": 3}}
 
 
 def run(out: Path, asked: dict[str, Any] = ASKED, *, force: bool | None = False, pieces: int = 3) -> list[str]:
     """A run of some pieces, each a file and a row; returns what had to be computed."""
     computed = []
-    with claim(out, "trial", asked, files=("rows.jsonl", "result.txt"), folders=("maps",), force=force) as store:
+    with claim(out, TRIAL, asked, force=force) as store:
         journal = store.journal("rows.jsonl")
         done = {row["piece"]: row["value"] for row in journal.rows}
         for piece in range(pieces):
@@ -214,7 +215,7 @@ def test_a_planted_list_reaches_nothing_outside(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("years of work")
     other = tmp_path / "other"
-    with claim(other, "trial", {}) as store:
+    with claim(other, TRIAL, {}) as store:
         store.write("victim", victim.read_bytes())
     lines = (other / ".backlit" / "files.jsonl").read_text()
     from backlit import _journal
@@ -232,8 +233,8 @@ def test_a_planted_list_reaches_nothing_outside(tmp_path: Path) -> None:
 
 def test_the_second_process_is_told_who_holds_the_folder(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom backlit._store import claim\n"
-        f"with claim({str(tmp_path / 'out')!r}, 'trial', {ASKED!r}, force=False) as store:\n"
+        "import sys, time\nfrom backlit._store import Kind, claim\n"
+        f"with claim({str(tmp_path / 'out')!r}, Kind('trial'), {ASKED!r}, force=False) as store:\n"
         "    print('held', flush=True)\n    time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -241,9 +242,12 @@ def test_the_second_process_is_told_who_holds_the_folder(tmp_path: Path) -> None
     assert process.stdout.readline() == "held\n"
     try:
         for force in (False, True):
-            with pytest.raises(FileError, match=rf"is in use by process {process.pid} on .*, since 20.*\(-c\).* Wait"):
+            with pytest.raises(
+                FileError,
+                match=rf"is in use by process {process.pid} on .*, since 20.*\(\S* -c import sys, time from backlit.* Wait",
+            ):
                 run(tmp_path / "out", force=force)
-        with pytest.raises(FileError, match="is in use"), reopen(tmp_path / "out", "trial"):
+        with pytest.raises(FileError, match="is in use"), reopen(tmp_path / "out", TRIAL):
             pass
     finally:
         process.kill()
@@ -253,7 +257,7 @@ def test_the_second_process_is_told_who_holds_the_folder(tmp_path: Path) -> None
 
 
 def test_a_thread_of_the_same_process_is_told_too(tmp_path: Path) -> None:
-    with claim(tmp_path, "trial", ASKED), pytest.raises(FileError, match=f"process {os.getpid()} on"):
+    with claim(tmp_path, TRIAL, ASKED), pytest.raises(FileError, match=f"process {os.getpid()} on"):
         run(tmp_path)
     run(tmp_path)
 
@@ -275,18 +279,18 @@ def test_what_a_killed_start_leaves_is_free(tmp_path: Path, left: str) -> None:
 def test_reopen_adds_a_file_and_refuses_what_is_no_run(tmp_path: Path) -> None:
     run(tmp_path / "out")
     for page in (b"one", b"two"):
-        with reopen(tmp_path / "out", "trial") as store:
+        with reopen(tmp_path / "out", TRIAL) as store:
             store.write("report.html", page)
     assert (tmp_path / "out" / "report.html").read_bytes() == b"two"
     (tmp_path / "else").mkdir()
-    for folder, kind in (("else", "trial"), ("out", "fit"), ("missing", "trial")):
-        with pytest.raises(FileError, match=f"is no folder of a {kind}"), reopen(tmp_path / folder, kind):
+    for folder, kind in (("else", TRIAL), ("out", Kind("fit")), ("missing", TRIAL)):
+        with pytest.raises(FileError, match=f"is no folder of a {kind.noun}"), reopen(tmp_path / folder, kind):
             pass
 
 
 def test_dissolve_removes_its_own_and_leaves_the_rest(tmp_path: Path) -> None:
     for mine in (False, True):
-        with claim(tmp_path / "out", "trial", ASKED) as store:
+        with claim(tmp_path / "out", TRIAL, ASKED) as store:
             store.write("maps/a.bin", b"a")
             store.journal("rows.jsonl").append({"a": 1})
             if mine:
@@ -297,7 +301,7 @@ def test_dissolve_removes_its_own_and_leaves_the_rest(tmp_path: Path) -> None:
 
 
 def test_half_a_line_that_could_not_be_written_spoils_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with claim(tmp_path, "trial", ASKED) as store:
+    with claim(tmp_path, TRIAL, ASKED) as store:
         journal = store.journal("rows.jsonl")
         journal.append({"a": 1})
 
@@ -309,5 +313,5 @@ def test_half_a_line_that_could_not_be_written_spoils_nothing(tmp_path: Path, mo
             with pytest.raises(FileError, match=r"rows.jsonl' \(No space left.*What was written before is kept"):
                 journal.append({"b": 1})
         journal.append({"c": 1})
-    with claim(tmp_path, "trial", ASKED) as store:
+    with claim(tmp_path, TRIAL, ASKED) as store:
         assert store.journal("rows.jsonl").rows == [{"a": 1}, {"c": 1}]

@@ -20,24 +20,41 @@ _DIFFERENCES = 4  # that an error lists
 
 
 @dataclass(frozen=True)
+class Kind:
+    """A kind of run that keeps its results in a folder.
+
+    Attributes:
+        noun: What it is: "comparison".
+        files: Names that it will write: a file of somebody else's there is refused before anything runs.
+        folders: Folders in it that it will write to.
+        plan_file: Where the plan is written.
+        argument: What errors call the folder.
+        way_out: What errors advise where the folder is taken, ``force`` apart.
+    """
+
+    noun: str
+    files: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    plan_file: str = "plan.json"
+    argument: str = "out"
+    way_out: str = "Choose another folder, or ask for the same again to go on"
+
+
+@dataclass(frozen=True)
 class Claim:
     """A run that asks for a folder.
 
     Attributes:
         folder: The folder.
+        kind: What runs.
         asked: The plan, as it stands in its file.
-        files: Names that will be written, the plan's first.
-        folders: Folders in it that will be written to.
         force: Whether to begin anew; None if the caller has no such option.
-        argument: What errors call the folder.
     """
 
     folder: Path
+    kind: Kind
     asked: dict[str, Any]
-    files: tuple[str, ...]
-    folders: tuple[str, ...]
     force: bool | None
-    argument: str
 
     @cached_property
     def plan(self) -> str:
@@ -52,7 +69,7 @@ class Claim:
     @property
     def list_is_lost(self) -> bool:
         """Whether the plan is this run's, but no file is listed."""
-        found = read_plan(self.folder / self.files[0])
+        found = read_plan(self.folder / self.kind.plan_file)
         known = any(sound_entries(self.folder / HIDDEN / FILES))
         return not known and found is not None and plan_identity(found) == self.plan
 
@@ -64,11 +81,11 @@ class Claim:
         """
         if os.path.lexists(self.folder) and not self.folder.is_dir():
             raise FileError(
-                f"{self.argument}: {str(self.folder)!r} must be a folder, but is a file. Choose another name."
+                f"{self.kind.argument}: {str(self.folder)!r} must be a folder, but is a file. Choose another name."
             )
-        for name in (HIDDEN, *self.folders):
+        for name in (HIDDEN, *self.kind.folders):
             if (path := self.folder / name).is_symlink() or (path.exists() and not path.is_dir()):
-                raise foreign(path, self.argument)
+                raise foreign(path, self.kind.argument)
         entries = listed_files(sound_entries(self.folder / HIDDEN / FILES))
         self._refuse_foreign(entries)
         if self._there(entries):
@@ -77,21 +94,21 @@ class Claim:
         if self.force:
             return bool(entries)
         if others:
-            raise self._refused(f"holds the files of another run, whose {self.files[0]} is damaged or lost")
+            raise self._refused(f"holds the files of another run, whose {self.kind.plan_file} is damaged or lost")
         claimed = self.list_is_lost or any(entry.plan == self.plan for entry in entries)
         if not claimed and next(self._strangers(entries), None):
-            raise self._refused(f"exists and holds something else than this {self.asked['kind']}; nothing was written")
+            raise self._refused(f"exists and holds something else than this {self.kind.noun}; nothing was written")
         return False
 
     def _refuse_foreign(self, entries: list[Entry]) -> None:
         """Refuse a file that would be replaced, and is not Backlit's."""
         listed = {entry.row.get("file") for entry in entries}
-        for name in self.files:
+        for name in (self.kind.plan_file, *self.kind.files):
             path = self.folder / name
             if not os.path.lexists(path) or (name in listed and not path.is_symlink()):
                 continue
             if path.is_symlink() or not path.is_file() or not (self.list_is_damaged or any(sound_entries(path))):
-                raise foreign(path, self.argument)
+                raise foreign(path, self.kind.argument)
 
     def _there(self, entries: list[Entry]) -> bool:
         """Whether the folder holds this run's plan.
@@ -99,8 +116,8 @@ class Claim:
         Raises:
             FileError: If it holds another one, and ``force`` does not say to begin anew.
         """
-        path = self.folder / self.files[0]
-        digests = {entry.row.get(DIGEST) for entry in entries if entry.row.get("file") == self.files[0]}
+        path = self.folder / self.kind.plan_file
+        digests = {entry.row.get(DIGEST) for entry in entries if entry.row.get("file") == self.kind.plan_file}
         found = read_plan(path)
         if found is None or file_digest(path) not in digests:
             return False
@@ -110,7 +127,7 @@ class Claim:
 
     def _last(self, entries: list[Entry]) -> list[Entry]:
         """The last entry of each file but the plan's."""
-        return list({e.row["file"]: e for e in entries if e.row["file"] != self.files[0]}.values())
+        return list({e.row["file"]: e for e in entries if e.row["file"] != self.kind.plan_file}.values())
 
     def _exists(self, entry: Entry) -> bool:
         return os.path.lexists(self.folder / entry.row["file"])
@@ -127,10 +144,10 @@ class Claim:
                     yield path
 
     def _refused(self, what: str) -> FileError:
-        way_out = "Choose another folder, or ask for the same again to go on"
+        way_out = self.kind.way_out
         if self.force is not None:
             way_out += ", or use --force (force=True) to begin anew"
-        return FileError(f"{self.argument}: {str(self.folder)!r} {what}. {way_out}.")
+        return FileError(f"{self.kind.argument}: {str(self.folder)!r} {what}. {way_out}.")
 
 
 def listed_files(entries: Iterable[Entry | None]) -> list[Entry]:

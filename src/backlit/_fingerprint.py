@@ -60,4 +60,7 @@ def _add(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
 
 def _bytes(tensor: Tensor) -> Tensor:
     """View ``tensor`` as bytes on the CPU (numpy knows no bfloat16), in the order of its indices."""
-    return tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8)
+    flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    if flat.stride(0) != 1:  # one number of a column: contiguous, by its strides not
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8)

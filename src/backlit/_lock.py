@@ -54,9 +54,8 @@ def alone(hidden: Path, shown: Path, argument: str) -> Iterator[None]:
 
 
 def _this_process() -> dict[str, str | int]:
-    command = (
-        " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv and sys.argv[0] else "an interactive session"
-    )
+    words = [Path(word).name if number < 2 else word for number, word in enumerate(sys.orig_argv)]  # without folders
+    command = " ".join(" ".join(words).split())
     return {
         "process": os.getpid(),
         "host": socket.gethostname(),

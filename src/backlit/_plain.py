@@ -159,7 +159,7 @@ class _Plain:
 
     def _object(self, value: Any) -> Any:
         if hasattr(value, "__plain__"):
-            return {"class": class_of(type(value)), "content": self.of(value.__plain__())}
+            return self.of(value.__plain__())
         if is_dataclass(value) and not isinstance(value, type):
             content = {f.name: getattr(value, f.name) for f in fields(value)}
         elif hasattr(value, "__dict__") and not self._shallow:

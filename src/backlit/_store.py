@@ -1,13 +1,14 @@
 """The folder of one run: what was asked, what is finished, and one way to go on after an interruption.
 
+    COMPARISON = Kind("comparison", files=("results.jsonl", "report.html"), folders=("maps",))
     asked = {"model": "digits", "pixels": digest, ...}      # plain JSON values: all that can change a number
-    with claim("out", "comparison", asked, files=("report.html",), folders=("maps",), force=False) as store:
+    with claim("out", COMPARISON, asked, force=False) as store:
         journal = store.journal("results.jsonl")
         finished = {row["image"]: row for row in journal.rows}      # of an earlier, interrupted call
         if (path := store.sound("maps/cat.safetensors")) is None:   # missing, or not as it was written
             path = store.write("maps/cat.safetensors", data)
         journal.append({"image": "cat", "score": 0.5})              # on the disk when this returns
-    with reopen("out", "comparison") as store:                      # later, to add a file
+    with reopen("out", COMPARISON) as store:                      # later, to add a file
         store.write("report.html", page)
 
 What it promises:
@@ -33,7 +34,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from backlit._claim import DIGEST, FILES, HIDDEN, Claim, foreign, listed_files, plan_identity, read_plan
+from backlit._claim import DIGEST, FILES, HIDDEN, Claim, Kind, foreign, listed_files, plan_identity, read_plan
 from backlit._errors import FileError
 from backlit._files import PARTIAL, file_digest, make_folder, write_whole
 from backlit._journal import Journal, free_name, sound_entries
@@ -205,61 +206,49 @@ class Store:
 
 
 @contextmanager
-def claim(
-    path: str | Path,
-    kind: str,
-    asked: Mapping[str, Any],
-    *,
-    files: Sequence[str] = (),
-    folders: Sequence[str] = (),
-    plan_file: str = "plan.json",
-    force: bool | None = None,
-    argument: str = "out",
-) -> Iterator[Store]:
+def claim(path: str | Path, kind: Kind, asked: Mapping[str, Any], *, force: bool | None = None) -> Iterator[Store]:
     """Make a folder this run's own, or go on with what an earlier call left there; hold its lock meanwhile.
 
     Args:
         path: The folder; made if it is not there.
-        kind: What runs, as a noun: "comparison".
+        kind: What runs.
         asked: All that can change a result, as plain JSON values.
-        files: Names that will be written: a file of somebody else's there is refused before anything runs.
-        folders: Folders in it that will be written to.
-        plan_file: Where ``asked`` is written.
         force: Begin anew where another run is; None if the caller has no such option.
-        argument: What errors call the folder.
 
     Raises:
         FileError: If the folder cannot be written, is in use, or holds another run or other files.
     """
-    text = json.dumps({"backlit": __version__, "kind": kind, **asked}, indent=1) + "\n"
-    wanted = Claim(Path(path), json.loads(text), (plan_file, *files), tuple(folders), force, argument)
+    text = json.dumps({"backlit": __version__, "kind": kind.noun, **asked}, indent=1) + "\n"
+    wanted = Claim(Path(path), kind, json.loads(text), force)
     wanted.anew()  # refuses before anything is written
-    make_folder(wanted.folder, argument)
-    with _locked(wanted.folder, argument):
+    make_folder(wanted.folder, kind.argument)
+    with _locked(wanted.folder, kind.argument):
         anew, damaged = wanted.anew(), wanted.list_is_damaged
-        store = Store(wanted.folder, wanted.plan, argument, damaged=damaged)
-        store.remove_partial(folders)
+        store = Store(wanted.folder, wanted.plan, kind.argument, damaged=damaged)
+        store.remove_partial(kind.folders)
         if anew and store.there:
             _say_replaced(wanted, store.there)
             store.clear()
-        if store.sound(plan_file) is None:
-            store.write(plan_file, text.encode())
+        if store.sound(kind.plan_file) is None:
+            store.write(kind.plan_file, text.encode())
         yield store
 
 
 @contextmanager
-def reopen(path: str | Path, kind: str, *, plan_file: str = "plan.json", argument: str = "out") -> Iterator[Store]:
+def reopen(path: str | Path, kind: Kind) -> Iterator[Store]:
     """Hold the lock of a folder that :func:`claim` made, to add to it.
 
     Raises:
         FileError: If it is no such folder, or in use.
     """
     folder = Path(path)
-    found = read_plan(folder / plan_file)
-    if found is None or found.get("kind") != kind or not (folder / HIDDEN).is_dir():
-        raise FileError(f"{argument}: {str(path)!r} is no folder of a {kind}. Give the one that it was written to.")
-    with _locked(folder, argument):
-        yield Store(folder, plan_identity(found), argument)
+    found = read_plan(folder / kind.plan_file)
+    if found is None or found.get("kind") != kind.noun or not (folder / HIDDEN).is_dir():
+        raise FileError(
+            f"{kind.argument}: {str(path)!r} is no folder of a {kind.noun}. Give the one that it was written to."
+        )
+    with _locked(folder, kind.argument):
+        yield Store(folder, plan_identity(found), kind.argument)
 
 
 @contextmanager
@@ -275,5 +264,5 @@ def _locked(folder: Path, argument: str) -> Iterator[None]:
 def _say_replaced(wanted: Claim, names: list[str]) -> None:
     some = ", ".join(names[:6]) + ", ..." * (len(names) > 6)
     warn(
-        f"{wanted.argument}: {str(wanted.folder)!r} begins anew; force replaces {len(names)} files of the earlier run: {some}."
+        f"{wanted.kind.argument}: {str(wanted.folder)!r} begins anew; force replaces {len(names)} files of the earlier run: {some}."
     )

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from backlit._errors import FileError, InputError
 from backlit._files import write_whole
+from backlit._packed import pack, unpack
+from backlit._plain import without_free
 from backlit._types import Heatmap
 from backlit.capture.sites import Coverage
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Reduce = Literal["sum", "abs", "max", "norm"]
-_FORMAT = "1"
+_FILE = "backlit.attribution"
 _GROUPS = ("parts", "trajectory", "completeness")
 
 
@@ -189,10 +189,20 @@ class Attribution:
         return (limit, percentile) if limit > 0 else (float(ordered[-1]), 100)
 
     def save(self, path: str | Path) -> None:
-        """Write everything to one safetensors file, without loss; an existing file is replaced only by a whole one.
+        """Write everything to one safetensors file, without loss, with a checksum.
+
+        An existing file is replaced, but only by a whole one; a link of that name is replaced, and not followed.
 
         Raises:
             FileError: If the file cannot be written.
+            InputError: If the provenance holds what JSON cannot.
+        """
+        write_whole(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of the file that :meth:`save` writes.
+
+        Raises:
             InputError: If the provenance holds what JSON cannot.
         """
         tensors = {"values": self.values, "target": self.target, "output": self.output}
@@ -206,36 +216,21 @@ class Attribution:
             raise InputError(f"provenance must hold plain JSON values to be saved, but: {error}.") from error
         coverage = json.dumps(self.coverage.to_json())
         order = json.dumps(list(tensors))  # which safetensors does not keep
-        metadata = {"backlit.attribution": _FORMAT, "order": order, "coverage": coverage, "provenance": provenance}
-        data = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, metadata)
-        write_whole(path, data)
+        return pack(_FILE, tensors, {"order": order, "coverage": coverage, "provenance": provenance})
 
     @classmethod
     def load(cls, path: str | Path) -> Attribution:
         """Read what :meth:`save` wrote, to the CPU.
 
         Raises:
-            FileError: If the file is missing, cut short, or no attribution of a known version.
+            FileError: If the file is missing, cut short, changed since it was written, or no attribution of a known version.
         """
-        if not Path(path).is_file():
-            raise FileError(f"path: there is no file {str(path)!r}.")
-        try:
-            with safe_open(str(path), "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-        except (SafetensorError, OSError) as error:
-            raise FileError(f"path: {str(path)!r} is no whole safetensors file ({error}). Write it again.") from error
-        version = metadata.get("backlit.attribution")
-        if version != _FORMAT:
-            found = (
-                "no attribution of Backlit"
-                if version is None
-                else f"of format {version}, and this Backlit reads {_FORMAT}"
-            )
-            raise FileError(f"path: {str(path)!r} is {found}. Save it again with Attribution.save.")
+        tensors, metadata = unpack(
+            path, _FILE, argument="path", what="attribution of Backlit", way_out="Save it again with Attribution.save."
+        )
         try:
             return cls(**_sorted_out(tensors, metadata))
-        except (KeyError, TypeError, ValueError) as error:  # InputError is a ValueError
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:  # InputError is a ValueError
             raise FileError(
                 f"path: {str(path)!r} says it is an attribution, but its content is damaged ({error}). Save it again."
             ) from error
@@ -269,6 +264,7 @@ def _kind(one: Attribution) -> dict[str, Any]:
     """What two attributions must share to be rows of one."""
     named = {name: one.provenance.get(name) for name in ("method", "options", "model", "fingerprint")}
     steps = {name: len(curve) for name, curve in one.trajectory.items()}
+    named["options"] = without_free(named["options"])
     groups = {"parts": sorted(one.parts), "trajectory": steps, "completeness": sorted(one.completeness)}
     return {**named, "size": tuple(one.values.shape[1:]), "inputs": one.inputs is not None, **groups}
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from _fit_networks import cnn, drawn, mlp, sequential
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backlit import MIPIN, FileError, InputError, PatternAttribution, PatternNet
+from backlit._packed import pack
 from backlit.inverse import Fitted
 
 Tensors = dict[str, Tensor]
@@ -52,7 +52,7 @@ def _written(path: Path, change: Callable[[dict[str, Any], Tensors], object]) ->
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
     content = json.loads(metadata["content"])
     change(content, tensors)
-    save_file(tensors, path, {**metadata, "content": json.dumps(content)})
+    path.write_bytes(pack("backlit.fitted", tensors, {"content": json.dumps(content)}))
     return path
 
 
@@ -175,3 +175,15 @@ def test_the_source_signal_of_a_feature_map_is_drawn_with_its_signs_and_the_map_
     for ours, signal in ((found.parts["source"], source), (found.values, attribution.relu())):
         torch.testing.assert_close(ours, F.interpolate(signal.mean(1, keepdim=True), (6, 6), mode="bilinear"))
     assert bool((source.mean(1) < 0).any())
+
+
+def test_a_file_and_what_was_read_from_it_are_the_same_option(tmp_path: Path) -> None:
+    net, x = cnn(), drawn(30, 2, 6, 6)
+    fitted = MIPIN.fit(net, [x], out=tmp_path / "a")
+    of_object, of_file = MIPIN(net, fitted=fitted)(x[:2], 1), MIPIN(net, fitted=tmp_path / "a")(x[:2], 1)
+    assert of_object.provenance["options"] == of_file.provenance["options"]
+    other = MIPIN(net, fitted=MIPIN.fit(net, [x[1:]]))(x[:2], 1)
+    assert other.provenance["options"] != of_file.provenance["options"]
+    with torch.no_grad():
+        next(iter(fitted.layers["linear[0]"].values())).view(-1)[0] += 1  # what is changed in place is another one
+    assert MIPIN(net, fitted=fitted)(x[:2], 1).provenance["options"] != of_object.provenance["options"]

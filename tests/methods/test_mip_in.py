@@ -246,7 +246,7 @@ def test_files_keep_everything_and_refuse_what_they_are_not_for(tmp_path: Path) 
     with pytest.raises(FileError, match=r"no whole safetensors file .* truncated\. Fit again"):
         MIPIN(net, fitted=path)
     expected.save(tmp_path / "map.safetensors")
-    with pytest.raises(FileError, match="holds nothing fitted by Backlit"):
+    with pytest.raises(FileError, match="holds no parameters fitted by Backlit"):
         MIPIN(net, fitted=tmp_path / "map.safetensors")
     with pytest.raises(FileError, match="there is no file"):
         MIPIN(net, fitted=tmp_path / "none.safetensors")

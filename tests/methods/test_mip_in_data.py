@@ -12,7 +12,8 @@ import torch
 from _fit_networks import Passes, Stopped, cnn, drawn, mlp, sequential
 from torch import Tensor, nn
 
-from backlit import MIPIN, FileError, InputError, ModelStateError, PatternNet, UnsupportedOp
+from backlit import MIPIN, Attribution, FileError, InputError, ModelStateError, PatternNet, UnsupportedOp
+from backlit.inverse import Fitted
 from backlit.inverse.data import Batch, Digest
 from backlit.inverse.parts_folder import PartsFolder
 
@@ -55,7 +56,10 @@ def test_a_fit_does_not_go_on_from_another_one(tmp_path: Path) -> None:
     path = tmp_path / "inverse.safetensors"
     with pytest.raises(Stopped):
         MIPIN.fit(net, Passes(x, y, 2), out=path)
-    with pytest.raises(FileError, match=r"finished layers of another fit: its ridge is 0.001, and now it is 0.1"):
+    with pytest.raises(
+        FileError,
+        match=r"holds another fit: ridge was 0.001 and is 0.1. Ask for the same again to go on, choose another file, or remove",
+    ):
         MIPIN.fit(net, Passes(x, y, None), out=path, ridge=0.1)
     with pytest.raises(InputError, match=r"data must be the same in every pass, but one had 30 images of digest"):
         MIPIN.fit(net, Passes(x + 1, y, None), out=path)
@@ -154,11 +158,63 @@ def test_a_pattern_fit_does_not_go_on_with_fewer_batches(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("plan", ["[1]", "null", '{"a"'])
-def test_a_damaged_folder_of_parts_is_refused(plan: str, tmp_path: Path) -> None:
+def test_somebody_elses_folder_of_parts_is_refused(plan: str, tmp_path: Path) -> None:
     (tmp_path / "x.parts").mkdir()
     (tmp_path / "x.parts" / "plan.json").write_text(plan)
-    with pytest.raises(FileError, match=r"plan.json' is damaged .* Remove the folder to begin anew"):
+    with pytest.raises(FileError, match=r"plan.json' is a file that Backlit did not write here.* Move it away"):
         MIPIN.fit(cnn(), [drawn(30, 2, 6, 6)], out=tmp_path / "x")
+    assert (tmp_path / "x.parts" / "plan.json").read_text() == plan
+
+
+@pytest.mark.parametrize("name", ["0-linear[0].safetensors", "plan.json"])
+def test_damaged_parts_are_set_aside_and_learned_again(name: str, tmp_path: Path) -> None:
+    net, x, y = cnn(), drawn(30, 2, 6, 6), torch.arange(30) % 3
+    whole = MIPIN.fit(net, Passes(x, y, None))
+    path = tmp_path / "x"
+    with pytest.raises(Stopped):
+        MIPIN.fit(net, Passes(x, y, 3), out=path)
+    part = tmp_path / "x.parts" / name
+    data = bytearray(part.read_bytes())
+    data[-9] ^= 1
+    part.write_bytes(data)
+    with pytest.warns(UserWarning, match=r"is not as it was written; it is kept as .*\.bad, and made again"):
+        resumed = MIPIN.fit(net, Passes(x, y, None), out=path)
+    for layer, found in whole.layers.items():
+        assert all(torch.equal(resumed.layers[layer][key], value) for key, value in found.items())
+    assert [p.name for p in (tmp_path / "x.parts").iterdir()] == [f"{name}.bad"]
+
+
+@pytest.mark.parametrize("method", [MIPIN, PatternNet])
+def test_a_fit_replaces_an_earlier_one_of_its_kind_and_nothing_else(
+    method: type[MIPIN | PatternNet], tmp_path: Path
+) -> None:
+    net, x = cnn(), [drawn(30, 2, 6, 6)]
+    other = PatternNet if method is MIPIN else MIPIN
+    fitted = method.fit(net, x)
+    other.fit(net, x, out=tmp_path / "other")
+    (tmp_path / "thesis.txt").write_text("years of work")
+    (tmp_path / "empty").write_text("")
+    fitted.save(tmp_path / "target")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    Attribution(torch.zeros(1, 1, 2, 2), torch.zeros(1).long(), torch.zeros(1)).save(tmp_path / "map")
+    for name, what in (
+        ("thesis.txt", "another file"),
+        ("empty", "another file"),
+        ("map", "another file"),
+        ("link", "a link"),
+        ("other", "a fit of (mip_in|pattern)"),
+    ):
+        before = (tmp_path / name).read_bytes()
+        data = _Reads(x[0])
+        with pytest.raises(FileError, match=rf"^out: .*{name}' is {what}, and only .* Choose another name"):
+            method.fit(net, data, out=tmp_path / name)
+        assert data.read <= 1  # before anything is learned
+        with pytest.raises(FileError, match=rf"^path: .*{name}' is {what}"):
+            fitted.save(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == before
+    (tmp_path / "target").write_bytes((tmp_path / "target").read_bytes()[:-5] + b"\0" * 5)
+    method.fit(net, x, out=tmp_path / "target")  # a damaged one, too
+    assert Fitted.load(tmp_path / "target").kind == method.artefact
 
 
 def test_another_precision_of_the_network_is_another_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +222,7 @@ def test_another_precision_of_the_network_is_another_fit(tmp_path: Path, monkeyp
     _stop_after(monkeypatch, 1)
     with pytest.raises(Stopped):
         MIPIN.fit(cnn().float(), [x], out=path)
-    with pytest.raises(FileError, match=r'its dtype is "torch.float32", and now it is "torch.float64"'):
+    with pytest.raises(FileError, match=r'dtype was "torch.float32" and is "torch.float64"'):
         MIPIN.fit(cnn().float().double(), [x], out=path)
 
 
@@ -209,7 +265,7 @@ def test_two_fits_do_not_share_a_file(method: type[MIPIN | PatternNet], tmp_path
     first.start()
     assert begun.wait(60)
     try:
-        with pytest.raises(FileError, match=r"^out: another fit that is running now writes to"):
+        with pytest.raises(FileError, match=r"^out: .* is in use by process \d+ on .*, since .* Wait until it is done"):
             method.fit(cnn(), [x], out=path)
     finally:
         done.set()

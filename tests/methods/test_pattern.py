@@ -214,7 +214,7 @@ def test_an_interrupted_fit_goes_on_and_gives_the_same_bits(tmp_path: Path, monk
     with pytest.raises(KeyboardInterrupt):
         PatternNet.fit(net, _Fails(x, 3), out=path)
     assert not path.exists()
-    with pytest.raises(FileError, match=r"of another fit: its precision is \"float64\", and now it is \"float32\""):
+    with pytest.raises(FileError, match=r'holds another fit: precision was "float64" and is "float32"'):
         PatternNet.fit(net, x, out=path, precision=torch.float32)
     with pytest.raises(
         InputError, match=r"data must be the same, in the same batches, .* but 3 batches held 24 images"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,15 +11,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from backlit._errors import FileError, InputError
 from backlit._files import write_whole
 from backlit._fingerprint import fingerprint
+from backlit._packed import pack, unpack
+from backlit._plain import identity
 
-_FORMAT = "1"
-_KEY = "backlit.fitted"
+_FILE = "backlit.fitted"
 Layers = Mapping[str, Mapping[str, Tensor]]
 
 
@@ -48,16 +49,29 @@ class Fitted:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self}, layers: {', '.join(self.layers)})"
 
+    def __plain__(self) -> dict[str, Any]:
+        """What tells these parameters from others, for the record of what was run."""
+        tensors = {f"{layer}/{name}": t for layer, found in self.layers.items() for name, t in found.items()}
+        key = tuple((name, id(t), 0 if t.is_inference() else t._version) for name, t in tensors.items())
+        kept = self.__dict__.get("_digest")
+        if kept is None or kept[0] != key:  # they are large, and each explanation says what it used
+            digest = identity([[name, t] for name, t in tensors.items()])
+            kept = self.__dict__["_digest"] = (key, digest)
+        facts = {"classes": list(self.classes), "network": self.network, "input_shapes": list(self.input_shapes)}
+        return {"fitted": str(self), **facts, "parameters": kept[1]}
+
     @property
     def bytes(self) -> int:
         """Size of the parameters."""
         return sum(t.numel() * t.element_size() for layer in self.layers.values() for t in layer.values())
 
     def save(self, path: str | Path, argument: str = "path") -> None:
-        """Write one safetensors file; an existing one is replaced only by a whole one. Errors call it ``argument``.
+        """Write one safetensors file, with a checksum. Errors call it ``argument``.
+
+        A file of the same kind is replaced, by a whole one; any other is not.
 
         Raises:
-            FileError: If it cannot be written.
+            FileError: If it cannot be written, or a file that is no fit of this kind has that name.
         """
         tensors = {f"{layer}/{name}": t for layer, found in self.layers.items() for name, t in found.items()}
         content = {
@@ -68,36 +82,19 @@ class Fitted:
             "input_shapes": [list(shape) for shape in self.input_shapes],
             "facts": dict(self.facts),
         }
-        data = save(
-            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
-            {_KEY: _FORMAT, "content": json.dumps(content)},
-        )
-        write_whole(path, data, argument)
+        check_free(path, self.kind, argument)
+        write_whole(path, pack(_FILE, tensors, {"content": json.dumps(content)}), argument)
 
     @classmethod
     def load(cls, path: str | Path) -> Fitted:
         """Read what :meth:`save` wrote, to the CPU.
 
         Raises:
-            FileError: If the file is missing, cut short, or holds nothing fitted of a known format.
+            FileError: If the file is missing, cut short, changed since, or holds nothing fitted of a known format.
         """
-        if not Path(path).is_file():
-            raise FileError(f"fitted: there is no file {str(path)!r}. `backlit fit` writes one.")
-        try:
-            with safe_open(str(path), "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-        except (SafetensorError, OSError) as error:
-            raise FileError(
-                f"fitted: {str(path)!r} is no whole safetensors file ({error}); it may be truncated. Fit again."
-            ) from error
-        if metadata.get(_KEY) != _FORMAT:
-            found = (
-                "nothing fitted by Backlit"
-                if _KEY not in metadata
-                else f"format {metadata[_KEY]}, and this reads {_FORMAT}"
-            )
-            raise FileError(f"fitted: {str(path)!r} holds {found}. Write it with `backlit fit`.")
+        tensors, metadata = unpack(
+            path, _FILE, argument="fitted", what="parameters fitted by Backlit", way_out="Fit again with `backlit fit`."
+        )
         try:
             content = json.loads(metadata["content"])
             layers = {
@@ -110,7 +107,7 @@ class Fitted:
             )
             found._check()
             return found
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise FileError(f"fitted: the content of {str(path)!r} is damaged ({error}). Fit again.") from error
 
     def _check(self) -> None:
@@ -179,6 +176,32 @@ class Fitted:
             layer: {name: t.to(device, dtype) if t.is_floating_point() else t.to(device) for name, t in found.items()}
             for layer, found in self.layers.items()
         }
+
+
+def check_free(path: str | Path, kind: str, argument: str = "path") -> None:
+    """See that a fit of this kind may be written to a file: there is none, or an earlier fit of the same kind.
+
+    Raises:
+        FileError: If something else is there.
+    """
+    path = Path(path)
+    if not os.path.lexists(path):
+        return
+    what = "a link" if path.is_symlink() else "a folder" if path.is_dir() else "another file"
+    if path.is_file() and not path.is_symlink():
+        try:
+            with safe_open(str(path), "pt") as file:
+                metadata = file.metadata() or {}
+            there = json.loads(metadata["content"])["kind"] if _FILE in metadata else None
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError):
+            there = None
+        if there == kind:
+            return
+        what = what if there is None else f"a fit of {there}"
+    raise FileError(
+        f"{argument}: {str(path)!r} is {what}, and only an earlier fit of {kind} would be replaced. Choose another name, or "
+        "move it away."
+    )
 
 
 def weights_of(model: nn.Module) -> str:

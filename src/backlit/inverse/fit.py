@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from backlit._errors import InputError
+from backlit._fingerprint import fingerprint
+from backlit._plain import versions
 from backlit._version import __version__
 from backlit._warn import warn
 from backlit.inverse.artefact import Fitted, weights_of
@@ -109,7 +111,8 @@ def fit_inverse(
             samples) or its logit is constant.
         UnsupportedOp: If the part holds operations without an inverse; lists all of them.
         ModelStateError: If an activation is not finite; names the batch.
-        FileError: If ``out`` cannot be written, or its folder of parts belongs to another fit.
+        FileError: If ``out`` cannot be written or is anything but an earlier fit of this kind, or its folder of parts belongs
+            to another fit or is in use.
     """
     check_data(data)
     first = next(iter(batches(data, model)))
@@ -127,7 +130,8 @@ def fit_inverse(
     shapes = tuple(tuple(x.shape[1:]) for x in first.inputs)
     asked = {**facts, "network": weights_of(model), "classes": classes, "input_shapes": [list(s) for s in shapes]}
     asked["dtype"] = str(first.inputs[0].dtype)
-    with PartsFolder.beside(out, {**asked, "memory": options.memory}) as folder:
+    asked |= {"weights": fingerprint(model), "device": first.inputs[0].device.type, "versions": versions()}
+    with PartsFolder.beside(out, "mip_in", {**asked, "memory": options.memory}) as folder:
         fit.folder = folder
         found = [fit.run(number, chunk) for number, chunk in enumerate(fit.chunks(classes))]
         if not fit.passes:

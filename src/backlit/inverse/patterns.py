@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backlit._errors import InputError, UnsupportedOp
+from backlit._fingerprint import fingerprint
+from backlit._plain import versions
 from backlit._version import __version__
 from backlit.capture.canonical import Call
 from backlit.inverse.artefact import Fitted, weights_of
@@ -137,7 +139,8 @@ def fit_patterns(
         InputError: If an argument or a batch cannot be used.
         UnsupportedOp: If the network holds operations without patterns or a rule, or nothing to learn.
         ModelStateError: If an activation is not finite; names the batch.
-        FileError: If ``out`` cannot be written, or its folder of parts belongs to another fit.
+        FileError: If ``out`` cannot be written or is anything but an earlier fit of this kind, or its folder of parts belongs
+            to another fit or is in use.
     """
     check_data(data)
     if precision not in (torch.float32, torch.float64):
@@ -146,9 +149,10 @@ def fit_patterns(
     layers = find_layers(model, tuple(x[:2] for x in first.inputs), _has_pattern)
     _check_rules(layers)
     shapes = tuple(tuple(x.shape[1:]) for x in first.inputs)
-    asked = {"kind": "pattern", "network": weights_of(model), "input_shapes": [list(s) for s in shapes]}
+    asked: dict[str, Any] = {"network": weights_of(model), "input_shapes": [list(s) for s in shapes]}
     asked |= {"precision": str(precision).removeprefix("torch."), "dtype": str(first.inputs[0].dtype)}
-    with PartsFolder.beside(out, asked) as folder:
+    asked |= {"weights": fingerprint(model), "device": first.inputs[0].device.type, "versions": versions()}
+    with PartsFolder.beside(out, "pattern", asked) as folder:
         kept = _Kept(folder, first.inputs[0].device)
         sums, digest = kept.sums, Digest()
         for batch in batches(data, model, again=True):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from backlit._errors import BacklitError, InputError, nearest
 from backlit._fingerprint import fingerprint
-from backlit._plain import plain
+from backlit._plain import described
 from backlit._version import __version__
 from backlit.attribution import Attribution
 from backlit.capture import Coverage, Trace
@@ -175,7 +175,7 @@ class Method(ABC):
     def _provenance(self, seconds: float, x: Tensor) -> dict[str, Any]:
         return {
             "method": self.name,
-            "options": {f.name: plain(getattr(self.options, f.name)) for f in fields(self.options)},
+            "options": described(self.options),
             "model": type(self.model).__name__,
             "fingerprint": fingerprint(self.model),
             "seed": self.options.seed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -66,6 +66,7 @@ class FittedMethod(Method):
                 f"fitted must be what {type(self).__name__}.fit returned, or its file, but is {type(found).__name__}."
             )
         self.learned = found if isinstance(found, Fitted) else Fitted.load(found)
+        self.options = replace(self.options, fitted=self.learned)  # a file may be another one later
         self.learned.check_kind(self.artefact)
         self.learned.check_network(model)
         self._placed: tuple[tuple[torch.device, torch.dtype], Layers] | None = None

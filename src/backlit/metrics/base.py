@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from backlit._errors import InputError, nearest
-from backlit._plain import plain
+from backlit._plain import described
 from backlit.attribution import Attribution, Reduce
 from backlit.capture.refuse import check_model
 from backlit.methods.base import Method, check
@@ -251,7 +251,7 @@ class Metric(ABC):
             ties=self.ties,
             forward_passes=self.forward_passes,
             axes=self.axes,
-            options={f.name: plain(getattr(self.options, f.name)) for f in fields(self.options)},
+            options=described(self.options),
         )
 
     def compared(self, values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
