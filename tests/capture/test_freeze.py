@@ -120,11 +120,33 @@ def test_everything_else_keeps_its_value_and_is_affine(part: Callable[[Tensor], 
     torch.testing.assert_close(frozen((x + y) / 2), (frozen(x) + frozen(y)) / 2)
 
 
-@pytest.mark.parametrize("part", [lambda x: F.glu(x, 1), lambda x: x / x.norm(), F.normalize])
-def test_what_has_no_affine_form_says_so(part: Callable[[Tensor], Tensor]) -> None:
+TANGENTS: list[Callable[[Tensor], Tensor]] = [
+    lambda x: F.glu(x, 1), lambda x: x.std(1), lambda x: torch.var(x, dim=(2, 3), correction=0), lambda x: torch.var_mean(x, 1)[0],
+    lambda x: torch.cat(torch.std_mean(x, 1), 1), lambda x: torch.linalg.vector_norm(x, dim=(2, 3)), lambda x: x.norm(3, dim=1),
+    lambda x: x.logsumexp(1), lambda x: torch.logaddexp(x, 2 * x), lambda x: x.prod(1), lambda x: x.cumprod(1), lambda x: x.sort(2)[0],
+    lambda x: x.topk(2, 1)[0], lambda x: x.median(1)[0], lambda x: x.cummax(1)[0], lambda x: F.cosine_similarity(x, x.flip(1), 2),
+    lambda x: F.lp_pool2d(x, 1, 2), lambda x: x.abs().log(), lambda x: torch.frac(x),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", TANGENTS)
+def test_what_has_no_form_of_its_own_is_its_tangent(part: Callable[[Tensor], Tensor]) -> None:
     model, x = built(part)
-    with pytest.raises(UnsupportedOp, match=r"has no affine form.*GuidedBackprop"):
-        freeze(model, x)
+    frozen = freeze(model, x)
+    torch.testing.assert_close(frozen(x), model(x))
+    leaf, other = x.clone().requires_grad_(), torch.randn_like(x).requires_grad_()
+    (true,) = torch.autograd.grad(model(leaf)[:, 0].sum(), leaf)
+    for at in (leaf, other):  # the same derivative everywhere: it is affine
+        (ours,) = torch.autograd.grad(frozen(at)[:, 0].sum(), at)
+        torch.testing.assert_close(ours, true)
+    torch.testing.assert_close(freeze(model, x[:1])(other[:1]), frozen(other)[:1])
+
+
+@pytest.mark.parametrize("part", [lambda x: x / x.norm(dim=1, keepdim=True), F.normalize, nn.RMSNorm((6, 6))])
+def test_a_norm_holds_its_divisor(part: Callable[[Tensor], Tensor]) -> None:
+    model, x = built(part)
+    frozen = freeze(model, x)
+    torch.testing.assert_close(frozen(x), model(x))
     assert backlit.GuidedBackprop(model).attribute(x, 0).shape == x.shape
 
 

@@ -96,7 +96,6 @@ class _Recurrent(nn.Module):
             r"grad at <model> is an operation that Backlit does not know",
         ),
         (lambda x: torch.ops.aten.relu(x), r"aten.relu at <model> is an operation that Backlit does not know"),
-        (lambda x: x + (x.round() - x).detach(), r"Tensor.round at <model> is an operation that Backlit does not know"),
         (_Recurrent(), r"torch.lstm at part.lstm is an operation that Backlit does not know"),
         (_buffer_detached, r"Tensor.detach_ at <model> is an operation that Backlit does not know"),
         (lambda x: torch.view_as_real(torch.complex(x, x))[..., 0], r"torch.complex at <model> is an operation"),
@@ -110,7 +109,8 @@ class _Recurrent(nn.Module):
             r"its grid depends on the network's input",
         ),
         (lambda x: torch.div(x, 0.1, rounding_mode="floor"), r"A division that rounds its result has no gradient"),
-        (lambda x: torch.rrelu(x, 0.1, 0.3, True), r"4 positional arguments, of which Backlit knows 3"),
+        (lambda x: torch.add(x, 2, x), r"add is called with argument 3, which Backlit does not know of it: it knows input, other"),
+        (lambda x: torch.amax(x, 1, out=torch.empty(2, 4, 4)), r"amax is called with out, which Backlit does not know"),
         (lambda x: F.embedding((x > 0).long(), x.flatten()[:2, None]).squeeze(-1), r"embedding.*does not know"),
     ],
 )
@@ -127,6 +127,7 @@ def test_what_surrounds_a_call(part: Callable[[Tensor], Tensor], message: str, h
             lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5),
             r"attention at <model> is training.*dropout_p=0.0",
         ),
+        (lambda x: torch.rrelu(x, 0.1, 0.3, True), r"rrelu at <model> is training"),
         (nn.BatchNorm2d(2, track_running_stats=False), r"batch norm without running statistics mixes the images"),
     ],
 )
@@ -165,6 +166,8 @@ def test_inputs_that_cannot_have_gradients() -> None:
         ),
         lambda x: F.softmin(x, 1) * x,
         lambda x: 2 - x + 2 / (x + 10),
+        lambda x: x + (x.round() - x).detach(),
+        lambda x: x * torch.sign(x) + x.floor(),
     ],
 )
 def test_unusual_code_is_seen_through(part: Callable[[Tensor], Tensor]) -> None:

@@ -178,7 +178,7 @@ def test_missing_rules_are_listed_all_at_once_with_the_way_out() -> None:
             return self.fc(torch.erfinv(x.tanh()).mean((2, 3)))
 
     x = torch.randn(2, 2, 5, 5)
-    message = r"2 sites have no rule .*erfinv_of_relevance\[0\].*erfinv_of_relevance\[1\].*rules=table.but\(\{'erfinv_of_relevance': rule"
+    message = r"2 sites have no rule .*erfinv_of_relevance\[0\].*erfinv_of_relevance\[1\].*rules=\{'erfinv_of_relevance': rule"
     with pytest.raises(UnsupportedOp, match=message):
         LRP(Odd())(x)
     table = presets.epsilon().but({"erfinv_of_relevance": exact})
@@ -205,7 +205,7 @@ def test_bad_options_say_what_they_must_be() -> None:
         ({"preset": "epsilon_plas"}, "preset must be one of epsilon, .*Did you mean 'epsilon_plus'"),
         ({"epsilon": 0}, "epsilon must be a positive number, but is 0"),
         ({"preset": "epsilon_gamma_box", "gamma": -1}, "gamma must be a number of at least 0, but is -1"),
-        ({"rules": presets.gradient}, "rules must be a table made by backlit.rules.relevance.relevance"),
+        ({"rules": presets.gradient}, "rules must be rules by primitive, a table made by backlit.rules.relevance.relevance"),
         ({"attention": "x"}, "attention must be 'held' or 'attnlrp'"),
         ({"pool": "x"}, "pool must be 'winner' or 'proportional'"),
         ({"tolerance": 0}, "tolerance must be a positive number"),

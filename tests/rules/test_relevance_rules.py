@@ -24,9 +24,9 @@ from backlit.rules import attention as attention_rules
 from backlit.rules import relevance as tables
 from backlit.rules.activation import secant
 from backlit.rules.linear import AlphaBeta, Contrast, Epsilon, Flat, Gamma, LayerRule, WSquare, ZBox, ZPlus
-from backlit.rules.norm import batch_norm, group_norm, layer_norm, local_response_norm
+from backlit.rules.norm import batch_norm, group_norm, layer_norm
 from backlit.rules.pooling import proportional
-from backlit.rules.structural import product, quotient, shared
+from backlit.rules.structural import product, quotient, ratio, shared
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "conv1d": (nn.Conv1d(2, 3, 3, padding=1, stride=2), (2, 6)),
@@ -320,7 +320,7 @@ def test_second_order_goes_through_the_other_rules() -> None:
     check_rule(layer_norm, nn.LayerNorm(6), X)
     check_rule(group_norm, nn.GroupNorm(2, 4), X)
     check_rule(group_norm, nn.InstanceNorm2d(4, affine=True), X)
-    check_rule(local_response_norm, nn.LocalResponseNorm(3), X)
+    check_rule(ratio, nn.LocalResponseNorm(3), X)
     check_rule(product, lambda x: x * torch.sigmoid(x), X, primitive="product")
     check_rule(quotient, lambda x: x / (1 + x**2), X, primitive="quotient")
     check_rule(shared, lambda x: x @ x.transpose(-1, -2), X)

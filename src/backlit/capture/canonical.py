@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from backlit._errors import UnsupportedOp
-from backlit.capture.primitives import SPELLINGS, WRITERS, Arguments, Primitive
+from backlit.capture.primitives import BY_NAME, SPELLINGS, WRITERS, Arguments, Primitive
 from backlit.capture.sites import Site
 
 Place = tuple[str, int | None]
@@ -43,7 +43,7 @@ class Call:
     @property
     def target(self) -> Tensor:
         """The tensor that a call in place writes to."""
-        return self.arguments["input"] if "input" in self.arguments else self.arguments["#0"]
+        return next(v for n in ("input", "#0", "other") if isinstance(v := self.arguments.get(n), Tensor))
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
@@ -55,10 +55,10 @@ class Call:
     def run(self, *signals: Tensor, **changes: Any) -> Any:
         """Run the primitive, out of place, on other signals and with other parameters (``weight=...``)."""
         arguments = _put({**self.arguments, **changes}, self.places, signals)
-        if self.primitive.signature:
-            return self.primitive.function(**arguments)
-        function = arguments.pop("function")
+        function = arguments.pop("function", self.primitive.function)
         positional = [arguments.pop(name) for name in list(arguments) if name.startswith("#")]
+        if function is Tensor.view:  # the signal may lie otherwise in memory than the network's did
+            positional[0] = positional[0].contiguous()
         if function in WRITERS:
             target = positional[0].clone()
             function(target, *positional[1:], **arguments)
@@ -104,7 +104,7 @@ def canonical(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], gates: T
     spelling = SPELLINGS[func]
     name = spelling.primitive
     if spelling.signature:
-        arguments = {**_bind(spelling.signature, args, kwargs), **spelling.fixed}
+        arguments = {**_bind(func, spelling.signature, args, kwargs), **spelling.fixed}
     else:
         arguments = {"function": func, **{f"#{i}": a for i, a in enumerate(args)}, **kwargs}
     inplace = bool(arguments.pop("inplace", False)) or spelling.inplace
@@ -124,7 +124,10 @@ def places_of(arguments: Arguments, live: Tensors) -> tuple[Place, ...]:
 
 
 _PARAMETERS = frozenset("weight bias running_mean running_var exponent min max gate grid attn_mask dim".split())
-_TWO_SIGNALS = {"mul": "product", "matmul": "matrix_product", "einsum": "einsum_product"}
+_TWO_SIGNALS = {"mul": "product", "matmul": "matrix_product", "einsum": "einsum_product", "tensordot": "einsum_product"}
+_FACTORS = {"addmm": {"mat1", "mat2"}, "baddbmm": {"batch1", "batch2"}, "addbmm": {"batch1", "batch2"},
+            "addmv": {"mat", "vec"}, "addcmul": {"tensor1", "tensor2"}}  # fmt: skip
+"""Operations that add a product to their input: of two signals it is one, unless the input is a third."""
 
 
 def name_by_signals(name: str, arguments: Arguments, places: tuple[Place, ...], where: str) -> str:
@@ -134,9 +137,8 @@ def name_by_signals(name: str, arguments: Arguments, places: tuple[Place, ...], 
         UnsupportedOp: If a parameter of the operation depends on the network's input.
     """
     names = [n for n, _ in places]
-    wrong = [n for n in names if n in _PARAMETERS]
-    if name in ("addmm", "addcmul") and len(set(names) - {"input"}) > 1:
-        wrong = names[-1:]
+    product = name in _FACTORS and _FACTORS[name] <= set(names)
+    wrong = names[-1:] if product and "input" in names else [n for n in names if n in _PARAMETERS]
     if wrong:
         raise UnsupportedOp(
             f"{name} at {where}: its {wrong[0]} depends on the network's input, and Backlit takes only its input as the "
@@ -144,26 +146,44 @@ def name_by_signals(name: str, arguments: Arguments, places: tuple[Place, ...], 
         )
     if name == "div" and "other" in names:
         return "quotient"
+    if product:
+        arguments["function"] = BY_NAME[name].function
+        return "einsum_product"
     return _TWO_SIGNALS.get(name, name) if len(places) > 1 else name
 
 
-def _bind(signature: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-    names = _parsed(signature)
-    if len(args) > len(names):
+_OTHERWISE = {"axis": "dim", "keepdims": "keepdim", **dict.fromkeys(("x", "a", "x1"), "input")}
+_OTHERWISE |= dict.fromkeys(("x2", "mat2", "vec"), "other")
+"""NumPy's names for arguments, which torch takes as well, and those of ``mm`` and ``mv``."""
+
+
+def _bind(func: Any, signature: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """The arguments by their canonical names, whatever their spelling."""
+    positional, named = _parsed(signature)
+    arguments: Arguments = dict(zip(positional, args, strict=False))
+    unknown = [f"argument {i + 1}" for i in range(len(positional), len(args))]
+    for key, value in kwargs.items():
+        name = named.get(key, named.get(_OTHERWISE.get(key, key)))
+        if name is not None:
+            arguments[name] = value
+        elif value is not None:
+            unknown.append(key)
+    if unknown:
         raise UnsupportedOp(
-            f"A call with {len(args)} positional arguments, of which Backlit knows {len(names)} ({signature}): pass the "
-            "others by name."
+            f"{func.__name__} is called with {', '.join(unknown)}, which Backlit does not know of it: it knows "
+            f"{', '.join(named)}. Call it with these, by name."
         )
-    arguments: Arguments = dict(zip(names, args, strict=False))
-    renamed = {"input" if k == "self" else k: v for k, v in kwargs.items()}
-    arguments.update((k, v) for k, v in renamed.items() if k in names or v is not None)
-    arguments.pop("_stacklevel", None)
+    arguments.pop("", None)
     return arguments
 
 
 @cache
-def _parsed(signature: str) -> tuple[str, ...]:
-    return tuple(signature.split())
+def _parsed(signature: str) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Canonical names of the arguments that may be given by position; spelled name -> canonical name of all."""
+    tokens = [token for token in signature.split() if token != "*"]
+    named = {theirs: ours if colon else theirs for theirs, colon, ours in (token.partition(":") for token in tokens)}
+    count = len(signature.partition("*")[0].split())
+    return tuple(named.values())[:count], named
 
 
 def _is_zero(value: Any) -> bool:
@@ -172,16 +192,10 @@ def _is_zero(value: Any) -> bool:
     return value is not None and value == 0
 
 
-def _clamp(name: str, arguments: Arguments, gates: Tensors) -> tuple[str, Arguments]:
-    if arguments.get("max") is None and _is_zero(arguments.get("min")):
-        return "relu", {"input": arguments["input"]}
-    return name, arguments
-
-
-def _threshold(name: str, arguments: Arguments, gates: Tensors) -> tuple[str, Arguments]:
-    if arguments["threshold"] == 0 and arguments["value"] == 0:
-        return "relu", {"input": arguments["input"]}
-    return name, arguments
+def _rectifier(name: str, arguments: Arguments, gates: Tensors) -> tuple[str, Arguments]:
+    given = {k: v for k, v in arguments.items() if k != "input" and v is not None}
+    is_relu = set(given) in ({"min"}, {"threshold", "value"}) and all(map(_is_zero, given.values()))
+    return ("relu", {"input": arguments["input"]}) if is_relu else (name, arguments)
 
 
 def _maximum(name: str, arguments: Arguments, gates: Tensors) -> tuple[str, Arguments]:
@@ -194,17 +208,26 @@ def _maximum(name: str, arguments: Arguments, gates: Tensors) -> tuple[str, Argu
 
 
 def _max(name: str, arguments: Arguments, gates: Tensors) -> tuple[str, Arguments]:
-    if isinstance(arguments.get("dim"), Tensor):  # torch.max(x, y)
-        arguments = {"input": arguments["input"], "other": arguments["dim"]}
-    if "other" in arguments:
-        return _maximum(f"{name}imum", arguments, gates)
-    if arguments.get("dim") is None:
-        return f"a{name}", {"input": arguments["input"]}
+    signal, dim = arguments["input"], arguments.get("dim")
+    other = dim if isinstance(dim, Tensor) else arguments.get("other")  # torch.max(x, y)
+    if other is not None:
+        return _maximum(f"{name}imum", {"input": signal, "other": other}, gates)
+    return (f"a{name}", {"input": signal}) if dim is None else (name, arguments)
+
+
+def _softmax(name: str, arguments: Arguments, gates: Tensors) -> tuple[str, Arguments]:
+    if arguments.get("dim") is None:  # torch's own choice
+        arguments["dim"] = 0 if arguments["input"].dim() in (0, 1, 3) else 1
     return name, arguments
 
 
+def _instance_norm(name: str, arguments: Arguments, gates: Tensors) -> tuple[str, Arguments]:
+    # On running statistics it is a batch norm in all but name.
+    return (name if arguments.pop("use_input_stats", True) else "batch_norm"), arguments
+
+
 def _div(name: str, arguments: Arguments, gates: Tensors) -> tuple[str, Arguments]:
-    if arguments.get("rounding_mode") is not None:
+    if arguments.pop("rounding_mode", None) is not None:
         raise UnsupportedOp("A division that rounds its result has no gradient. Detach its input if that is meant.")
     return name, arguments
 
@@ -222,14 +245,12 @@ def _masked(name: str, arguments: Arguments, gates: Tensors) -> tuple[str, Argum
 
 
 _REFINEMENTS: dict[str, Callable[[str, Arguments, Tensors], tuple[str, Arguments]]] = {
-    "clamp": _clamp,
-    "threshold": _threshold,
-    "maximum": _maximum,
-    "minimum": _maximum,
-    "max": _max,
-    "min": _max,
+    **dict.fromkeys(("clamp", "threshold"), _rectifier),
+    **dict.fromkeys(("maximum", "minimum"), _maximum),
+    **dict.fromkeys(("max", "min"), _max),
     "div": _div,
     "mul": _mul,
-    "where": _masked,
-    "setitem": _masked,
+    **dict.fromkeys(("softmax", "log_softmax"), _softmax),
+    "instance_norm": _instance_norm,
+    **dict.fromkeys(("where", "setitem"), _masked),
 }

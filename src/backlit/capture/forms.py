@@ -6,26 +6,29 @@ Every form gives back the recorded value at the recorded input; what differs is 
   (0, f(0)) to (z, f(z)), whose limit at z = 0 is f'(0);
 * max-pools and maxima: what they picked;
 * norms: the standard deviation, not the mean;
-* products of two signals: the factor that acts as a gate (a squashed or broadcast one); of two equals, each in turn,
-  half and half;
-* softmax: its value, so that attention is a fixed mixing of its values.
+* products of signals: the factor that acts as a gate (a squashed or broadcast one); of equals, each in turn, in equal
+  shares;
+* softmax: its value, so that attention is a fixed mixing of its values;
+* all else: the derivative, so that it is its own tangent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from backlit._errors import UnsupportedOp
 from backlit.capture.canonical import Call
 from backlit.capture.record import Form
+from backlit.capture.watch import _floats
 
-_PIECEWISE = frozenset(
-    "leaky_relu rrelu prelu threshold hardtanh clamp hardshrink softshrink abs gate gated hardsigmoid".split()
+_TANGENT = frozenset(
+    "leaky_relu rrelu prelu threshold hardtanh clamp hardshrink softshrink abs gate gated hardsigmoid frac "
+    "log log2 log10 logit".split()  # which are infinite at 0
 )
 
 
@@ -72,32 +75,46 @@ class Weighted:
 
 
 @dataclass(frozen=True)
-class Halved:
-    """A bilinear call with each factor held in turn: half of ``f(a, b0)`` and half of ``f(a0, b)``."""
+class Shared:
+    """A call linear in each signal, with all but one held, for each of ``places`` in turn: of two, the mean of both."""
 
     call: Call
-    held: tuple[Tensor, Tensor]
+    held: tuple[Tensor, ...]
+    places: tuple[int, ...]
 
-    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        return (self.call.run(a, self.held[1]) + self.call.run(self.held[0], b)) / 2
+    def __call__(self, *signals: Tensor) -> Tensor:
+        terms = (self.call.run(*self.held[:i], signals[i], *self.held[i + 1 :]) for i in self.places)
+        return reduce(torch.add, terms) / len(self.places)
+
+
+@dataclass(frozen=True)
+class Tangent:
+    """``f(z0) + J (z - z0)``: what any operation is near the recorded signals."""
+
+    call: Call
+    at: tuple[Tensor, ...]
+    value: tuple[Tensor, ...]
+
+    def __call__(self, *signals: Tensor) -> tuple[Tensor, ...]:
+        changes = tuple(s - z for s, z in zip(signals, self.at, strict=True))
+        return tuple(v + d for v, d in zip(self.value, derivative_along(self.call, self.at, changes), strict=True))
 
 
 @dataclass(frozen=True)
 class Centred:
-    """Layer, group and instance norm with the standard deviation held: the mean still follows the signal."""
+    """Layer, group and instance norm with the standard deviation held: the mean still follows the signal.
 
-    groups: int | None
-    dims: int
+    The mean is that of all dimensions behind the first ``lead``, in ``groups`` if it has any.
+    """
+
+    lead: int
+    groups: tuple[int, ...]
     scale: Tensor
     shift: Tensor | None
 
     def __call__(self, z: Tensor) -> Tensor:
-        if self.groups is None:
-            centred = z - z.mean(tuple(range(-self.dims, 0)), keepdim=True)
-        else:
-            grouped = z.reshape(z.shape[0], self.groups, -1)
-            centred = (grouped - grouped.mean(-1, keepdim=True)).reshape(z.shape)
-        scaled = centred * self.scale
+        flat = z.reshape(*z.shape[: self.lead], *self.groups, -1)
+        scaled = (flat - flat.mean(-1, keepdim=True)).reshape(z.shape) * self.scale
         return scaled if self.shift is None else scaled + self.shift
 
 
@@ -124,23 +141,12 @@ class Mixed:
 
 
 def frozen_form(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
-    """The affine form of a call at the recorded signals.
-
-    Raises:
-        UnsupportedOp: If the primitive has none.
-    """
-    site = call.site
-    if site.kind == "affine":
+    """The affine form of a call at the recorded signals."""
+    if call.site.kind == "affine":
         return call.without_signals().run
-    if site.kind == "activation":
+    if call.site.kind == "activation":
         return _activation(call, signals, result)
-    former = _FORMERS.get(site.primitive)
-    if former is None:
-        raise UnsupportedOp(
-            f"{site} has no affine form, so the network cannot be frozen. Use a method that differentiates the network "
-            "itself (GradientXInput, GuidedBackprop), or add a form in capture/forms.py."
-        )
-    return former(call, signals, result)
+    return _FORMERS.get(call.site.primitive, _tangent)(call, signals, result)
 
 
 def _slopes(call: Call, signals: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -152,15 +158,31 @@ def _slopes(call: Call, signals: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return torch.autograd.grad(result.sum(), leaves)
 
 
+def derivative_along(call: Call, at: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """J v for each output, J the derivative of a call at signals z and v a change of them.
+
+    It is the derivative of u -> J^T u along v: no state is shared with other threads, as forward mode's level is.
+    """
+    with torch.enable_grad():
+        leaves = tuple(z.detach().requires_grad_() for z in at)
+        outputs = _floats(call.run(*leaves))
+        u = tuple(torch.zeros_like(y, requires_grad=True) for y in outputs)
+        back = torch.autograd.grad(outputs, leaves, u, create_graph=True)
+        create_graph = any(v.requires_grad for v in along)
+        return torch.autograd.grad(back, u, along, create_graph=create_graph, materialize_grads=True)
+
+
+def _tangent(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
+    return Tangent(call.without_signals(), signals, tuple(_floats(result)))
+
+
 def _activation(call: Call, signals: tuple[Tensor, ...], y: Tensor) -> Form:
     z = signals[0]
     if call.primitive.name == "relu":
         return Scaled(z > 0, None)
     if len(signals) > 1 or z.shape != y.shape:  # torch.where(x > 0, f(x), g(x)): affine once the condition is fixed
-        if call.primitive.name == "gated":
-            return call.without_signals().run
-        raise UnsupportedOp(f"{call.site} has no affine form: its output's shape is not its input's.")
-    if call.primitive.name in _PIECEWISE:
+        return call.without_signals().run if call.primitive.name == "gated" else _tangent(call, signals, y)
+    if call.primitive.name in _TANGENT:
         (slope,) = _slopes(call, signals)
         return Scaled(slope, _offset(y, slope, z))
     zero = z.new_zeros(1)
@@ -192,50 +214,29 @@ def _extreme(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
 
 def _product(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
     a, b = signals
-    if a.shape == b.shape:
-        return Halved(call.without_signals(), (a, b))
-    small = int(a.numel() >= b.numel())
-    return _OneOf(1 - small, call.without_signals(), signals[small])
+    places = (0, 1) if a.shape == b.shape else (int(a.numel() < b.numel()),)
+    return Shared(call.without_signals(), signals, places)
 
 
-@dataclass(frozen=True)
-class _OneOf:
-    """A product of which one factor is held as a gate."""
-
-    place: int
-    call: Call
-    gate: Tensor
-
-    def __call__(self, *signals: Tensor) -> Tensor:
-        return self.call.run(*((signals[0], self.gate) if self.place == 0 else (self.gate, signals[1])))
+def _bilinear(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
+    return Shared(call.without_signals(), signals, tuple(range(len(signals))))
 
 
 def _quotient(call: Call, signals: tuple[Tensor, ...], result: Tensor) -> Form:
-    if len(signals) == 1:
-        return Held(result)
-    return _OneOf(0, call.without_signals(), signals[1])
+    return Held(result) if len(signals) == 1 else Shared(call.without_signals(), signals, (0,))
 
 
-def _norm_scale(call: Call, variance: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
-    rstd = (variance + call.get("eps", 1e-5)).rsqrt()
-    weight, bias = call.get("weight"), call.get("bias")
-    scale = rstd if weight is None else rstd * weight.view(shape)
-    return scale, None if bias is None else bias.view(shape)
-
-
-def _layer_norm(call: Call, signals: tuple[Tensor, ...], result: Tensor) -> Form:
-    shape = tuple(call["normalized_shape"])
-    variance = signals[0].var(tuple(range(-len(shape), 0)), unbiased=False, keepdim=True)
-    return Centred(None, len(shape), *_norm_scale(call, variance, shape))
-
-
-def _group_norm(call: Call, signals: tuple[Tensor, ...], result: Tensor) -> Form:
-    z = signals[0]
-    groups = call.get("num_groups") or z.shape[1]
-    grouped = z.reshape(z.shape[0], groups, -1)
-    variance = grouped.var(-1, unbiased=False, keepdim=True)
-    per_channel = variance.expand(-1, -1, z.shape[1] // groups).reshape(z.shape[0], z.shape[1], *[1] * (z.dim() - 2))
-    return Centred(groups, 0, *_norm_scale(call, per_channel, (-1, *[1] * (z.dim() - 2))))
+def _norm(call: Call, signals: tuple[Tensor, ...], result: Tensor) -> Form:
+    z, of_layer = signals[0], call.primitive.name == "layer_norm"
+    lead = z.dim() - len(call["normalized_shape"]) if of_layer else 1
+    groups: tuple[int, ...] = () if of_layer else (call.get("num_groups") or z.shape[1],)
+    affine = (call.get("weight"), call.get("bias"))
+    weight, shift = (v if v is None or of_layer else v.view(-1, *[1] * (z.dim() - 2)) for v in affine)
+    flat = z.reshape(*z.shape[:lead], *groups, -1)
+    scale = (flat.var(-1, unbiased=False) + call.get("eps", 1e-5)).rsqrt()
+    scale = scale.repeat_interleave(z.shape[1] // groups[0], 1) if groups else scale
+    scale = scale.reshape(*scale.shape, *[1] * (z.dim() - scale.dim()))
+    return Centred(lead, groups, scale if weight is None else scale * weight, shift)
 
 
 def _attention(call: Call, signals: tuple[Tensor, ...], result: Tensor) -> Form:
@@ -243,7 +244,7 @@ def _attention(call: Call, signals: tuple[Tensor, ...], result: Tensor) -> Form:
     if "value" not in names:
         return Held(result)
     if call.get("enable_gqa"):
-        raise UnsupportedOp(f"{call.site} has no affine form: grouped-query attention is not supported.")
+        return Shared(call.without_signals(), signals, (names.index("value"),))
     query, key, value = call["query"], call["key"], call["value"]
     # Attention of the unit vectors is the attention matrix itself, with every option as the network set it.
     eye = torch.eye(value.shape[-2], dtype=value.dtype, device=value.device).expand(*value.shape[:-2], -1, -1)
@@ -257,14 +258,12 @@ _FORMERS: dict[str, Callable[[Call, tuple[Tensor, ...], Any], Form]] = {
     **dict.fromkeys(("maximum", "minimum"), lambda call, s, y: Weighted(_slopes(call, s))),
     "product": _product,
     "quotient": _quotient,
-    **dict.fromkeys(
-        ("matrix_product", "einsum_product"), lambda call, s, y: Halved(call.without_signals(), (s[0], s[1]))
-    ),
+    **dict.fromkeys(("matrix_product", "einsum_product"), _bilinear),
     "softmax": lambda call, s, y: Held(y),
     "log_softmax": lambda call, s, y: Scaled(torch.ones_like(y[:1]), y - s[0]),
-    "local_response_norm": lambda call, s, y: Scaled(torch.where(s[0] == 0, 0, y / s[0]), None),
-    "layer_norm": _layer_norm,
-    "group_norm": _group_norm,
-    "instance_norm": _group_norm,
+    **dict.fromkeys(
+        ("local_response_norm", "rms_norm"), lambda call, s, y: Scaled(torch.where(s[0] == 0, 0, y / s[0]), None)
+    ),
+    **dict.fromkeys(("layer_norm", "group_norm", "instance_norm"), _norm),
     "attention": _attention,
 }

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import FunctionType
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -85,118 +85,109 @@ def attention_scores(
 
 
 _Row = tuple[str, Kind, Function, str, str]
-_CONV = "input weight bias stride padding dilation groups"
-_CONV_T = "input weight bias stride padding output_padding groups dilation"
-_MAX = "input kernel_size stride padding dilation ceil_mode return_indices"
-_AVG = "input kernel_size stride padding ceil_mode count_include_pad divisor_override"
-_STATS = "input running_mean running_var weight bias training momentum eps"
+_OWNERS: dict[str, Any] = {"F": F, "t": torch, "T": Tensor, "S": torch.special, "L": torch.linalg}
+_CONV = "weight bias stride padding dilation groups"
+_CONV_T = "weight bias stride padding output_padding groups dilation"
+_MAX = "kernel_size stride padding dilation ceil_mode return_indices"
+_AVG = "kernel_size stride padding ceil_mode count_include_pad divisor_override"
+_STATS = "running_mean running_var weight bias {} momentum eps"
+_OTHER_STATS = "input weight bias running_mean running_var {} momentum eps cudnn_enabled:"  # as torch has them
+_DIMS = (1, 2, 3)
 
 
-def _spatial(d: int) -> tuple[_Row, ...]:
-    """The rows of operations on d spatial dimensions."""
-    conv, transposed, average, maximum = f"conv{d}d", f"conv_transpose{d}d", f"avg_pool{d}d", f"max_pool{d}d"
-    return (
-        (conv, "affine", getattr(F, conv), _CONV, f"F.{conv}"),
-        (transposed, "affine", getattr(F, transposed), _CONV_T, f"F.{transposed}"),
-        (average, "affine", getattr(F, average), _AVG, f"F.{average}"),
-        (f"adaptive_{average}", "affine", getattr(F, f"adaptive_{average}"), "input output_size", f"F.adaptive_{average}"),
-        (maximum, "selection", getattr(F, maximum), _MAX, f"Ft.{maximum} F.{maximum}_with_indices"),
-        (f"adaptive_{maximum}", "selection", getattr(F, f"adaptive_{maximum}"), "input output_size return_indices",
-         f"F.adaptive_{maximum} F.adaptive_{maximum}_with_indices"),
-    )  # fmt: skip
+def _named(kind: Kind, *calls: str) -> Iterator[_Row]:
+    """Rows of operations that have one name wherever torch has them: the name, then the arguments behind the input."""
+    for name, *arguments in map(str.split, calls):
+        words = (name, f"{name}_with_indices")
+        places = ("".join(o for o, owner in _OWNERS.items() if hasattr(owner, word)) for word in words)
+        spelled = " ".join(f"{owners}.{word}" for owners, word in zip(places, words, strict=True))
+        yield name, kind, next(_functions(spelled))[0], " ".join(("input", *arguments)), spelled
 
 
-# name, kind, out-of-place function, argument names, spellings. In a spelling, F is torch.nn.functional, t is torch and T is
-# torch.Tensor: "tT.relu" is torch.relu and Tensor.relu. Where a name with a trailing underscore exists, it writes in place.
+def _as_spelled(kind: Kind, **spelled: str) -> Iterator[_Row]:
+    """Rows of operations whose calls are repeated as they were spelled: no rule reads their arguments."""
+    for name, words in spelled.items():
+        yield name, kind, next(_functions(words))[0], "", words
+
+
+def _functions(spelled: str, *, in_place: bool = True) -> Iterator[tuple[Function, str]]:
+    """The functions that spellings such as "tT.relu" mean, with those that write in place, and their bare names."""
+    for owners, _, word in (token.partition(".") for token in spelled.split()):
+        names = (word, f"{word}_") if in_place else (word,)
+        yield from ((getattr(_OWNERS[o], n), word) for o in owners for n in names if hasattr(_OWNERS[o], n))
+
+
+# name, kind, out-of-place function, argument names, spellings. In a spelling, F is torch.nn.functional, t is torch, T is
+# torch.Tensor, S torch.special and L torch.linalg: "tT.relu" is torch.relu and Tensor.relu. Where a name with a trailing
+# underscore exists, it writes in place.
 _ROWS: tuple[_Row, ...] = (
     # Activations that rectify: they pass what is large and stop, or damp, what is small.
-    ("relu", "activation", torch.relu, "input", "FtT.relu"),
-    ("leaky_relu", "activation", F.leaky_relu, "input negative_slope", "F.leaky_relu"),
-    ("rrelu", "activation", _rrelu, "input lower upper", "Ft.rrelu"),
-    ("prelu", "activation", torch.prelu, "input weight", "FtT.prelu"),
-    ("threshold", "activation", F.threshold, "input threshold value", "Ft.threshold"),
-    ("elu", "activation", F.elu, "input alpha", "F.elu"),
-    ("celu", "activation", F.celu, "input alpha", "Ft.celu"),
-    ("selu", "activation", F.selu, "input", "Ft.selu"),
-    ("gelu", "activation", F.gelu, "input approximate", "F.gelu"),
-    ("silu", "activation", F.silu, "input", "F.silu"),
-    ("mish", "activation", F.mish, "input", "F.mish"),
-    ("hardswish", "activation", F.hardswish, "input", "F.hardswish"),
-    ("softplus", "activation", F.softplus, "input beta threshold", "F.softplus"),
+    *_named("activation", "relu", "selu", "silu", "mish", "hardswish", "leaky_relu negative_slope", "prelu weight",
+            "threshold threshold value", "elu alpha", "celu alpha", "gelu approximate", "softplus beta threshold"),
+    ("rrelu", "activation", _rrelu, "input lower upper training", "Ft.rrelu"),
     ("hardtanh", "activation", F.hardtanh, "input min_val max_val", "F.hardtanh F.relu6"),
     ("clamp", "activation", torch.clamp, "input min max", "tT.clamp tT.clip tT.clamp_min tT.clamp_max"),
     ("gate", "activation", _gate, "input gate", ""),  # x * (x > 0)
     ("gated", "activation", torch.where, "", ""),  # torch.where(x > 0, x, 0), x[x < 0] = 0
     # Activations that squash, shrink or bend.
-    ("sigmoid", "activation", torch.sigmoid, "input", "FtT.sigmoid"),
-    ("hardsigmoid", "activation", F.hardsigmoid, "input", "F.hardsigmoid"),
-    ("logsigmoid", "activation", F.logsigmoid, "input", "F.logsigmoid"),
-    ("tanh", "activation", torch.tanh, "input", "FtT.tanh"),
-    ("softsign", "activation", F.softsign, "input", "F.softsign"),
-    ("tanhshrink", "activation", F.tanhshrink, "input", "F.tanhshrink"),
-    ("hardshrink", "activation", F.hardshrink, "input lambd", "FtT.hardshrink"),
-    ("softshrink", "activation", F.softshrink, "input lambd", "F.softshrink"),
+    ("sigmoid", "activation", torch.sigmoid, "input", "FtT.sigmoid S.expit"),
+    *_named("activation", *"tanh hardsigmoid logsigmoid softsign tanhshrink sqrt rsqrt exp exp2 expm1 log log2 log10 log1p sin cos "
+            "tan sinh cosh asin acos atan erf erfc sinc frac".split(), "hardshrink lambd", "softshrink lambd", "logit eps"),
     ("abs", "activation", torch.abs, "input", "tT.abs tT.absolute T.__abs__"),
     ("pow", "activation", torch.pow, "input exponent", "tT.pow T.__pow__ tT.square"),
-    ("sqrt", "activation", torch.sqrt, "input", "tT.sqrt"),
-    ("rsqrt", "activation", torch.rsqrt, "input", "tT.rsqrt"),
-    ("exp", "activation", torch.exp, "input", "tT.exp"),
     # Affine layers.
-    ("linear", "affine", F.linear, "input weight bias", "F.linear"),
-    ("matmul", "affine", torch.matmul, "input other", "tT.matmul T.__matmul__ tT.bmm tT.mm tT.mv"),
-    ("addmm", "affine", torch.addmm, "input mat1 mat2", "tT.addmm"),
-    ("einsum", "affine", torch.einsum, "", "t.einsum"),
-    ("batch_norm", "affine", F.batch_norm, _STATS, "F.batch_norm"),
+    *_named("affine", "linear weight bias", "addmm mat1 mat2 * beta alpha", "baddbmm batch1 batch2 * beta alpha",
+            "addbmm batch1 batch2 * beta alpha", "addmv mat vec * beta alpha", f"batch_norm {_STATS.format('training')}"),
+    *_named("affine", *(f"conv{d}d {_CONV}" for d in _DIMS), *(f"conv_transpose{d}d {_CONV_T}" for d in _DIMS)),
+    ("matmul", "affine", torch.matmul, "input other", "tTL.matmul T.__matmul__ T.__rmatmul__ tT.bmm tT.mm tT.mv"),
+    *_as_spelled("affine", einsum="t.einsum", tensordot="t.tensordot tT.outer tT.ger tT.inner tT.dot tT.vdot tT.kron F.bilinear"),
     # Affine arithmetic. Products, matrix products and quotients of two signals are not affine: see canonical.py.
-    ("add", "affine", torch.add, "input other alpha", "tT.add T.__add__ T.__radd__"),
-    ("sub", "affine", _sub, "input other alpha", "tT.sub tT.subtract T.__sub__"),
+    ("add", "affine", torch.add, "input other * alpha", "tT.add T.__add__ T.__radd__"),
+    ("sub", "affine", _sub, "input other * alpha", "tT.sub tT.subtract T.__sub__ T.__rsub__ t.rsub"),
     ("mul", "affine", torch.mul, "input other", "tT.mul tT.multiply T.__mul__ T.__rmul__"),
-    ("div", "affine", torch.div, "input other", "tT.div tT.divide tT.true_divide T.__truediv__"),
+    ("div", "affine", torch.div, "input other * rounding_mode",
+     "tT.div tT.divide tT.true_divide T.__truediv__ T.__rtruediv__ tT.reciprocal"),
     ("neg", "affine", torch.neg, "input", "tT.neg tT.negative T.__neg__"),
-    ("addcmul", "affine", torch.addcmul, "input tensor1 tensor2 value", "tT.addcmul"),
-    ("mean", "affine", torch.mean, "", "tT.mean"),
-    ("sum", "affine", torch.sum, "", "tT.sum T.sum_to_size"),
-    ("dropout", "affine", torch.clone, "input p training", "F.dropout F.dropout1d F.dropout2d F.dropout3d F.alpha_dropout"),
+    *_named("affine", "addcmul tensor1 tensor2 * value", "lerp end weight", *(f"avg_pool{d}d {_AVG}" for d in _DIMS),
+            *(f"adaptive_avg_pool{d}d output_size" for d in _DIMS)),
+    *_as_spelled("affine", mean="tT.mean", sum="tT.sum T.sum_to_size tT.cumsum", unfold="F.unfold F.fold T.unfold"),
+    ("dropout", "affine", torch.clone, "input p train:training", "Ft.dropout F.dropout1d F.dropout2d F.dropout3d Ft.alpha_dropout"),
     # Moves and copies.
-    ("cat", "affine", torch.cat, "", "t.cat t.concat t.concatenate t.hstack t.vstack"),
-    ("stack", "affine", torch.stack, "", "t.stack"),
-    ("pad", "affine", F.pad, "", "F.pad"),
-    ("interpolate", "affine", F.interpolate, "", "F.interpolate F.upsample"),
-    ("grid_sample", "affine", F.grid_sample, "input grid mode padding_mode align_corners", "F.grid_sample"),
-    ("reshape", "affine", torch.reshape, "", "tT.reshape T.view T.reshape_as T.view_as tT.flatten tT.squeeze tT.unsqueeze "
-     "tT.unflatten F.pixel_shuffle F.pixel_unshuffle t.channel_shuffle tT.ravel"),
-    ("permute", "affine", torch.permute, "", "tT.permute tT.transpose tT.movedim tT.t tT.swapaxes tT.flip tT.roll"),
-    ("slice", "affine", torch.select, "", "T.__getitem__ T.__iter__ tT.narrow tT.select tT.chunk tT.split tT.unbind tT.gather "
-     "tT.index_select tT.tensor_split tT.split_with_sizes tT.diagonal tT.tril tT.triu"),
-    ("expand", "affine", torch.broadcast_to, "", "T.expand T.expand_as T.repeat tT.repeat_interleave tT.tile tT.broadcast_to"),
-    ("copy", "affine", torch.clone, "", "tT.clone T.contiguous T.to T.float T.double T.half T.bfloat16 T.type T.type_as T.cpu "
-     "T.cuda tT.positive T.__pos__"),
-    ("unfold", "affine", F.unfold, "", "F.unfold F.fold T.unfold"),
-    ("where", "affine", torch.where, "", "tT.where tT.masked_fill"),
-    ("setitem", "affine", Tensor.__setitem__, "", "T.__setitem__ T.masked_fill_ T.copy_"),
+    *_as_spelled("affine", stack="t.stack", pad="F.pad", interpolate="F.interpolate F.upsample",
+                 cat="t.cat t.concat t.concatenate t.hstack t.vstack t.dstack t.column_stack"),
+    *_named("affine", "grid_sample grid mode padding_mode align_corners"),
+    *_as_spelled(
+        "affine",
+        reshape="tT.reshape T.view T.reshape_as T.view_as tT.flatten tT.squeeze tT.unsqueeze tT.unflatten F.pixel_shuffle "
+        "F.pixel_unshuffle t.channel_shuffle tT.ravel",
+        permute="tT.permute tT.transpose tT.movedim tT.moveaxis tT.t tT.swapaxes tT.swapdims tT.adjoint tT.flip tT.fliplr "
+        "tT.flipud tT.rot90 tT.roll",
+        slice="T.__getitem__ T.__iter__ tT.narrow tT.select tT.chunk tT.split tT.unbind tT.gather tT.index_select "
+        "tT.take_along_dim tT.tensor_split tT.split_with_sizes tT.diagonal tT.tril tT.triu",
+        expand="T.expand T.expand_as T.repeat tT.repeat_interleave tT.tile tT.broadcast_to",
+        copy="tT.clone T.contiguous T.to T.float T.double T.half T.bfloat16 T.type T.type_as T.cpu T.cuda tT.positive T.__pos__",
+        where="tT.where tT.masked_fill",
+        setitem="T.__setitem__ T.masked_fill_ T.copy_",
+    ),
     # Selections.
-    ("maximum", "selection", torch.maximum, "input other", "tT.maximum"),
-    ("minimum", "selection", torch.minimum, "input other", "tT.minimum"),
-    ("amax", "selection", torch.amax, "input dim keepdim", "tT.amax"),
-    ("amin", "selection", torch.amin, "input dim keepdim", "tT.amin"),
-    ("max", "selection", torch.max, "input dim keepdim", "tT.max"),
-    ("min", "selection", torch.min, "input dim keepdim", "tT.min"),
+    ("maximum", "selection", torch.maximum, "input other", "tT.maximum tT.fmax"),
+    ("minimum", "selection", torch.minimum, "input other", "tT.minimum tT.fmin"),
+    *_named("selection", "amax dim keepdim", "amin dim keepdim", "max dim keepdim other", "min dim keepdim other",
+            *(f"max_pool{d}d {_MAX}" for d in _DIMS), *(f"adaptive_max_pool{d}d output_size return_indices" for d in _DIMS)),
+    *_as_spelled("selection", sort="tT.sort tT.msort tT.topk tT.kthvalue tT.median tT.cummax tT.cummin"),
     # Nonlinear in another way.
-    ("softmax", "other", torch.softmax, "input dim dtype", "FtT.softmax"),
-    ("log_softmax", "other", torch.log_softmax, "input dim dtype", "FtT.log_softmax"),
-    ("layer_norm", "other", F.layer_norm, "input normalized_shape weight bias eps", "F.layer_norm"),
-    ("group_norm", "other", F.group_norm, "input num_groups weight bias eps", "F.group_norm"),
-    ("instance_norm", "other", F.instance_norm, _STATS.replace("training", "use_input_stats"), "F.instance_norm"),
-    ("local_response_norm", "other", F.local_response_norm, "input size alpha beta k", "F.local_response_norm"),
-    ("norm", "other", torch.linalg.vector_norm, "", "tT.norm"),
-    ("glu", "other", F.glu, "input dim", "F.glu"),
+    *_named("other", "softmax dim dtype", "log_softmax dim dtype", "logsumexp dim keepdim", "logaddexp other", "glu dim",
+            "layer_norm normalized_shape weight bias eps cudnn_enable:", "rms_norm normalized_shape weight eps",
+            "group_norm num_groups weight bias eps cudnn_enabled:", f"instance_norm {_STATS.format('use_input_stats')}",
+            "local_response_norm size alpha beta k", "cumprod dim"),
+    *_as_spelled("other", norm="tT.norm L.norm L.vector_norm", std="tT.std t.std_mean", var="tT.var t.var_mean", prod="tT.prod"),
+    ("cosine_similarity", "other", F.cosine_similarity, "x1 x2 dim eps", "F.cosine_similarity"),
     ("product", "other", torch.mul, "input other", ""),
     ("quotient", "other", torch.div, "input other", ""),
     ("matrix_product", "other", torch.matmul, "input other", ""),
     ("einsum_product", "other", torch.einsum, "", ""),
-    ("attention", "other", _attention, "query key value attn_mask dropout_p is_causal scale enable_gqa",
+    ("attention", "other", _attention, "query key value attn_mask dropout_p is_causal * scale enable_gqa",
      "F.scaled_dot_product_attention"),
-    *(row for d in (1, 2, 3) for row in _spatial(d)),
 )  # fmt: skip
 
 PRIMITIVES: tuple[Primitive, ...] = tuple(Primitive(*row[:4]) for row in _ROWS)
@@ -205,7 +196,7 @@ CONVOLUTIONS: tuple[str, ...] = tuple(p.name for p in PRIMITIVES if p.name.start
 RECTIFIERS: tuple[str, ...] = tuple(p.name for p in PRIMITIVES[: PRIMITIVES.index(BY_NAME["gated"]) + 1])
 """The activations that gate a signal: guided back-propagation and deconvnet act on them, DMBP masks them."""
 
-LAYERS: tuple[str, ...] = (*CONVOLUTIONS, "linear", "matmul", "addmm", "einsum")
+LAYERS: tuple[str, ...] = (*CONVOLUTIONS, *"linear matmul addmm baddbmm addbmm addmv einsum tensordot".split())
 """The affine operations that sum over weights; with two signals they are products, of other names."""
 
 CARRIERS: frozenset[str] = frozenset(
@@ -214,47 +205,44 @@ CARRIERS: frozenset[str] = frozenset(
 """What, on one signal, only moves, scales or shifts values that another operation made."""
 
 _T: Any = Tensor
-_OWNERS = {"F": F, "t": torch, "T": Tensor}
 WRITERS: tuple[Function, ...] = (_T.__setitem__, _T.masked_fill_, _T.copy_)
 """Functions that only exist in place."""
 LIKE: frozenset[Function] = frozenset({_T.expand_as, _T.reshape_as, _T.view_as, _T.to, _T.type_as})
 """Functions that read of a second tensor its shape, type or device, and not its values."""
-# Spellings whose arguments say less, or stand in another order, than the primitive's.
-_OWN: dict[Function, tuple[str, dict[str, Any]]] = {
-    F.relu6: ("input inplace", {"min_val": 0.0, "max_val": 6.0}),
-    torch.square: ("input", {"exponent": 2}),
-    _T.square: ("input", {"exponent": 2}),
-    torch.clamp_max: ("input max", {}),
-    _T.clamp_max: ("input max", {}),
-    torch.clamp_max_: ("input max", {}),
-    _T.clamp_max_: ("input max", {}),
+# Spellings whose arguments say less, are named otherwise ("theirs:ours"), or stand in another order than the primitive's.
+_OWN: dict[str, tuple[str, dict[str, Any]]] = {
+    "F.relu6": ("input inplace", {"min_val": 0.0, "max_val": 6.0}),
+    "tT.square": ("input", {"exponent": 2}),
+    "tT.clamp_max": ("input max", {}),
+    "tT.reciprocal": ("input:other", {"input": 1.0}),
+    "T.__rsub__ t.rsub T.__rtruediv__ T.__rmatmul__": ("input:other other:input * alpha", {}),
+    "t.batch_norm": (_OTHER_STATS.format("training"), {}),
+    "t.max_pool1d_with_indices": (f"input {_MAX}", {"return_indices": True}),
+    "t.adaptive_max_pool1d": ("input output_size", {"return_indices": True}),
+    "t.instance_norm": (_OTHER_STATS.format("use_input_stats"), {}),
 }
-_REVERSED = {_T.__rsub__: "sub", torch.rsub: "sub", _T.__rtruediv__: "div", _T.__rmatmul__: "matmul"}
+_RENAMED = {"self": "input", "_stacklevel": ""}
+"""What functions written in Python call an argument: our name, or none for what changes no value."""
 
 
 def _spellings() -> Iterator[tuple[Any, Spelling]]:
+    own = {function: told for spelled, told in _OWN.items() for function, _ in _functions(spelled)}
     for name, _, _, signature, spelled in _ROWS:
-        for owners, _, word in (token.partition(".") for token in spelled.split()):
-            for owner in (_OWNERS[letter] for letter in owners):
-                for function in (getattr(owner, word), getattr(owner, f"{word}_", None) if signature else None):
-                    if function is not None:
-                        yield function, _spelling(name, signature, function, word)
-    for function, name in _REVERSED.items():
-        yield function, Spelling(name, "other input alpha")
-    yield _T.T.__get__, Spelling("permute", "")
-    yield _T.mT.__get__, Spelling("permute", "")
+        for function, word in _functions(spelled, in_place=bool(signature)):
+            yield function, _spelling(name, own.get(function), signature, function, word)
+    yield from ((transpose.__get__, Spelling("permute", "")) for transpose in (_T.T, _T.mT))
 
 
-def _spelling(name: str, signature: str, function: Any, word: str) -> Spelling:
+def _spelling(name: str, own: Any, signature: str, function: Any, word: str) -> Spelling:
     inplace = function in WRITERS or (function.__name__.endswith("_") and not function.__name__.endswith("__"))
-    own, fixed = _OWN.get(function, (signature, {}))
-    if word.endswith("_with_indices"):
-        fixed = {"return_indices": True}
-    elif signature and isinstance(function, FunctionType) and function not in _OWN:
+    fixed: dict[str, Any] = {"return_indices": True} if word.endswith("_with_indices") else {}
+    if own is not None:
+        signature, fixed = own
+    elif signature and isinstance(function, FunctionType):
         parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
         if all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters):  # written in Python: it knows its own arguments
-            own = " ".join(p.name for p in parameters)
-    return Spelling(name, own, fixed, inplace)
+            signature = " ".join(f"{p.name}:{_RENAMED.get(p.name, p.name)}" for p in parameters)
+    return Spelling(name, signature, fixed, inplace)
 
 
 SPELLINGS: dict[Any, Spelling] = dict(_spellings())
@@ -265,24 +253,44 @@ CONSTANT: frozenset[Any] = frozenset(
     SHADOWS
     | {getattr(_T, f"new_{n}") for n in ("zeros", "ones", "full", "empty", "tensor")}
     | {getattr(torch, f"{n}_like") for n in ("zeros", "ones", "full", "empty", "rand", "randn")}
+    | {getattr(o, n) for o in (torch, _T) for n in "sign sgn round floor ceil trunc fix".split()}
 )
-"""Functions whose result does not follow the signal, on purpose: autograd takes it for a constant, and so do we."""
+"""Functions whose result does not follow the signal, or follows it in steps: autograd takes it for a constant, and so do we."""
 
 
-def extend(function: Function, kind: Kind, name: str, signature: str = "input") -> None:
+def extend(function: Function, kind: Kind, name: str, signature: str = "") -> None:
     """Teach Backlit an operation that it does not know.
 
+    The methods then treat it by its kind: the gradient family takes its true derivative, DMBP its tangent. Where a method
+    needs a rule for it, as the relevance family does for kind ``"other"``, give it as ``rules={name: rule}``.
+
     Args:
-        function: What the network calls, as a ``TorchFunctionMode`` sees it.
-        kind: How the engine may treat it; see the module's text.
+        function: What the network calls, as a ``TorchFunctionMode`` sees it; one that does not write in place.
+        kind: How the engine may treat it: ``"affine"``, ``"activation"`` (elementwise), ``"selection"`` or ``"other"``.
         name: The primitive's name; rule tables use it.
-        signature: Names of its arguments, separated by spaces.
+        signature: Names of its arguments, separated by spaces, for rules that read them; "" keeps the call as it is
+            spelled, whatever its arguments.
 
     Raises:
-        InputError: If the name is taken by another function.
+        InputError: If an argument is not as it must be, or the name is taken by another function.
     """
-    known = BY_NAME.get(name)
-    if known is not None and known.function is not function:
+    written = getattr(function, "__name__", "")
+    words = f"_{signature}".replace(" ", "_")
+    _require(callable(function), "function", "callable", function)
+    _require(
+        not written.endswith("_") or written.endswith("__"), "function", "one that writes nothing in place", written
+    )
+    _require(kind in get_args(Kind), "kind", f"one of {', '.join(get_args(Kind))}", kind)
+    _require(isinstance(name, str) and name.isidentifier(), "name", "a word", name)
+    _require(isinstance(signature, str) and words.isidentifier(), "signature", "names separated by spaces", signature)
+    own, known = SPELLINGS.get(function), BY_NAME.get(name)
+    if known is not None and (own is None or own.primitive != name):
         raise InputError(f"name must be new, but {name!r} is already the primitive of {known.function}.")
-    BY_NAME[name] = Primitive(name, kind, function, signature)
-    SPELLINGS[function] = Spelling(name, signature)
+    if known is None or known not in PRIMITIVES:
+        BY_NAME[name] = Primitive(name, kind, function, signature)
+        SPELLINGS[function] = Spelling(name, signature)
+
+
+def _require(holds: bool, name: str, must_be: str, found: object) -> None:
+    if not holds:
+        raise InputError(f"{name} must be {must_be}, but is {found!r}.")

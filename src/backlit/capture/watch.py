@@ -99,9 +99,9 @@ class Watch(TorchFunctionMode):
             return self._off_path(func, args, kwargs, tensors)
         if func in CONSTANT:
             result = func(*args, **kwargs)
+            self.peek(live)
             self._note(result, self._seen)
             if func in SHADOWS:
-                self.peek(live)
                 self._note(result, self._shadows)
                 self._viewed[live[0]] = True
             return result
@@ -192,9 +192,6 @@ class Watch(TorchFunctionMode):
         refuse.check_mode(name, arguments, path or "<model>")
         primitive = BY_NAME[name]
         self._counts[name] = self._counts.get(name, -1) + 1
-        # An instance norm on running statistics is a batch norm in all but name.
-        affine = name == "instance_norm" and not arguments.get("use_input_stats", True)
-        kind = "affine" if affine else primitive.kind
         signals = {n for n, _ in places}
         lean = {k: v if k in signals else self._lean(v) for k, v in arguments.items()}
         lean_args, lean_kwargs = [self._lean(v) for v in args], {k: self._lean(v) for k, v in kwargs.items()}
@@ -203,7 +200,7 @@ class Watch(TorchFunctionMode):
         depths = tuple(self._live[at(arguments, place)] for place in places)
         makers = tuple(self._makers.get(at(arguments, place), INPUT) for place in places)
         constants = len(list(_tensors(arguments.values()))) > len(places)
-        site = Site(name, self._counts[name], kind, path, spelling, shapes, (), depths, makers, constants)
+        site = Site(name, self._counts[name], primitive.kind, path, spelling, shapes, (), depths, makers, constants)
         return Call(site, primitive, lean, places, lambda: func(*lean_args, **lean_kwargs), inplace)
 
     def current(self, value: Any) -> Any:

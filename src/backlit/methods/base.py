@@ -17,7 +17,8 @@ from backlit._fingerprint import fingerprint
 from backlit._plain import described
 from backlit._version import __version__
 from backlit.attribution import Attribution
-from backlit.capture import Coverage, Trace
+from backlit.capture import Coverage, Rule, Trace
+from backlit.capture.primitives import BY_NAME
 from backlit.capture.refuse import check_model
 from backlit.methods.chunks import out_of_memory, run_in_chunks
 from backlit.methods.inputs import check_images, check_runs, check_targets, not_finite
@@ -32,18 +33,35 @@ class Options:
     Attributes:
         chunk: Number of images that run at once; None lets it follow from the memory that is free.
         seed: Seed of whatever the method draws; recorded with the result.
+        rules: Rules of your own by primitive, ``{"softmax": rule}``, put over the method's own table; None in the place of
+            a rule is the true derivative.
     """
 
     chunk: int | None = None
     seed: int = 0
+    rules: Mapping[str, Rule | None] | None = None
 
     def __post_init__(self) -> None:
+        self._check_rules()
         check(
             self.chunk is None or (isinstance(self.chunk, int) and self.chunk > 0),
             "chunk",
             self.chunk,
             "a positive integer or None",
         )
+
+    def _check_rules(self) -> None:
+        must = "rules by primitive, {'softmax': rule}, each a function rule(grad_output, inputs, output, call) or None"
+        if self.rules is None:
+            return
+        check(isinstance(self.rules, Mapping), "rules", self.rules, must)
+        for primitive, rule in self.rules.items():
+            check(rule is None or (callable(rule) and not isinstance(rule, type)), "rules", self.rules, must)
+            if primitive not in BY_NAME:
+                raise InputError(
+                    f"rules must name primitives, as `backlit trace` lists them, but {primitive!r} is none."
+                    f"{nearest(str(primitive), BY_NAME)} An operation of your own is declared by backlit.capture.extend."
+                )
 
 
 def check(holds: bool, name: str, found: Any, must_be: str) -> None:
@@ -88,6 +106,8 @@ class Method(ABC):
     summary: ClassVar[str]
     source: ClassVar[str]
     Options: ClassVar[type[Options]] = Options
+    takes_rules: ClassVar[bool] = True
+    """Whether the method propagates by rules, so that the option ``rules`` says something to it."""
     memory_factor: ClassVar[float] = 4.0
     """Bytes that an image takes at the peak, over the bytes of its activations in one forward pass."""
 
@@ -104,6 +124,11 @@ class Method(ABC):
                 )
         self.model = model
         self.options: Any = self.Options(**options)
+        if self.options.rules is not None and not self.takes_rules:
+            raise InputError(
+                f"rules must be None for {self.title}, which propagates by no rules, but {list(self.options.rules)} are given. "
+                "Leave the option out."
+            )
 
     def __call__(self, inputs: Tensor | tuple[Tensor, ...], target: Target = None) -> Any:
         """Explain the score of one target per image.

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from backlit.capture import PRIMITIVES, Call, Rule, Tap
+from backlit.capture import LAYERS, PRIMITIVES, Call, Rule, Tap
 from backlit.methods.base import Maps, Options, activation_bytes, check
 from backlit.methods.biases import BiasMethod, offset, propagated, with_biases
 from backlit.methods.inputs import pick
@@ -21,11 +21,9 @@ Grads = tuple[Tensor | None, ...]
 _AVERAGES = frozenset(
     ("mean", "sum", "interpolate", *(f"{k}avg_pool{d}d" for k in ("", "adaptive_") for d in (1, 2, 3)))
 )
-_WEIGHTED = frozenset(
-    ("linear", "matmul", "addmm", "einsum", *(f"conv{t}{d}d" for t in ("", "_transpose") for d in (1, 2, 3)))
-)
+_WEIGHTED = frozenset(LAYERS)
 _MOVES = frozenset("cat stack pad reshape permute slice expand copy unfold where setitem".split())
-_ELEMENTWISE = frozenset("batch_norm dropout neg layer_norm group_norm instance_norm".split())
+_ELEMENTWISE = frozenset("batch_norm dropout neg layer_norm rms_norm group_norm instance_norm".split())
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,8 @@ class BBp(BiasMethod):
         targets = pick(run.output, targets)
         names = list(run.taps)
         grads = propagated(run, targets, (*run.inputs, *(t.inputs[0] for t in run.taps.values())))
-        shared = with_biases(self.model, inputs, _TABLES[self.options.alpha], lambda call, _: _root(call, names))
+        table = _TABLES[self.options.alpha].over(self.options.rules)
+        shared = with_biases(self.model, inputs, table, lambda call, _: _root(call, names))
         roots = [shared.taps[name].output for name in names]
         values = [
             torch.autograd.grad(roots, shared.inputs, held, retain_graph=True, allow_unused=True)
@@ -135,7 +134,7 @@ def _magnitude(call: Call, signals: tuple[Tensor, ...], *, ones: bool = False) -
             changes[name] = torch.ones_like(value) if ones else value.abs()
     if call.get("bias") is not None:
         changes["bias"] = None
-    if call.primitive.name == "addmm" and ("input", None) not in call.places:
+    if call.primitive.name in ("addmm", "baddbmm", "addbmm", "addmv") and ("input", None) not in call.places:
         changes["input"] = torch.zeros_like(call["input"])
     return call.run(*signals, **changes)
 
@@ -163,12 +162,12 @@ def _added(alpha: Alpha) -> Rule:
 def _table(alpha: Alpha) -> RuleTable:
     share = _shared(alpha)
     rules: dict[str, Rule | None] = dict.fromkeys(_WEIGHTED | _AVERAGES, share)
-    rules |= dict.fromkeys(("add", "sub"), _added(alpha))
+    rules |= dict.fromkeys(("add", "sub", "lerp"), _added(alpha))
     rules |= dict.fromkeys(_ELEMENTWISE | {"mul", "div"}, whole)
     rules |= {p.name: whole for p in PRIMITIVES if p.kind == "activation"}
     rules |= {p.name: TRUE for p in PRIMITIVES if p.kind == "selection"}
     rules |= {"product": halves, "gated": halves, **dict.fromkeys(_MOVES, TRUE)}
-    return RuleTable(f"bias shares, {alpha}", rules)
+    return RuleTable(f"bias shares, {alpha}", rules, kinds={"affine": share, "activation": whole, "selection": TRUE})
 
 
 _TABLES = {alpha: _table(alpha) for alpha in ("ratio", "equal")}

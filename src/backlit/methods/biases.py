@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backlit.capture import CONVOLUTIONS, Call, Propagation, Tap, Trace, propagate
+from backlit.capture.forms import derivative_along
 from backlit.methods.base import Maps, Method, joined
 from backlit.rules import RuleTable
 from backlit.rules.exact import exact
@@ -47,12 +48,12 @@ def bias_of(call: Call) -> Tensor | None:
         return None if bias is None else bias.view(-1, *[1] * int(name[-2]))
     if name in ("linear", "layer_norm"):
         return bias
-    if name == "batch_norm" or (name == "instance_norm" and call.site.kind == "affine"):
+    if name == "batch_norm":
         z = call.signals[0]
         return call.run(z.new_zeros(1, z.shape[1], *[1] * (z.dim() - 2)))[0]
     if name in _NORMS:
         return None if bias is None else bias.view(-1, *[1] * (call.signals[0].dim() - 2))
-    if name == "addmm":
+    if name in ("addmm", "baddbmm", "addbmm", "addmv"):
         return None if ("input", None) in call.places else _at_zero(call)
     if name in ("add", "sub"):
         return None if len(call.places) > 1 else _at_zero(call)
@@ -65,7 +66,7 @@ def offset(call: Call, output: Tensor) -> Tensor | None:
     if name in _HOMOGENEOUS or kind == "selection":
         return None
     if kind == "affine":
-        known = name in CONVOLUTIONS or name in ("linear", "batch_norm", "instance_norm", "add", "sub")
+        known = name in CONVOLUTIONS or name in ("linear", "batch_norm", "add", "sub")
         return bias_of(call) if known else _constants(call)
     if name == "gated":  # affine once the condition is given
         return _at_zero(call)
@@ -75,7 +76,8 @@ def offset(call: Call, output: Tensor) -> Tensor | None:
     if kind == "activation" and len(signals) == 1 and signals[0].shape == output.shape:
         (slope,) = exact(torch.ones_like(output), signals, output, call)
         return output if slope is None else output - slope * signals[0]
-    return output - _derivative_along(call, signals)
+    (along,) = derivative_along(call, signals, tuple(finite(s) for s in signals))
+    return output - along
 
 
 def _constants(call: Call) -> Tensor | None:
@@ -88,16 +90,6 @@ def _constants(call: Call) -> Tensor | None:
 
 def _at_zero(call: Call) -> Tensor:
     return finite(call.run(*(torch.zeros_like(s) for s in call.signals)))
-
-
-def _derivative_along(call: Call, signals: tuple[Tensor, ...]) -> Tensor:
-    """J z, as the derivative of u -> J^T u along z: no state is shared with other threads, as forward mode's level is."""
-    with torch.enable_grad():
-        leaves = tuple(s.detach().requires_grad_() for s in signals)
-        result = call.run(*leaves)
-        u = torch.zeros_like(result, requires_grad=True)
-        back = torch.autograd.grad(result, leaves, u, create_graph=True)
-        return torch.autograd.grad(back, u, tuple(finite(s) for s in signals))[0]
 
 
 class ImagesMoved(Exception):

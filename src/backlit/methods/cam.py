@@ -49,7 +49,7 @@ class GradCAM(Method):
     Options = CAMOptions
 
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
-        run = propagate(self.model, inputs, presets.gradient, keep=_may_be_one)
+        run = propagate(self.model, inputs, presets.gradient.over(self.options.rules), keep=_may_be_one)
         targets = pick(run.output, targets)
         cam, layer = class_activation(run, targets, self.options.layer)
         values = tuple(_enlarged(cam, x) for x in inputs)
@@ -73,8 +73,8 @@ class GuidedGradCAM(Method):
     Options = CAMOptions
 
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
-        coarse = GradCAM(self.model, layer=self.options.layer).explain(inputs, targets)
-        run = propagate(self.model, inputs, presets.guided)
+        coarse = GradCAM(self.model, layer=self.options.layer, rules=self.options.rules).explain(inputs, targets)
+        run = propagate(self.model, inputs, presets.guided.over(self.options.rules))
         return Maps(
             values=tuple(g * c for g, c in zip(gradients(run, coarse.targets), coarse.values, strict=True)),
             targets=coarse.targets,

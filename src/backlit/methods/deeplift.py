@@ -18,7 +18,7 @@ from backlit.methods.base import Maps, Method, Options, activation_bytes, check
 from backlit.methods.chunks import FIRST, IMAGES
 from backlit.methods.inputs import pick
 from backlit.methods.targets import gradients
-from backlit.rules import lift
+from backlit.rules import RuleTable, lift
 
 Given = str | Tensor | tuple[Tensor, ...] | Callable[[Tensor], Tensor]
 _BLUR = 10.0  # pixels, standard deviation: what the insertion protocol hides pixels with
@@ -111,7 +111,7 @@ class _Lift(Method):
         """
         reveal = self.options.rule == "reveal_cancel"
         reference = lift.Reference(self.model, references, layers=reveal)
-        run = propagate(self.model, inputs, lift.table(reference, reveal_cancel=reveal))
+        run = propagate(self.model, inputs, self._table(reference))
         reference.check(run.trace)
         targets = pick(run.output, targets)
         values = tuple(m * (x - r) for m, x, r in zip(gradients(run, targets), inputs, references, strict=True))
@@ -128,6 +128,10 @@ class _Lift(Method):
             self._check_sum(inputs, references, maps, start, each)
         return maps, start
 
+    def _table(self, reference: lift.Reference) -> RuleTable:
+        table = lift.table(reference, reveal_cancel=self.options.rule == "reveal_cancel")
+        return table.over(self.options.rules)
+
     def _check_sum(
         self, inputs: tuple[Tensor, ...], references: tuple[Tensor, ...], maps: Maps, start: Tensor, each: int
     ) -> None:
@@ -141,7 +145,7 @@ class _Lift(Method):
         self._warned = True
         t, i = divmod(int(share.argmax()), share.shape[1])
         reference = lift.Reference(self.model, tuple(r[i : i + 1] for r in references), every=True)
-        table = lift.table(reference, reveal_cancel=self.options.rule == "reveal_cancel")
+        table = self._table(reference)
         image = tuple(x[i : i + 1] for x in inputs)
         leaks = audit(self.model, image, table, int(maps.targets[i, t]), reference.changes)
         worst = sorted((x for x in leaks if abs(x.lost) > 0.01 * float(gap[t, i])), key=lambda x: -abs(x.lost))[:5]

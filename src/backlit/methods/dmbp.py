@@ -112,6 +112,7 @@ class DMBP(Method):
     summary = "masks learned per image split the gradient into positive, negative and nuisance parts"
     source = "Ruiz et al., ICCV 2021"
     Options = DMBPOptions
+    takes_rules = False
     memory_factor = 16.0
 
     @classmethod

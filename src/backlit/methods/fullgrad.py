@@ -59,7 +59,9 @@ class FullGrad(BiasMethod):
     memory_factor = 6.0
 
     def explain_together(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
-        run = with_biases(self.model, inputs, presets.gradient, self._reader(inputs[0].shape[0]))
+        run = with_biases(
+            self.model, inputs, presets.gradient.over(self.options.rules), self._reader(inputs[0].shape[0])
+        )
         targets = pick(run.output, targets)
         output = run.output.detach().gather(1, targets).T
         taps = list(run.taps.values())

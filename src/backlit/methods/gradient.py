@@ -24,7 +24,7 @@ class Gradient(Method):
     table: ClassVar[RuleTable] = presets.gradient
 
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
-        run = propagate(self.model, inputs, self.table)
+        run = propagate(self.model, inputs, self.table.over(self.options.rules))
         targets = pick(run.output, targets)
         values = tuple(self.value(g, x) for g, x in zip(gradients(run, targets), inputs, strict=True))
         output = run.output.detach().gather(1, targets).T

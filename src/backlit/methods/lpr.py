@@ -200,6 +200,9 @@ class Plugins:
         """A new plugin for a chosen activation of one signal, the true derivative's rule for every other site."""
         if site.primitive in _LAYERS:  # the channels of what follows stand where the layer puts them
             self._channel = 1 if site.primitive in CONVOLUTIONS else -1
+        given = self._options.rules or {}
+        if site.primitive in given:
+            return rule_name(given[site.primitive]), given[site.primitive]
         if site.kind != "activation" or len(site.input_shapes) != 1 or not is_wanted(site, self._options.sites):
             return _TRUE.rule_for(site)
         rule = self._made(site)

@@ -36,6 +36,7 @@ class MIPIN(FittedMethod):
     summary = "what a backward network learned from data reconstructs from the logit"
     source = "Jing et al. 2021"
     artefact = "mip_in"
+    takes_rules = False
     memory_factor = 8.0
 
     @classmethod

@@ -75,7 +75,8 @@ class PatternNet(FittedMethod):
         names = ("linear",) if self.options.estimator == "linear" else ("positive", "negative")
         layers = self.parameters(inputs[0])
         chosen = {layer: {name: found[name] for name in names} for layer, found in layers.items()}
-        run = propagate(self.model, inputs, pattern_table(chosen, times_weight=self.times_weight), fold=True)
+        table = pattern_table(chosen, times_weight=self.times_weight)
+        run = propagate(self.model, inputs, table.over(self.options.rules), fold=True)
         targets = pick(run.output, targets)
         output = run.output.detach().gather(1, targets).T
         values, scale = self._back(run, F.one_hot(targets.T, run.output.shape[1]).to(output.dtype) * output[..., None])

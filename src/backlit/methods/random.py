@@ -20,6 +20,7 @@ class Random(Method):
     title = "Random"
     summary = "noise that looks at neither image nor network"
     source = "baseline"
+    takes_rules = False
 
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
         output = forward(self.model, *inputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from backlit._errors import InputError, ModelStateError, UnsupportedOp, nearest
 from backlit._warn import warn
-from backlit.capture import CARRIERS, LAYERS, Propagation, Trace, propagate
+from backlit.capture import CARRIERS, LAYERS, Propagation, Rule, Trace, propagate
 from backlit.capture.record import Recording, record
 from backlit.methods.audit import Leak, audit
 from backlit.methods.base import Maps, Method, Options, activation_bytes, check
@@ -46,7 +46,8 @@ class LRPOptions(RelevanceOptions):
 
     Attributes:
         preset: A name of :data:`backlit.rules.presets.RELEVANCE`.
-        rules: A table of your own instead, as :func:`backlit.rules.relevance.relevance` makes them.
+        rules: A table of your own instead, as :func:`backlit.rules.relevance.relevance` makes them; or rules by primitive,
+            ``{"softmax": rule}``, put over the preset.
         epsilon: Stabiliser of the epsilon rule, as a share of the layer's mean magnitude.
         gamma: Weight of the favoured sign in ``epsilon_gamma_box``.
         low: What black pixels are in the network's input, a number or one a channel, for the presets with a box; None
@@ -57,7 +58,7 @@ class LRPOptions(RelevanceOptions):
     """
 
     preset: str = "epsilon_plus"
-    rules: RuleTable | None = None
+    rules: RuleTable | Mapping[str, Rule | None] | None = None  # type: ignore[assignment]
     epsilon: float = 1e-7
     gamma: float = 0.25
     low: Bound | None = None
@@ -72,17 +73,11 @@ class LRPOptions(RelevanceOptions):
             raise InputError(
                 f"preset must be one of {', '.join(known)}, but is {self.preset!r}.{nearest(str(self.preset), known)}"
             )
-        check(
-            self.rules is None or isinstance(self.rules, RelevanceTable),
-            "rules",
-            f"the table {self.rules.name!r}" if isinstance(self.rules, RuleTable) else self.rules,
-            "a table made by backlit.rules.relevance.relevance(name, dense=..., convolution=...), or None",
-        )
         check(self.attention in ("held", "attnlrp"), "attention", self.attention, "'held' or 'attnlrp'")
         check(self.pool in ("winner", "proportional"), "pool", self.pool, "'winner' or 'proportional'")
         others = [f.name for f in fields(self) if f.name in _OF_PRESETS and getattr(self, f.name) != f.default]
         check(
-            self.rules is None or not others,
+            not isinstance(self.rules, RuleTable) or not others,
             "rules",
             f"a table, beside {', '.join(others)}, which it would not read",
             "alone, for it says all of that itself",
@@ -98,10 +93,20 @@ class LRPOptions(RelevanceOptions):
             check(_is_bound(getattr(self, name)), name, getattr(self, name), "a number, one for each channel, or None")
         self.table()  # its parameters are checked where they are used
 
+    def _check_rules(self) -> None:
+        if self.rules is None or isinstance(self.rules, Mapping):
+            return super()._check_rules()
+        check(
+            isinstance(self.rules, RelevanceTable),
+            "rules",
+            f"the table {self.rules.name!r}" if isinstance(self.rules, RuleTable) else self.rules,
+            "rules by primitive, a table made by backlit.rules.relevance.relevance(name, dense=..., convolution=...), or None",
+        )
+
     @property
     def has_box(self) -> bool:
         """Whether the preset reads ``low`` and ``high``."""
-        return self.rules is None and "low" in self._arguments
+        return not isinstance(self.rules, RuleTable) and "low" in self._arguments
 
     @property
     def _arguments(self) -> frozenset[str]:
@@ -111,7 +116,7 @@ class LRPOptions(RelevanceOptions):
 
     def table(self, low: Bound | None = None, high: Bound | None = None) -> RuleTable:
         """The rule table that these options ask for, with the box of the first layer."""
-        if self.rules is not None:
+        if isinstance(self.rules, RuleTable):
             return self.rules
         takes = {"value": self.epsilon, "gamma": self.gamma, "low": low, "high": high}
         table = presets.RELEVANCE[self.preset](**{k: v for k, v in takes.items() if k in self._arguments})
@@ -134,6 +139,8 @@ class Relevance(Method):
 
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
         table = self.table(inputs)
+        if isinstance(self.options.rules, Mapping):
+            table = table.over(self.options.rules)
         run = self.propagated(inputs, table)
         targets = pick(run.output, targets)
         *values, biases = gradients(run, targets, to=(*run.inputs, run.unit))
@@ -229,8 +236,8 @@ class Relevance(Method):
         if missing:
             raise UnsupportedOp(
                 f"{len(missing)} sites have no rule in the table {table.name!r}: {'; '.join(map(str, missing))}. Give each "
-                f"primitive one: rules=table.but({{{missing[0].primitive!r}: rule}}), where TRUE stands for its true "
-                "derivative, right for what is linear or picks among its inputs."
+                f"primitive one: rules={{{missing[0].primitive!r}: rule}}, where None stands for its true derivative, right for "
+                "what is linear or picks among its inputs."
             )
 
     def _check_flow(

@@ -85,7 +85,7 @@ class TRGBP(BiasMethod):
             size = inputs[0].shape[0]
             return ones_input(call, output, bias, self.model, size, options.normalise_kernel, channels.last)
 
-        run = with_biases(self.model, inputs, presets.guided, reader, fold=options.fold)
+        run = with_biases(self.model, inputs, presets.guided.over(options.rules), reader, fold=options.fold)
         if not sizes or not bool(torch.stack(sizes).any()):
             warn(_BARE)
         targets = pick(run.output, targets)
@@ -181,7 +181,8 @@ def ones_input(
             rows = bias.reshape(1, 1, -1) @ grad.reshape(*grad.shape[:2], -1)
             found = rows.reshape(-1, 1, *grad.shape[2:])
         else:
-            found = (grad * bias).sum(axis)[:, None]
+            found = (grad * bias).sum(axis)
+            found = found[:, None] if found.dim() else found
         if geometry:
             found = geometry.back(found)
         found = found * scale

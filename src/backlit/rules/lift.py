@@ -24,6 +24,7 @@ from backlit._errors import UnsupportedOp
 from backlit.capture import LAYERS, PRIMITIVES, Call, Rule, Site, Trace
 from backlit.capture.primitives import attention_scores
 from backlit.capture.record import record
+from backlit.capture.sites import Kind
 from backlit.rules import activation, norm
 from backlit.rules.exact import exact
 from backlit.rules.layer import Layer
@@ -116,6 +117,7 @@ class Lifted:
 def table(reference: Reference, *, reveal_cancel: bool) -> RuleTable:
     """DeepLIFT's rules for the values of one reference."""
     rules: dict[str, Rule | None] = {p.name: TRUE for p in PRIMITIVES if p.kind == "affine"}
+    kinds: dict[Kind, Rule | None] = {"affine": TRUE, "activation": Lifted(rescale, reference)}
     for primitive in PRIMITIVES:
         if primitive.kind == "activation":
             rules[primitive.name] = Lifted(rescale, reference, joins=reveal_cancel)
@@ -125,7 +127,7 @@ def table(reference: Reference, *, reveal_cancel: bool) -> RuleTable:
             rules[primitive.name] = Lifted(largest, reference)
     if reveal_cancel:
         rules |= {name: RevealCancel(reference) for name in LAYERS} | {"batch_norm": _normed}
-    return RuleTable("reveal_cancel" if reveal_cancel else "rescale", rules)
+    return RuleTable("reveal_cancel" if reveal_cancel else "rescale", rules, kinds=kinds)
 
 
 def _normed(g: Tensor, inputs: Tensors, output: Tensor, call: Call) -> Result:
@@ -205,9 +207,14 @@ def _step(z: Tensor) -> Tensor:
 
 
 def middle(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call: Call) -> Result:
-    """Linear in each of two signals: the derivative at the mid-points, ``d(ab) = da (b + b0) / 2 + db (a + a0) / 2``."""
+    """Linear in each of two signals, or quadratic in one: the derivative at the mid-points.
+
+    ``d(ab) = da (b + b0) / 2 + db (a + a0) / 2``.
+    """
     if len(x) > 2:
-        raise UnsupportedOp(f"{call.site} is a product of {len(x)} signals, and DeepLIFT has a rule for two. Split it.")
+        raise UnsupportedOp(
+            f"{call.site} is a product of {len(x)} signals, and DeepLIFT has a rule for two. Split it into products of two."
+        )
     middles = tuple((a + a0) / 2 for a, a0 in zip(x, x0, strict=True))
     return exact(g, middles, call.run(*middles), call)
 
@@ -248,12 +255,26 @@ def log_softmax(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call:
     return (g - means * g.sum(dim, keepdim=True) / means.sum(dim, keepdim=True),)
 
 
-def _scaled_by_deviation(g: Tensor, c: Tensor, c0: Tensor, eps: float) -> Tensor:
-    """Multipliers of z for ``y = c / sqrt(mean(c^2) + eps)``, c = z - mean(z), all over the last dimension."""
+def _scaled_by_size(g: Tensor, c: Tensor, c0: Tensor, eps: float) -> Tensor:
+    """Multipliers of c for ``y = c / sqrt(mean(c^2) + eps)``, over the last dimension."""
     sigma, sigma0 = ((v.square().mean(-1, keepdim=True) + eps).sqrt() for v in (c, c0))
     fall = -1 / (sigma * sigma0 * (sigma + sigma0))  # d(1 / sigma) / d(variance)
-    m = g * (1 / sigma + 1 / sigma0) / 2 + (c + c0) * fall * (g * (c + c0) / 2).mean(-1, keepdim=True)
+    return g * (1 / sigma + 1 / sigma0) / 2 + (c + c0) * fall * (g * (c + c0) / 2).mean(-1, keepdim=True)
+
+
+def _scaled_by_deviation(g: Tensor, c: Tensor, c0: Tensor, eps: float) -> Tensor:
+    """Multipliers of z, where c = z - mean(z)."""
+    m = _scaled_by_size(g, c, c0, eps)
     return m - m.mean(-1, keepdim=True)
+
+
+def rms_norm(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call: Call) -> Result:
+    """The norm as a product of the signal and 1 / its root mean square."""
+    d, eps = len(call["normalized_shape"]), call.get("eps")
+    g = g if call.get("weight") is None else g * call["weight"]
+    flat, flat0 = (v.flatten(-d) for v in (x[0], x0[0]))
+    m = _scaled_by_size(g.reshape(flat.shape), flat, flat0, torch.finfo(flat.dtype).eps if eps is None else eps)
+    return (m.reshape(x[0].shape),)
 
 
 def layer_norm(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call: Call) -> Result:
@@ -269,8 +290,6 @@ def layer_norm(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call: 
 def group_norm(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call: Call) -> Result:
     """The same within each group of channels; an instance norm has as many groups as channels."""
     z = x[0]
-    if call.primitive.name == "instance_norm" and not call.get("use_input_stats", True):
-        return norm.batch_norm(g, x, y, call)[:1]
     weight = call.get("weight")
     g = g if weight is None else g * weight.view(-1, *[1] * (z.dim() - 2))
     shape = (z.shape[0], call.get("num_groups") or z.shape[1], -1)
@@ -295,24 +314,40 @@ def local_response_norm(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tenso
     return (g * (p + p0) / 2 + around(s, size - 1 - size // 2) * (x[0] + x0[0]),)
 
 
-def length(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call: Call) -> Result:
-    """The Euclidean norm: ``d|x| = sum dx (x + x0) / (|x| + |x0|)``."""
-    sums, sums0 = (v.clamp(min=torch.finfo(v.dtype).tiny) for v in (y, y0))
-    size = (sums + sums0) / 2
-    # The derivative of |v| at v is v / |v|: taken at the middle, with the middle of the lengths instead of its own.
+def length(g: Any, x: Tensors, y: Any, x0: Tensors, y0: Any, call: Call) -> Result:
+    """A root of squares, ``y = sqrt(q(x))``, as a Euclidean norm or a standard deviation: ``dy = dq / (y + y0)``.
+
+    dq is exact with the derivative of q at the middle of x and x0. What is linear beside it (a mean) keeps its derivative.
+    """
+    several = not isinstance(y, Tensor)
     at = (x[0] + x0[0]) / 2
-    (m,) = exact(g, (at,), call.run(at), call)
-    own = call.run(at).clamp(min=torch.finfo(at.dtype).tiny)
-    if not torch.allclose(call.run(2 * at), 2 * own) or not _is_euclidean(call):
-        raise UnsupportedOp(f"{call.site} is no Euclidean norm over dimensions, and DeepLIFT has no rule for others.")
-    (m,) = exact(g * own / size, (at,), own, call)
-    return (m,)
+
+    def root(v: Tensor) -> Tensor:
+        found = call.run(v)
+        return found[0] if several else found
+
+    y, y0 = (y[0], y0[0]) if several else (y, y0)
+    rtol = min(0.1, 1e4 * torch.finfo(at.dtype).eps)
+    if not torch.allclose(root(2 * at).square() + root(x[0] - x0[0]).square(), 2 * (y.square() + y0.square()), rtol):
+        raise UnsupportedOp(
+            f"{call.site} is no root of squares, and DeepLIFT has no rule for other norms. Give it one: "
+            f"rules={{{call.primitive.name!r}: rule}}, None for the true derivative."
+        )
+    tiny = torch.finfo(at.dtype).tiny
+    scaled = (g[0] if several else g) * root(at).clamp(min=tiny) * 2 / (y + y0).clamp(min=tiny)
+    return exact((scaled, *g[1:]) if several else scaled, (at,), call.run(at), call)  # type: ignore[arg-type]
 
 
-def _is_euclidean(call: Call) -> bool:
-    given = {**{k: v for k, v in call.arguments.items() if k.startswith("#") and k != "#0"}}
-    order = call.get("p", given.get("#1", "fro"))
-    return order in (2, 2.0, "fro", None)
+def logsumexp(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call: Call) -> Result:
+    """``y = log S``: ``dy = sum L(e^x, e^x0) dx / L(S, S0)``, L the logarithmic mean; over dimensions, or of two signals."""
+    dims = call.get("dim", ())
+    if not call.get("keepdim", False):
+        n = x[0].dim()
+        for dim in sorted(d % n for d in ((dims,) if isinstance(dims, int) else dims)):
+            g, y, y0 = (v.unsqueeze(dim) for v in (g, y, y0))
+    top = torch.maximum(y, y0)
+    s = g / _logarithmic_mean(y - top, y0 - top)
+    return tuple((s * _logarithmic_mean(a - top, a0 - top)).sum_to_size(a.shape) for a, a0 in zip(x, x0, strict=True))
 
 
 def glu(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call: Call) -> Result:
@@ -367,7 +402,10 @@ _FORMULAS: dict[str, Formula] = {
     "group_norm": group_norm,
     "instance_norm": group_norm,
     "local_response_norm": local_response_norm,
-    "norm": length,
+    "rms_norm": rms_norm,
+    **dict.fromkeys(("norm", "std"), length),
+    **dict.fromkeys(("logsumexp", "logaddexp"), logsumexp),
+    "var": middle,
     "glu": glu,
     "attention": attention,
 }

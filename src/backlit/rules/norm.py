@@ -38,8 +38,6 @@ layer_norm.absorbs = True  # type: ignore[attr-defined]
 def group_norm(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
     """The same within each group of channels; an instance norm has as many groups as channels."""
     x = inputs[0]
-    if call.primitive.name == "instance_norm" and not call.get("use_input_stats", True):
-        return batch_norm(g, inputs, output, call)
     groups = call.get("num_groups") or x.shape[1]
     along = (-1, *[1] * (x.dim() - 2))
     weight, bias = call.get("weight"), call.get("bias")
@@ -53,7 +51,21 @@ def group_norm(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call
 group_norm.absorbs = True  # type: ignore[attr-defined]
 
 
-def local_response_norm(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
-    """``m = g y / x``: the divisor is held."""
-    x = inputs[0]
-    return (g * torch.where(x == 0, 0, output / torch.where(x == 0, 1, x)),)
+def rms_norm(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
+    """``m = g weight / rms``: the identity rule for the division, as in layer norm."""
+    x, weight, eps = inputs[0], call.get("weight"), call.get("eps")
+    dims = tuple(range(-len(call["normalized_shape"]), 0))
+    square = x.square().mean(dims, keepdim=True) + (torch.finfo(x.dtype).eps if eps is None else eps)
+    return ((g if weight is None else g * weight) * square.rsqrt(),)
+
+
+def cosine_similarity(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
+    """A scalar product whose lengths are held: all to the one signal, half to each of two."""
+    dim, eps = call.get("dim", 1), call.get("eps", 1e-8)
+    signals = [name for name, _ in call.places]
+    given = dict(zip(signals, inputs, strict=True))
+    a, b = (given.get(name, call[name]) for name in ("x1", "x2"))
+    size_a, size_b = (torch.linalg.vector_norm(v, dim=dim, keepdim=True).clamp(min=eps) for v in (a, b))
+    s = g.unsqueeze(dim) / (size_a * size_b) / len(inputs)
+    found = {"x1": s * b, "x2": s * a}
+    return tuple(found[name].sum_to_size(given[name].shape) for name in signals)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from backlit._errors import InputError
-from backlit.capture import PRIMITIVES, Call, Site
+from backlit.capture import PRIMITIVES, Call, Rule, Site
+from backlit.capture.sites import Kind
 from backlit.rules.layer import affine_of
 from backlit.rules.table import TRUE, RuleTable
 
@@ -119,4 +120,5 @@ def pattern_table(patterns: Mapping[str, Mapping[str, Tensor]], *, times_weight:
     rule = PatternRule(patterns, times_weight=times_weight)
     table = {p.name: TRUE for p in PRIMITIVES if p.kind in ("affine", "activation", "selection")}
     table |= dict.fromkeys(SCALES, ScaleRule(times_weight=times_weight)) | dict.fromkeys(LAYERS, rule)
-    return RuleTable("pattern", table).where(is_sum, rule)
+    kinds: dict[Kind, Rule | None] = dict.fromkeys(("affine", "activation", "selection"), TRUE)
+    return RuleTable("pattern", table, kinds=kinds).where(is_sum, rule)

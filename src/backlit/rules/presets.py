@@ -11,16 +11,25 @@ parameter are functions. ``RELEVANCE`` lists them by name.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import get_args
 
 from backlit.capture import PRIMITIVES, RECTIFIERS, Rule
+from backlit.capture.sites import Kind
 from backlit.rules import activation, attention, structural
 from backlit.rules.exact import exact as _exact
 from backlit.rules.linear import AlphaBeta, Bound, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
 from backlit.rules.relevance import RelevanceTable, relevance
 from backlit.rules.table import TRUE, RuleTable
 
-gradient = RuleTable("gradient", dict.fromkeys((p.name for p in PRIMITIVES), TRUE))
-exact = RuleTable("exact", {p.name: activation.derivative if p.kind == "activation" else _exact for p in PRIMITIVES})
+_TRUE_OF_ALL: dict[Kind, Rule | None] = dict.fromkeys(get_args(Kind), TRUE)
+_EXACT_OF_ALL: dict[Kind, Rule | None] = dict.fromkeys(get_args(Kind), _exact)
+
+gradient = RuleTable("gradient", dict.fromkeys((p.name for p in PRIMITIVES), TRUE), kinds=_TRUE_OF_ALL)
+exact = RuleTable(
+    "exact",
+    {p.name: activation.derivative if p.kind == "activation" else _exact for p in PRIMITIVES},
+    kinds=_EXACT_OF_ALL,
+)
 guided = gradient.but(dict.fromkeys(RECTIFIERS, activation.guided), "guided")
 deconvnet = gradient.but(dict.fromkeys(RECTIFIERS, activation.deconvnet), "deconvnet")
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from backlit._errors import InputError
 from backlit.capture import CONVOLUTIONS, LAYERS, PRIMITIVES, Rule, Site
+from backlit.capture.sites import Kind
 from backlit.rules import activation, attention, norm, structural
 from backlit.rules.table import TRUE, RuleTable, rule_name
 
@@ -19,7 +20,7 @@ from backlit.rules.table import TRUE, RuleTable, rule_name
 _HOMOGENEOUS = "relu leaky_relu rrelu prelu abs gate gated hardshrink".split()
 _MOVES = frozenset("cat stack pad interpolate reshape permute slice expand copy dropout where setitem".split())
 _AVERAGES = frozenset([*(p.name for p in PRIMITIVES if "avg_pool" in p.name), "mean", "sum", "unfold", "grid_sample"])
-_ELEMENTWISE = frozenset("add sub mul div neg addcmul batch_norm".split())
+_ELEMENTWISE = frozenset("add sub mul div neg addcmul lerp batch_norm".split())
 
 _OTHERS: dict[str, Rule | None] = {
     **{p.name: TRUE for p in PRIMITIVES if p.kind in ("affine", "selection")},
@@ -29,8 +30,12 @@ _OTHERS: dict[str, Rule | None] = {
     "layer_norm": norm.layer_norm,
     "group_norm": norm.group_norm,
     "instance_norm": norm.group_norm,
-    "local_response_norm": norm.local_response_norm,
-    "norm": TRUE,
+    "rms_norm": norm.rms_norm,
+    **dict.fromkeys("local_response_norm log log2 log10 logit".split(), structural.ratio),
+    **dict.fromkeys(("norm", "std"), TRUE),
+    **dict.fromkeys(("var", "prod", "cumprod"), structural.by_degree),
+    **dict.fromkeys(("logsumexp", "logaddexp"), structural.with_constants),
+    "cosine_similarity": norm.cosine_similarity,
     "softmax": TRUE,
     "log_softmax": attention.log_softmax,
     "attention": attention.attention,
@@ -39,6 +44,12 @@ _OTHERS: dict[str, Rule | None] = {
     "quotient": structural.quotient,
     "matrix_product": structural.shared,
     "einsum_product": structural.shared,
+}
+
+_KINDS: dict[Kind, Rule | None] = {
+    "affine": structural.with_constants,
+    "activation": activation.secant,
+    "selection": TRUE,
 }
 
 
@@ -118,7 +129,8 @@ def relevance(
         rules |= dict.fromkeys(("matrix_product", "einsum_product"), attention.mixture)
     elif attention_weights != "attnlrp":
         raise InputError(f"attention_weights must be 'attnlrp' or 'held', but is {attention_weights!r}.")
-    table = RelevanceTable(name, rules).where(_adds_constants, structural.with_constants)
+    table = RelevanceTable(name, rules, kinds=_KINDS).where(_adds_constants, structural.with_constants)
+    table = table.where(_adds_to_product, structural.shared_with_constants)
     return table if first is None else table.where(reads_pixels, first)
 
 
@@ -127,9 +139,14 @@ def reads_pixels(site: Site) -> bool:
     return site.primitive in LAYERS and max(site.depths, default=1) == 0
 
 
+def _adds_to_product(site: Site) -> bool:
+    """``baddbmm(c, a, b)`` of two signals and a constant."""
+    return site.primitive == "einsum_product" and site.constants
+
+
 def _adds_constants(site: Site) -> bool:
     """``x + c``, also for numbers, pads and masks; ``cat`` and ``stack`` with tensors that do not depend on the input."""
-    if site.primitive in ("cat", "stack", "addcmul"):
+    if site.primitive in ("cat", "stack", "addcmul", "lerp"):
         return site.constants
     if site.primitive in ("pad", "where"):
         return True

@@ -20,8 +20,8 @@ Result = tuple[Tensor | None, ...]
 
 
 _GATES = {
-    **dict.fromkeys(("softmax", "sigmoid", "hardsigmoid"), 0),
-    **dict.fromkeys(("tanh", "softsign"), 1),
+    **dict.fromkeys(("softmax", "sigmoid", "hardsigmoid", "erfc"), 0),
+    **dict.fromkeys(("tanh", "softsign", "erf", "sin", "cos"), 1),
     "hardtanh": 2,
 }
 """Bounded functions by how surely their value is a gate; what is none of them comes last."""
@@ -54,6 +54,34 @@ def product(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -
 def shared(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
     """A call that is linear in each of k signals: the true derivative over k, an even share (AttnLRP, Eq. 14)."""
     return tuple(None if m is None else m / len(inputs) for m in exact(g, inputs, output, call))
+
+
+def shared_with_constants(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
+    """A product to which a constant is added (``baddbmm(c, a, b)``): shared; the constant takes its own."""
+    grads = shared(g, inputs, output, call)
+    return (*grads, difference(g, output, inputs, grads))
+
+
+shared_with_constants.absorbs = True  # type: ignore[attr-defined]
+
+
+def ratio(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
+    """``m = g y / x``: all of it passes, of a function that is infinite at zero (log), or whose divisor is held."""
+    x = inputs[0]
+    return (g * torch.where(x == 0, 0, output / torch.where(x == 0, 1, x)),)
+
+
+def by_degree(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
+    """A product of k elements of one signal, or their variance (k = 2): the true derivative over k, as :func:`shared`."""
+    name = call.primitive.name
+    if name == "cumprod":
+        k = torch.ones_like(output).cumsum(call["dim"])
+    elif name == "prod":
+        k = inputs[0].numel() // max(1, output.numel())
+    else:
+        k = 2
+    several = not isinstance(output, Tensor)  # a mean beside the variance: linear
+    return exact((g[0] / k, *g[1:]) if several else g / k, inputs, output, call)  # type: ignore[arg-type]
 
 
 def quotient(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
