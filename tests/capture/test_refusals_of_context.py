@@ -109,7 +109,10 @@ class _Recurrent(nn.Module):
             r"its grid depends on the network's input",
         ),
         (lambda x: torch.div(x, 0.1, rounding_mode="floor"), r"A division that rounds its result has no gradient"),
-        (lambda x: torch.add(x, 2, x), r"add is called with argument 3, which Backlit does not know of it: it knows input, other"),
+        (
+            lambda x: torch.add(x, 2, x),
+            r"add is called with argument 3, which Backlit does not know of it: it knows input, other",
+        ),
         (lambda x: torch.amax(x, 1, out=torch.empty(2, 4, 4)), r"amax is called with out, which Backlit does not know"),
         (lambda x: F.embedding((x > 0).long(), x.flatten()[:2, None]).squeeze(-1), r"embedding.*does not know"),
     ],

@@ -205,7 +205,10 @@ def test_bad_options_say_what_they_must_be() -> None:
         ({"preset": "epsilon_plas"}, "preset must be one of epsilon, .*Did you mean 'epsilon_plus'"),
         ({"epsilon": 0}, "epsilon must be a positive number, but is 0"),
         ({"preset": "epsilon_gamma_box", "gamma": -1}, "gamma must be a number of at least 0, but is -1"),
-        ({"rules": presets.gradient}, "rules must be rules by primitive, a table made by backlit.rules.relevance.relevance"),
+        (
+            {"rules": presets.gradient},
+            "rules must be rules by primitive, a table made by backlit.rules.relevance.relevance",
+        ),
         ({"attention": "x"}, "attention must be 'held' or 'attnlrp'"),
         ({"pool": "x"}, "pool must be 'winner' or 'proportional'"),
         ({"tolerance": 0}, "tolerance must be a positive number"),
