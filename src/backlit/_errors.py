@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -47,7 +48,7 @@ def reason(error: BaseException) -> str:
     else:
         said = f"{type(error).__name__}{text and ': '}{text}"
     places = traceback.extract_tb(error.__traceback__)
-    theirs = [p for p in places if Path(__file__).parent not in Path(p.filename).parents and "torch" not in p.filename]
+    theirs = [p for p in places if Path(__file__).parent not in Path(p.filename).parents and f"{os.sep}torch{os.sep}" not in p.filename]
     place = (theirs or places or [None])[-1]
     return said if place is None else f"{said} ({Path(place.filename).name}, line {place.lineno})"
 

@@ -118,7 +118,12 @@ def explain(
         list[str] | None, typer.Option(help="An option of a method: steps=40, or dmbp.steps=40.", metavar="KEY=VALUE")
     ] = None,
     fitted: FittedFiles = None,
-    out: Annotated[Path, typer.Option(help="Folder for pictures, maps and summary.json.")] = Path("backlit-out"),
+    out: Annotated[Path, typer.Option(help="Folder for pictures, maps and summary.json; adds to what is there.")] = Path(
+        "backlit-out"
+    ),
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace maps of these images and methods that were made with other settings.")
+    ] = False,
     size: Size = None,
     mean: Mean = None,
     std: Std = None,
@@ -126,14 +131,17 @@ def explain(
     dtype: DType = "float32",
     seed: Seed = 0,
 ) -> None:
-    """Explain images: a PNG overlay and a .safetensors map for each image, class and method, and a JSON summary."""
-    from backlit.cli.explain import run
+    """Explain images: a PNG overlay and a .safetensors map for each image, class and method, and a JSON summary.
+
+    Interrupted, the same command goes on; another one adds to the folder.
+    """
+    from backlit.cli.explain import Run, run
 
     compute = settings.Compute(device, dtype, seed)
     loaded = settings.load(model, weights, compute, settings.preprocessing(size, mean, std))
     chosen = settings.with_fitted(settings.methods(method, option or [], seed), fitted or [])
-    failures = run(images, loaded, target, settings.with_bounds(chosen, loaded.preprocess), out, compute)
-    if failures:
+    asked = Run(loaded, target, settings.with_bounds(chosen, loaded.preprocess), compute, force)
+    if run(images, asked, out):
         raise typer.Exit(1)
 
 

@@ -16,7 +16,7 @@ from backlit._errors import FileError, InputError, nearest
 from backlit._files import make_folder
 from backlit.cli.console import bars, console, say_failed, shown
 from backlit.cli.culprit import culprit_named
-from backlit.cli.explain import Failure
+from backlit.cli.images import Failure
 from backlit.cli.settings import fitted_methods
 from backlit.cli.stopping import one_failure, said_when_stopped
 from backlit.data import CIFAR10, MNIST, ImageFolder, ImageNet, find_images, load_batch, take

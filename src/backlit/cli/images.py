@@ -1,0 +1,61 @@
+"""The images of a command: which files they are, how what is made of them is called, and which failed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from backlit._errors import BacklitError, FileError
+from backlit.cli.console import shown
+from backlit.data.images import find_images
+
+_LONGEST = 120  # bytes of a name, before method and class: file systems take 255 for all
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not be used, by one method or at all, and why."""
+
+    image: str
+    error: str
+    method: str | None = None
+
+
+def found_images(paths: list[Path]) -> tuple[list[Path], list[Failure]]:
+    """The images of all paths; a path that has none is a failure of its own, unless it is the only one."""
+    images: dict[Path, None] = {}
+    failures: list[Failure] = []
+    for path in paths:
+        try:
+            images |= dict.fromkeys(find_images([path]))
+        except BacklitError as error:
+            if len(paths) == 1:
+                raise
+            failures.append(Failure(shown(path), str(error)))
+    if not images:
+        raise FileError("images: none of the paths holds an image: " + " ".join(f.error for f in failures))
+    return list(images), failures
+
+
+def stems(images: list[Path]) -> dict[Path, str]:
+    """A file name for each image, made unique where two folders hold the same one."""
+    names: dict[Path, str] = {}
+    taken = set()
+    for image in images:
+        stem = short_name(image)
+        name = next(n for i in count(1) if (n := stem if i == 1 else f"{stem}-{i}") not in taken)
+        taken.add(name)
+        names[image] = name
+    return names
+
+
+def short_name(image: Path) -> str:
+    """An image's name without its ending, as every file system takes it: no control characters, unique where it is cut."""
+    whole = shown(image.stem)
+    stem = "".join(c if c.isprintable() else "_" for c in whole)
+    if len(stem.encode()) <= _LONGEST:
+        return stem
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:12]
+    return f"{stem.encode()[: _LONGEST - 13].decode(errors='ignore')}-{digest}"
