@@ -122,7 +122,7 @@ class Claim:
         if found is None or file_digest(path) not in digests:
             return False
         if plan_identity(found) != self.plan and not self.force:
-            raise self._refused(f"holds another {found.get('kind', 'run')}: {_differences(found, self.asked)}")
+            raise self._refused(f"holds another {found.get('kind', 'run')}: {differences(found, self.asked)}")
         return True
 
     def _last(self, entries: list[Entry]) -> list[Entry]:
@@ -186,7 +186,8 @@ def foreign(path: Path, argument: str = "out") -> FileError:
     )
 
 
-def _differences(found: dict[str, Any], asked: dict[str, Any]) -> str:
+def differences(found: dict[str, Any], asked: dict[str, Any]) -> str:
+    """Say in which values two plans differ."""
     there, wanted = ({n: json.dumps(v) for n, v in _flat(plan)} for plan in (found, asked))
     names = [n for n in {**there, **wanted} if there.get(n) != wanted.get(n)]
     said = [f"{n} was {_short(there.get(n))} and is {_short(wanted.get(n))}" for n in names[:_DIFFERENCES]]

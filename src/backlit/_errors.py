@@ -48,7 +48,8 @@ def reason(error: BaseException) -> str:
     else:
         said = f"{type(error).__name__}{text and ': '}{text}"
     places = traceback.extract_tb(error.__traceback__)
-    theirs = [p for p in places if Path(__file__).parent not in Path(p.filename).parents and f"{os.sep}torch{os.sep}" not in p.filename]
+    ours = (str(Path(__file__).parent), f"{os.sep}torch{os.sep}")  # passed through on the way
+    theirs = [place for place in places if not any(part in place.filename for part in ours)]
     place = (theirs or places or [None])[-1]
     return said if place is None else f"{said} ({Path(place.filename).name}, line {place.lineno})"
 

@@ -252,6 +252,23 @@ def reopen(path: str | Path, kind: Kind) -> Iterator[Store]:
 
 
 @contextmanager
+def share(path: str | Path, journal: str, argument: str = "out") -> Iterator[Store]:
+    """Hold the lock of a folder that many runs add to, beside files of others; it has no plan, but a journal of this name.
+
+    Raises:
+        FileError: If it cannot be written, or is in use.
+    """
+    folder = Path(path)
+    make_folder(folder, argument)
+    with _locked(folder, argument):
+        listed = list(sound_entries(folder / HIDDEN / FILES))
+        lost = not any(listed) and any(sound_entries(folder / journal))
+        store = Store(folder, plan_identity({"kind": "shared"}), argument, damaged=lost or None in listed)
+        store.remove_partial(())
+        yield store
+
+
+@contextmanager
 def _locked(folder: Path, argument: str) -> Iterator[None]:
     hidden = folder / HIDDEN
     if hidden.is_symlink():

@@ -118,11 +118,12 @@ def explain(
         list[str] | None, typer.Option(help="An option of a method: steps=40, or dmbp.steps=40.", metavar="KEY=VALUE")
     ] = None,
     fitted: FittedFiles = None,
-    out: Annotated[Path, typer.Option(help="Folder for pictures, maps and summary.json; adds to what is there.")] = Path(
-        "backlit-out"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder for pictures, maps and summary.json; adds to what is there.")
+    ] = Path("backlit-out"),
     force: Annotated[
-        bool, typer.Option("--force", help="Replace maps of these images and methods that were made with other settings.")
+        bool,
+        typer.Option("--force", help="Replace maps of these images and methods that were made with other settings."),
     ] = False,
     size: Size = None,
     mean: Mean = None,

@@ -18,7 +18,7 @@ from backlit._files import file_digest
 from backlit._store import share
 from backlit.cli.console import bars, console, say_failed, shown
 from backlit.cli.images import Failure, found_images
-from backlit.cli.record import Record
+from backlit.cli.record import JOURNAL, Record
 from backlit.cli.settings import Chosen, Compute, logits_of
 from backlit.cli.stopping import Hopeless, one_failure, said_when_stopped
 from backlit.data.images import load_batch
@@ -60,48 +60,29 @@ def run(paths: list[Path], asked: Run, out: Path) -> list[Failure]:
         if issubclass(chosen.method, FittedMethod):  # refuses a file for another network before any image is read
             chosen.method(asked.loaded.network, **chosen.options)
     images, failures = found_images(paths)
-    into = console()
-
-    def fail(image: Path, why: str, chosen: Chosen | None = None) -> None:
-        failures.append(Failure(shown(image), why, chosen and chosen.method.name))
-        say_failed(into, "failed", shown(image) + (f" ({chosen.method.name})" if chosen else ""), why)
-
-    with share(out) as store:
-        record = Record(store, asked.loaded, asked.compute)
-        wanted = _wanted(images, asked, record, fail)
-        _make_room(wanted, asked, record, out, into)
-        record.write_summary(failures)  # now, so that a file of somebody else stops nothing that was computed
-        work = _Work(asked, choose, record, fail)
-        kept = lambda: f"{work.count} maps are kept in {shown(out)} ({record.summary} lists them), and the same command goes on"  # noqa: E731
+    with share(out, JOURNAL) as store:
+        work = _Work(asked, choose, Record(store, asked.loaded, asked.compute), failures)
+        wanted = work.readable(images)
+        _make_room(wanted, work, out)
+        work.record.write_summary(failures)  # now, so that a file of somebody else stops nothing that was computed
+        kept = partial("{0.count} maps are kept in {1}, and the same command goes on".format, work, shown(out))
         with said_when_stopped(kept):
             try:
-                with _progress(into) as bar:
+                with _progress(work.into) as bar:
                     for image, digest in wanted.items():
-                        with one_failure(partial(fail, image)):
+                        with one_failure(partial(work.fail, image)):
                             work.explain(image, digest, bar)
-                        record.write_summary(failures, if_due=True)
+                        work.record.write_summary(failures, if_due=True)
             finally:  # what was computed before an interruption is listed, too
-                record.write_summary(failures)
+                work.record.write_summary(failures)
     before = f"; {work.kept} of them were there" if work.kept else ""
-    into.print(f"{work.count} maps of {len(images)} images in {shown(out)} ({record.summary} lists them){before}")
+    work.into.print(f"{work.count} maps of {len(images)} images in {shown(out)} (summary.json lists them){before}")
     if failures:
-        into.print(Text.assemble((f"{len(failures)} failed", "red"), f"; {record.summary} says why"))
+        work.into.print(Text.assemble((f"{len(failures)} failed", "red"), "; summary.json says why"))
     return failures
 
 
-def _wanted(images: list[Path], asked: Run, record: Record, fail: Callable[[Path, str], None]) -> dict[Path, str]:
-    """The images that can be read, each with the digest of its file."""
-    digests = {}
-    for image in images:
-        with one_failure(partial(fail, image)):
-            try:
-                digests[image] = file_digest(image)
-            except OSError as error:
-                raise FileError(f"image: {shown(image)!r} cannot be read ({error.strerror or error}).") from error
-    return digests
-
-
-def _make_room(wanted: dict[Path, str], asked: Run, record: Record, out: Path, into: Console) -> None:
+def _make_room(wanted: dict[Path, str], work: _Work, out: Path) -> None:
     """See that no map stands where another one will.
 
     Raises:
@@ -109,55 +90,73 @@ def _make_room(wanted: dict[Path, str], asked: Run, record: Record, out: Path, i
     """
     others: dict[str, str] = {}
     for image, digest in wanted.items():
-        for chosen in asked.methods:
-            others |= record.others(image, record.asked(digest, chosen))
+        for chosen in work.asked.methods:
+            others |= work.record.others(image, work.record.asked(digest, chosen))
     if not others:
         return
     names = ", ".join(list(others)[:4]) + ", ..." * (len(others) > 4)
     why = next(iter(others.values()))
-    if not asked.force:
+    if not work.asked.force:
         raise FileError(
             f"out: {shown(out)!r} holds {len(others)} maps of the same images and methods that were asked for otherwise: {names} "
             f"({why}). Nothing was written. Choose another folder, or use --force to replace them."
         )
-    into.print(f"--force replaces {len(others)} maps: {names} ({why})")
-    record.drop(list(others))
+    work.into.print(f"--force replaces {len(others)} maps: {names} ({why})")
+    work.record.drop(list(others))
 
 
 class _Work:
     """One image after the other.
 
     Attributes:
+        asked: What the command asks for.
+        record: The maps in the folder.
+        into: The console.
         count: The maps of this command that are there.
         kept: Those of them that an earlier call had made.
     """
 
     def __init__(
-        self,
-        asked: Run,
-        choose: Callable[[Tensor], list[int]],
-        record: Record,
-        fail: Callable[[Path, str, Chosen], None],
+        self, asked: Run, choose: Callable[[Tensor], list[int]], record: Record, failures: list[Failure]
     ) -> None:
-        self._asked, self._choose, self._record, self._fail = asked, choose, record, fail
+        self.asked, self.record, self.into = asked, record, console()
+        self._choose, self._failures = choose, failures
         self.count = self.kept = 0
+
+    def fail(self, image: Path, why: str, chosen: Chosen | None = None) -> None:
+        """List a failure, and say it."""
+        self._failures.append(Failure(shown(image), why, chosen and chosen.method.name))
+        say_failed(self.into, "failed", shown(image) + (f" ({chosen.method.name})" if chosen else ""), why)
+
+    def readable(self, images: list[Path]) -> dict[Path, str]:
+        """Return the images that can be read, each with the digest of its file."""
+        digests = {}
+        for image in images:
+            with one_failure(partial(self.fail, image)):
+                try:
+                    digests[image] = file_digest(image)
+                except OSError as error:
+                    raise FileError(f"image: {shown(image)!r} cannot be read ({error.strerror or error}).") from error
+        return digests
 
     def explain(self, image: Path, digest: str, bar: Callable[[str, Chosen], Any]) -> None:
         """Write the maps of one image; a method that fails on it does not stop the others."""
-        loaded = self._asked.loaded
+        loaded = self.asked.loaded
         x = loaded.placed(load_batch([image], loaded.preprocess))
         logits = logits_of(loaded, x)
         classes = self._choose(logits[0])
         chances = logits.float().softmax(1)[0].tolist()
-        for chosen in self._asked.methods:
-            with one_failure(lambda why, chosen=chosen: self._fail(image, why, chosen)):
-                asked = self._record.asked(digest, chosen)
-                there = [self._record.has(image, chosen, index, asked) for index in classes]
+        for chosen in self.asked.methods:
+            with one_failure(lambda why, chosen=chosen: self.fail(image, why, chosen)):
+                asked = self.record.asked(digest, chosen)
+                there = [self.record.has(image, chosen, index, asked) for index in classes]
                 self.count += sum(there)
                 self.kept += sum(there)
                 if all(there):
                     continue
-                with bar(image.name, chosen) as options:  # all classes at once, as if none were there: bit for bit the same
+                with bar(
+                    image.name, chosen
+                ) as options:  # all classes at once, as if none were there: bit for bit the same
                     explanations = chosen.method(loaded.network, **options).each(x, [classes])
                 for index, explanation, known in zip(classes, explanations, there, strict=True):
                     if not known:
@@ -165,7 +164,7 @@ class _Work:
 
     def _add(self, image: Path, asked: dict[str, Any], explanation: Any, chance: float) -> None:
         try:
-            self._record.add(image, asked, explanation, chance)
+            self.record.add(image, asked, explanation, chance)
         except FileError as error:
             if isinstance(error.__cause__, OSError):  # no space, no permission: no other image would fare better
                 raise Hopeless(str(error)) from error

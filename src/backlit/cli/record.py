@@ -22,22 +22,18 @@ from backlit.cli.settings import Chosen, Compute
 from backlit.models import LoadedModel
 from backlit.report.figure import png, render_overlay
 
+_SUMMARY, JOURNAL = "summary.json", "maps.jsonl"
 _WORTH = 20  # times as long as it takes to write the summary, it is not written again
 
 
 class Record:
     """What is in the folder: a row for each map, in a journal, and the summary made of them.
 
-    Attributes:
-        summary: Name of the summary.
-
     Args:
         store: The folder's files, locked for this process.
         loaded: The model.
         compute: Where and how it computes.
     """
-
-    summary, _journal_name = "summary.json", "maps.jsonl"
 
     def __init__(self, store: Store, loaded: LoadedModel, compute: Compute) -> None:
         self._store, self._loaded, self._compute = store, loaded, compute
@@ -48,7 +44,7 @@ class Record:
             "dtype": compute.dtype,
             "versions": versions(),
         }
-        self._journal = store.journal(self._journal_name)
+        self._journal = store.journal(JOURNAL)
         self._rows: dict[str, dict[str, Any]] = {}
         self._stems: dict[str, str] = {}
         for row in self._journal.rows:
@@ -163,7 +159,7 @@ class Record:
             "failures": [{k: v for k, v in asdict(f).items() if v is not None} for f in failures],
         }
         text = json.dumps(_with_null(summary), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        self._store.write(self.summary, text.encode())
+        self._store.write(_SUMMARY, text.encode())
         self._written = time.monotonic()
         self._took = self._written - start
 
