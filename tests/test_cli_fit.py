@@ -36,7 +36,7 @@ def test_fit_then_explain_then_trace(digits: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     read = Fitted.load(inverse)
     assert read.classes == (7, 6)
-    assert read.facts["description"] == "20 images read as images"
+    assert read.facts["description"] == f"20 images of {digits} read as images"
     assert read.facts["data"]["batches"] == 3
     assert Fitted.load(patterns).facts["description"] == "20 embedded digits"
 
@@ -152,3 +152,40 @@ def test_compare_takes_fitted_methods(digits: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "c" / "report.html").is_file()
+
+
+class TestOut:
+    """What `--out` names is replaced only if it is the same fit, or with --force."""
+
+    @pytest.mark.parametrize("content", [b"my thesis", b"", bytes(range(256))])
+    def test_files_of_others_stay(self, tmp_path: Path, content: bytes) -> None:
+        for name in ("thesis.txt", "linked.txt"):
+            (tmp_path / name).write_bytes(content)
+        (tmp_path / "link").symlink_to("linked.txt")
+        for name in ("thesis.txt", "link"):
+            for words in ((), ("--force",)):
+                done = command("fit", "--method", "pattern", "--limit", 10, "--out", tmp_path / name, *words)
+                assert done.returncode == 2
+                assert "only an earlier fit of pattern would be replaced" in done.stderr
+        assert (tmp_path / "thesis.txt").read_bytes() == (tmp_path / "linked.txt").read_bytes() == content
+        assert (tmp_path / "link").is_symlink()
+
+    def test_another_fit_needs_force(self, tmp_path: Path) -> None:
+        out = tmp_path / "a.pattern"
+        words = ("fit", "--method", "pattern", "--out", out)
+        assert command(*words, "--limit", 10).returncode == 0
+        first = out.read_bytes()
+        for others, name in (
+            (("--limit", 20), "description"),
+            (("--limit", 10, "--weights", "random"), "network"),
+        ):
+            done = command(*words, *others)
+            assert done.returncode == 2
+            assert f"This one has another {name}. Choose another name, or use --force to replace it" in done.stderr
+            assert out.read_bytes() == first
+        assert command(*words, "--limit", 10).returncode == 0  # the same
+        done = command(*words, "--limit", 20, "--force")
+        assert done.returncode == 0
+        assert "--force replaces" in done.stdout
+        assert "from 10 embedded digits" in done.stdout
+        assert Fitted.load(out).facts["description"] == "20 embedded digits"

@@ -276,6 +276,7 @@ def fit(
     ridge: Annotated[
         float | None, typer.Option(help="mip_in: lambda of the ridge regression; 0.001, if not given.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier fit of other data or options.")] = False,
     size: Size = None,
     mean: Mean = None,
     std: Std = None,
@@ -295,7 +296,7 @@ def fit(
         own["start"] = None
     if classes is not None:
         own["classes"] = settings.whole_numbers("classes", classes)
-    if run(method, loaded, Source(data, read, class_index, limit, batch, not test), out, own):
+    if run(method, loaded, Source(data, read, class_index, limit, batch, not test), out, own, force=force):
         raise typer.Exit(1)
 
 

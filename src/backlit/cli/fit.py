@@ -22,7 +22,8 @@ from backlit.cli.stopping import one_failure, said_when_stopped
 from backlit.data import CIFAR10, MNIST, ImageFolder, ImageNet, find_images, load_batch, take
 from backlit.data.batches import Batches
 from backlit.data.sample import Dataset
-from backlit.inverse import FitStep
+from backlit.inverse import FitStep, Fitted
+from backlit.inverse.artefact import check_free, weights_of
 from backlit.models import LoadedModel
 from backlit.models.digits import digits_images
 
@@ -56,14 +57,16 @@ READERS: dict[str, Callable[[Source], Dataset]] = {
 }
 
 
-def run(method: str, loaded: LoadedModel, source: Source, out: Path, options: dict[str, Any]) -> list[Failure]:
+def run(
+    method: str, loaded: LoadedModel, source: Source, out: Path, options: dict[str, Any], *, force: bool = False
+) -> list[Failure]:
     """Learn and write ``out``; finished layers, or the sums so far, are kept beside it until all is done.
 
     Returns the images that could not be read and were left out.
 
     Raises:
         InputError: If an argument, the data or the network cannot be used.
-        FileError: If the data cannot be read, or ``out`` not be written.
+        FileError: If the data cannot be read, or ``out`` not be written or is something else than this fit.
     """
     into, start = console(), time.perf_counter()
     known = {m.artefact: m for m in reversed(fitted_methods())}
@@ -81,6 +84,7 @@ def run(method: str, loaded: LoadedModel, source: Source, out: Path, options: di
     data, description, failures = _data(source, loaded)
     for failure in failures:
         say_failed(into, "left out", failure.image, failure.error)
+    _make_room(kind, loaded, out, {"description": description, **options}, force)
     images = getattr(data, "images", None)
     kept = f"the same command goes on from what {out}.parts keeps"
     with (
@@ -93,6 +97,34 @@ def run(method: str, loaded: LoadedModel, source: Source, out: Path, options: di
     into.print(f"{found}, {len(found.layers)} layers, {found.bytes / 1e6:.1f} MB in {seconds:.1f} s: {out}")
     into.print(f"backlit explain IMAGE --method {known[kind].name} --fitted {out} ...")
     return failures
+
+
+def _make_room(kind: str, loaded: LoadedModel, out: Path, asked: dict[str, Any], force: bool) -> None:
+    """See that no other fit is replaced unasked; the same one is made again, and other files are the library's to refuse.
+
+    Raises:
+        FileError: If there is an earlier fit of another network, of other data or with other options, and no ``force``.
+    """
+    if not out.is_dir():
+        check_free(out, kind, "out")
+    try:
+        there = Fitted.load(out) if out.is_file() else None
+    except FileError:  # damaged
+        there = None
+    if there is None:
+        return
+    wanted = {"network": weights_of(loaded.network), **asked}
+    known = {"network": there.network, "classes": list(there.classes), **there.facts}
+    differs = [name for name, value in wanted.items() if known.get(name) != value]
+    if not differs:
+        return
+    said = f"an earlier fit: {there}, from {there.facts.get('description')}"
+    if not force:
+        raise FileError(
+            f"out: {shown(out)!r} is {said}. This one has another {' and '.join(differs)}. Choose another name, or use --force to "
+            "replace it."
+        )
+    console().print(f"--force replaces {shown(out)}, {said}")
 
 
 def _data(source: Source, loaded: LoadedModel) -> tuple[Any, str, list[Failure]]:
@@ -130,7 +162,7 @@ def _data(source: Source, loaded: LoadedModel) -> tuple[Any, str, list[Failure]]
     if source.read == "images":
         files = _readable(files, loaded, failures)
     batches = Batches(files, loaded.preprocess, batch=source.batch, classes=classes)
-    return batches, f"{batches.images} images read as {source.read}", failures
+    return batches, f"{batches.images} images of {shown(source.folder)} read as {source.read}", failures
 
 
 def _readable(files: list[Path], loaded: LoadedModel, failures: list[Failure]) -> list[Path]:
