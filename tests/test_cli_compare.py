@@ -37,7 +37,7 @@ def test_the_embedded_scenes_give_a_report(tmp_path: Path) -> None:
     assert "report.html" in done.stdout
     assert {p.name for p in out.iterdir()} == {
         "report.html", "plan.json", "protocols.json", "results.jsonl", "maps",
-        "scores.parquet", "curves.parquet", "ranking.parquet", "differences.parquet",
+        ".backlit", "scores.parquet", "curves.parquet", "ranking.parquet", "differences.parquet",
     }  # fmt: skip
     plan = json.loads((out / "plan.json").read_text())
     assert plan["methods"]["dmbp"]["options"]["steps"] == 3

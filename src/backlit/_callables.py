@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 _TOKENS: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 _CODE = (types.FunctionType, property, classmethod, staticmethod, int, float, str)
+_BY_VERSION = ("torch", "numpy", "builtins")  # whose versions are recorded; torch changes its classes as it runs
 _NO_CODE = ("__module__", "__doc__", "__qualname__", "__firstlineno__")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -69,6 +70,8 @@ def token(value: Any) -> str:
 
 
 def _content(value: Any, seen: set[int]) -> Any:
+    if str(getattr(value, "__module__", "")).partition(".")[0] in _BY_VERSION:
+        return class_of(value if hasattr(value, "__qualname__") else type(value))
     value = getattr(value, "__wrapped__", value)
     if id(value) in seen:
         return "above"

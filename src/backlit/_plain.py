@@ -80,7 +80,7 @@ def network_of(network: nn.Module) -> dict[str, Any]:
     """What a network computes: class, weights, architecture, plain attributes, and the code of its own forward passes."""
     architecture = code_of(str(network))
     kinds = sorted({kind for module in network.modules() for kind in type(module).__mro__}, key=class_of)
-    codes = [code_of(kind) for kind in kinds if kind.__module__.partition(".")[0] not in ("torch", "builtins")]
+    codes = [code_of(kind) for kind in kinds]
     attributes = [
         (path, name, _Plain(name, exact=False, shallow=True).of(value))
         for path, module in network.named_modules()
@@ -108,7 +108,7 @@ class _Plain:
         if value is None or type(value) in (bool, int, str):
             return value
         if id(value) in self._inside:
-            return self._nameless(value, "holds itself")
+            return self._nameless(value, "holds itself; give it without")
         self._inside.append(id(value))
         found = self._of(value)
         self._inside.pop()
@@ -165,12 +165,14 @@ class _Plain:
         elif hasattr(value, "__dict__") and not self._shallow:
             content = vars(value)
         else:
-            return self._nameless(value, "has no content that Backlit can read")
+            return self._nameless(
+                value, "has no content that can be read; give numbers, texts, tensors, or a dataclass of them"
+            )
         try:
             told_by_name(type(value))
         except Local as error:
             if self._exact:
-                return self._nameless(value, f"is of a class that {error}; define the class at the top of a module")
+                return self._nameless(value, f"is of a class that {error}; write the class at the top of a module")
         return {"class": class_of(type(value)), "code": code_of(type(value)), "content": self.of(content)}
 
     def _nameless(self, value: Any, why: str) -> Any:
@@ -182,7 +184,7 @@ class _Plain:
         if self._exact:
             raise InputError(
                 f"{self._argument} must be something that can be known again when the run goes on, but "
-                f"{getattr(value, '__qualname__', type(value).__qualname__)!r} {why}. Or keep nothing on the disk (out=None)."
+                f"{getattr(value, '__qualname__', type(value).__qualname__)!r} {why}."
             )
         found = {"nameless": class_of(value if isinstance(value, (type, types.FunctionType)) else type(value))}
         found["code"] = code_of(value)

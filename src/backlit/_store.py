@@ -31,6 +31,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -97,6 +98,10 @@ class Store:
         """Remove a file that this run wrote, if it is there."""
         if self.sound(name) is not None:
             self._at(name).unlink(missing_ok=True)
+
+    def file(self, name: str) -> StoredFile:
+        """One file of the folder, by itself."""
+        return StoredFile(self, name)
 
     def journal(self, name: str) -> Journal:
         """Open a journal of this run: its sound rows, and a place for more.
@@ -203,6 +208,26 @@ class Store:
     def _whole(self, name: str, path: Path) -> bool:
         """Whether nothing of a journal was changed; of another file its checksum has told."""
         return self._listed[name][-1][1] != _JOURNAL or all(sound_entries(path))
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file of a :class:`Store`, for code that has to do with no other."""
+
+    store: Store
+    name: str
+
+    def sound(self) -> Path | None:
+        """:meth:`Store.sound` of the file."""
+        return self.store.sound(self.name)
+
+    def write(self, data: bytes) -> None:
+        """:meth:`Store.write` of the file."""
+        self.store.write(self.name, data)
+
+    def remove(self) -> None:
+        """:meth:`Store.remove` of the file."""
+        self.store.remove(self.name)
 
 
 @contextmanager

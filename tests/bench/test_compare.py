@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ import pytest
 import torch
 from polars.testing import assert_frame_equal
 
+import _named
 import backlit
 from backlit import Attribution, Examples, FileError, InputError, ModelStateError
 from backlit.methods import Method, Random
 from backlit.metrics import BoundaryDependence, ClassSensitivity, Deletion, Insertion, LastLayerReset, Metric
 from backlit.models.digits import digits_images, two_digit_scenes
+from backlit.rules import presets
+from backlit.rules.linear import Gamma
 
 METHODS = ["random", "gradient_x_input", "grad_cam"]
 METRICS = ["insertion", "morf_5", "complementary_insertion", "last_layer_reset"]
@@ -140,7 +145,7 @@ def test_an_interrupted_comparison_goes_on(
 
     monkeypatch.setattr(Metric, "__call__", scored)
     monkeypatch.setattr(Method, "each", explained)
-    with pytest.warns(UserWarning, match="kept in results.jsonl.bad"):
+    with pytest.warns(UserWarning, match=r"line 10 cannot be used.*Kept in results\.jsonl\.bad"):
         again = backlit.compare(model, examples, METHODS, METRICS, classes=3, out=tmp_path / "out")
     assert ran == ["grad_cam", *METRICS]  # what was missing, of the second block alone
     assert_frame_equal(again.scores, found.scores)
@@ -160,15 +165,18 @@ def test_a_folder_in_use_is_never_overwritten(model: backlit.LoadedModel, exampl
     backlit.compare(model, few, ["random"], ["deletion"], out=tmp_path / "out")
     before = (tmp_path / "out" / "results.jsonl").read_bytes()
     with pytest.raises(
-        FileError, match=r"holds another comparison: methods were .*random.* and are .*saliency.*--force"
+        FileError, match=r"holds another comparison: methods\.random\..* was .* and is not given.*--force"
     ):
         backlit.compare(model, few, ["saliency"], ["deletion"], out=tmp_path / "out")
-    with pytest.raises(FileError, match=r"holds another comparison: images were .*pixels were"):
+    with pytest.raises(FileError, match=r"holds another comparison: images was .*pixels was"):
         backlit.compare(model, examples[5:10], ["random"], ["deletion"], out=tmp_path / "out")
-    with pytest.raises(FileError, match=r"holds another comparison: metrics were .*steps"):
+    with pytest.raises(FileError, match=r"holds another comparison: metrics\.deletion\.options\.steps was 50 and is 7"):
         backlit.compare(model, few, ["random"], [Deletion(steps=7)], out=tmp_path / "out")
     assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
-    backlit.compare(model, few, ["saliency"], ["deletion"], out=tmp_path / "out", force=True)
+    with pytest.warns(
+        UserWarning, match=r"begins anew; force replaces 8 files of the earlier run: plan.json, results.jsonl"
+    ):
+        backlit.compare(model, few, ["saliency"], ["deletion"], out=tmp_path / "out", force=True)
     assert b"random" not in (tmp_path / "out" / "results.jsonl").read_bytes()
     theirs = tmp_path / "theirs"
     theirs.mkdir()
@@ -180,25 +188,169 @@ def test_a_folder_in_use_is_never_overwritten(model: backlit.LoadedModel, exampl
     assert (theirs / "thesis.tex").read_text() == "years of work"
 
 
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("name", ["report.html", "plan.json", "results.jsonl", "scores.parquet"])
+def test_a_file_of_somebody_else_stays(
+    model: backlit.LoadedModel, examples: Examples, tmp_path: Path, name: str, force: bool
+) -> None:
+    (tmp_path / name).write_text("years of work")
+    with pytest.raises(FileError, match=rf"{name}' is a file that Backlit did not write here.* Move it away"):
+        backlit.compare(model, examples[:5], ["random"], ["deletion"], out=tmp_path, force=force)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    (tmp_path / name).rename(tmp_path.parent / f"{tmp_path.name} moved")
+    backlit.compare(model, examples[:5], ["random"], ["deletion"], out=tmp_path, force=force)
+
+
 def test_force_removes_what_a_comparison_wrote_and_nothing_else(
     model: backlit.LoadedModel, examples: Examples, tmp_path: Path
 ) -> None:
     out, few = tmp_path / "out", examples[:5]
     (out / "maps").mkdir(parents=True)
     (out / "maps" / "thesis.txt").write_text("years of work")
-    (out / "report.html").write_text("theirs")
+    (out / "maps" / "mine.safetensors").write_text("years of work")
     with pytest.raises(FileError, match="holds something else"):
         backlit.compare(model, few, ["random"], ["deletion"], out=out)
     backlit.compare(model, few, ["random"], ["deletion"], out=out, force=True)
-    backlit.compare(model, few, ["saliency"], ["deletion"], out=out, force=True)
-    assert (out / "maps" / "thesis.txt").read_text() == "years of work"
-    assert sorted(p.name.split(".")[0] for p in (out / "maps").iterdir()) == ["saliency", "thesis"]
+    with pytest.warns(UserWarning, match="begins anew"):
+        backlit.compare(model, few, ["saliency"], ["deletion"], out=out, force=True)
+    assert (
+        (out / "maps" / "thesis.txt").read_text() == (out / "maps" / "mine.safetensors").read_text() == "years of work"
+    )
+    assert sorted(p.name.split(".")[0] for p in (out / "maps").iterdir()) == ["mine", "saliency", "thesis"]
     (out / "plan.json").write_text("{")
-    with pytest.raises(FileError, match=r"holds a damaged plan.json; nothing was written"):
+    with pytest.raises(FileError, match=r"another run, whose plan.json is damaged or lost"):
+        backlit.compare(model, few, ["random"], ["deletion"], out=out)
+    with pytest.warns(UserWarning, match=r"plan.json is not as it was written"):
         backlit.compare(model, few, ["saliency"], ["deletion"], out=out)
     (tmp_path / "file").write_text("")
     with pytest.raises(FileError, match="must be a folder, but is a file"):
         backlit.compare(model, few, ["random"], ["deletion"], out=tmp_path / "file")
+
+
+@pytest.mark.filterwarnings("ignore:.*begins anew")
+def test_two_runs_are_never_taken_for_one(model: backlit.LoadedModel, examples: Examples, tmp_path: Path) -> None:
+    """Whatever changes a number makes another comparison, however it prints; what changes none makes none."""
+    few, net = examples[:5], model.network
+    x = few.inputs
+    close = x[0].clone()
+    close[0, 7, 7] = torch.nextafter(close[0, 7, 7], torch.tensor(9.0))
+    methods: dict[str, Method] = {
+        "zero": backlit.DeepLIFT(net),
+        "first": backlit.DeepLIFT(net, reference=x[0]),
+        "nearly the first": backlit.DeepLIFT(net, reference=close),
+        "second": backlit.DeepLIFT(net, reference=x[1]),
+        "dark": backlit.DeepLIFT(net, reference=_named.dark),
+        "bright": backlit.DeepLIFT(net, reference=_named.bright),
+        "brighter": backlit.DeepLIFT(net, reference=partial(_named.bright, level=2.0)),
+        "level": backlit.DeepLIFT(net, reference=_named.Level(2.0)),
+        "set": backlit.DeepSHAP(net, references=x[:3]),
+        "other set": backlit.DeepSHAP(net, references=x[1:4]),
+        "rules": backlit.LRP(net, rules=presets.epsilon_plus()),
+        "other rules": backlit.LRP(net, rules=presets.epsilon_plus().but({"conv2d": Gamma(0.5)}, "epsilon_plus")),
+        "optimizer": backlit.DMBP(net, steps=2, optimizer=torch.optim.Adam),
+        "other optimizer": backlit.DMBP(net, steps=2, optimizer=torch.optim.SGD),
+    }
+
+    def run(method: Method, **changes: Any) -> torch.Tensor:
+        found = backlit.compare(model, few, {"m": method}, ["deletion"], out=tmp_path, **changes)
+        return torch.stack([found.maps["m", image.name, image.classes[0].index] for image in found.images])
+
+    for name, method in methods.items():
+        expected = run(method, force=True)
+        torch.testing.assert_close(expected, method(x, few.target).heatmap()[:, 0], atol=1e-5, rtol=1e-4)
+        for other, another in methods.items():
+            if other != name:
+                with pytest.raises(FileError, match=r"holds another comparison: methods\.m"):
+                    run(another)
+        assert torch.equal(run(method), expected)
+    run(backlit.DMBP(net, steps=2, callback=print, chunk=2), force=True)
+    run(backlit.DMBP(net, steps=2, callback=lambda step: None, chunk=5))
+
+
+def test_what_has_no_name_is_refused_where_it_must_be_known_again(
+    model: backlit.LoadedModel, examples: Examples, tmp_path: Path
+) -> None:
+    method = backlit.DeepLIFT(model.network, reference=lambda x: x * 0)
+    with pytest.raises(
+        InputError, match=r"^methods\['m'\]\.reference must be .*lambda.* top of a module.*\(out=None\)"
+    ):
+        backlit.compare(model, examples[:5], {"m": method}, ["deletion"], out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    backlit.compare(model, examples[:5], {"m": method}, ["deletion"])  # the ways out
+    named = backlit.DeepLIFT(model.network, reference=_named.dark)
+    backlit.compare(model, examples[:5], {"m": named}, ["deletion"], out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("changed", ["code", "attribute", "weights", "precision of the images"])
+def test_another_network_or_precision_is_another_comparison(tmp_path: Path, changed: str) -> None:
+    class Scaled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(12, 3)
+            self.scale = 1.0
+            torch.nn.init.constant_(self.layer.weight, 0.1)
+            torch.nn.init.zeros_(self.layer.bias)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.flatten(1)) * self.scale
+
+    class Other(Scaled):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.flatten(1)) * 2 * self.scale
+
+    x = torch.rand(5, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    one, two, y = Scaled().double().eval(), Scaled().double().eval(), x.clone()
+    if changed == "code":
+        two = Other().double().eval()
+        two.__class__.__name__, two.__class__.__qualname__ = Scaled.__name__, Scaled.__qualname__
+    elif changed == "attribute":
+        two.scale = 2.0
+    elif changed == "weights":
+        two.layer.weight.data[0, 0] += 1e-12
+    else:
+        y[0, 0, 0, 0] += 1e-12  # the same in float32
+    target = torch.zeros(5).long()
+    backlit.compare(one, Examples(x, target), ["random"], ["deletion"], out=tmp_path)
+    with pytest.raises(FileError, match=r"holds another comparison: (network|pixels)\b"):
+        backlit.compare(two, Examples(y, target), ["random"], ["deletion"], out=tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["a digit of a score", "a bit of a map", "a bit of a picture", "a copied line"])
+def test_what_was_changed_is_computed_again(
+    model: backlit.LoadedModel, examples: Examples, tmp_path: Path, damage: str
+) -> None:
+    def run() -> backlit.Comparison:
+        return backlit.compare(
+            model, examples[:5], ["gradient_x_input"], ["deletion", "last_layer_reset"], out=tmp_path
+        )
+
+    first = run()
+    path = tmp_path / "results.jsonl"
+    if damage.startswith("a bit"):
+        pattern = "last_layer_reset*" if "picture" in damage else "gradient_x_input*"
+        path = next((tmp_path / "maps").glob(pattern))
+    data = bytearray(path.read_bytes())
+    if damage == "a digit of a score":
+        at = data.index(b".", data.index(b'"values"')) + 1
+        data[at] = ord("9") if data[at] != ord("9") else ord("1")
+    elif damage == "a copied line":
+        data += data.splitlines(keepends=True)[1].replace(b"deletion", b"last_layer_reset")
+    else:
+        data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.warns(UserWarning, match="cannot be used|is not as it was written"):
+        again = run()
+    assert_frame_equal(again.scores, first.scores)
+    assert all(torch.equal(again.maps[k], v) for k, v in first.maps.items())
+    assert all(
+        torch.equal(a, b)
+        for s, t in zip(again.strips, first.strips, strict=True)
+        for a, b in zip(s.maps, t.maps, strict=True)
+    )
+    assert len(list(path.parent.glob(f"{path.name}.bad"))) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run()
 
 
 def test_other_ground_truth_is_another_comparison(
@@ -208,7 +360,7 @@ def test_other_ground_truth_is_another_comparison(
     assert few.labels is not None
     backlit.compare(model, few, ["random"], ["complementary_insertion"], out=tmp_path)
     other = Examples(few.inputs, few.target, few.labels.roll(1, 1).scatter(1, few.target[:, None], True))
-    with pytest.raises(FileError, match="holds another comparison: truth were"):
+    with pytest.raises(FileError, match="holds another comparison: truth was"):
         backlit.compare(model, other, ["random"], ["complementary_insertion"], out=tmp_path)
 
 
@@ -224,12 +376,13 @@ def test_lost_maps_are_made_again(model: backlit.LoadedModel, examples: Examples
     cam.write_bytes(cam.read_bytes()[:100])
     next(f for f in files if f.name.startswith("last_layer_reset.random")).unlink()
     with pytest.warns(
-        UserWarning, match="maps of grad_cam, images 1 to 5 of 5, are made again|goes without the pictures"
+        UserWarning,
+        match="is not as it was written|(maps of grad_cam, images 1 to 5 of 5,|pictures of .*) are made again",
     ):
         again = run()
     assert_frame_equal(again.scores, first.scores)
     assert all(torch.equal(again.maps[k], v) for k, v in first.maps.items())
-    assert {s.method for s in again.strips} == {"grad_cam"}
+    assert {s.method for s in again.strips} == {"random", "grad_cam"}
     assert Attribution.load(cam).values.shape == (5, 1, 32, 32)
 
 

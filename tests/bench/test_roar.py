@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backlit import GradientXInput, Saliency
+from _named import at_top
+from backlit import GradientXInput, Saliency, _journal
 from backlit._errors import FileError, InputError
 from backlit.bench.roar import RoarData, RoarOptions, RoarResult, RoarStep, TrainingOptions, roar
 from backlit.metrics.examples import Examples
@@ -104,6 +105,7 @@ def test_random_lies_between_when_little_is_left(data: RoarData, tmp_path: Path)
 def test_smallest_first_is_the_inverse(small: RoarData, tmp_path: Path) -> None:
     """Values without ties, so that the two orders mirror each other pixel by pixel."""
 
+    @at_top
     def values(trained: nn.Module, sign: float) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda images, target: sign * images
 
@@ -120,6 +122,7 @@ def test_the_trained_network_is_explained_in_eval_mode_for_the_class_asked_for(
     seen: list[tuple[Tensor, Tensor]] = []
     networks: list[nn.Module] = []
 
+    @at_top
     def spy(trained: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
         networks.append(trained)
 
@@ -175,6 +178,7 @@ def test_a_mask_that_tells_the_class_is_found_out(tmp_path: Path) -> None:
 def test_bare_masks_show_no_pixel_of_the_image(small: RoarData, tmp_path: Path) -> None:
     """Another image under the same ranks trains the same network."""
 
+    @at_top
     def fixed(trained: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda images, target: (
             torch.arange(64.0).view(1, 1, 8, 8).expand_as(images) * (2 * target - 1)[:, None, None, None]
@@ -219,7 +223,7 @@ def test_an_interrupted_experiment_ends_as_an_uninterrupted_one(
 def test_a_killed_process_loses_nothing(small: RoarData, tmp_path: Path) -> None:
     code = """
 import os, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], os.path.dirname(sys.argv[1])]
 from test_roar import RoarData, Saliency, examples, network, roar, tiny
 def kill(step):
     if step.method == "s" and step.stage == "train":
@@ -253,7 +257,7 @@ def test_a_broken_last_line_is_set_aside_and_its_training_done_again(small: Roar
     whole = roar(small, network, {"s": Saliency}, tiny(), out=tmp_path)
     path = tmp_path / "runs.jsonl"
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.warns(UserWarning, match="kept in runs.jsonl.bad, the 2 lines before them count"):
+    with pytest.warns(UserWarning, match=r"line 3 cannot be used.*Kept in runs\.jsonl\.bad.* the other 2 lines count"):
         again = roar(small, network, {"s": Saliency}, tiny(), out=tmp_path)
     assert rows(again) == rows(whole)
     assert len(path.read_text().splitlines()) == 3
@@ -268,22 +272,25 @@ def test_a_lost_network_is_trained_again(small: RoarData, tmp_path: Path) -> Non
     assert len((tmp_path / "a" / "runs.jsonl").read_text().splitlines()) == 4
 
 
-def test_another_network_in_the_file_is_refused(small: RoarData, tmp_path: Path) -> None:
+def test_another_network_in_the_file_is_set_aside(small: RoarData, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     roar(small, network, {"s": Saliency}, tiny(), out=tmp_path)
     save_file(network().state_dict(), tmp_path / "network.safetensors")
-    with pytest.raises(FileError, match=r"is not the network that runs.jsonl tells of. Delete it"):
-        roar(small, network, {"g": GradientXInput}, tiny(), out=tmp_path)
+    theirs = (tmp_path / "network.safetensors").read_bytes()
+    with pytest.warns(UserWarning, match=r"network\.safetensors is not as it was written"):
+        found = roar(small, network, {"g": GradientXInput}, tiny(), out=tmp_path)
+    assert (tmp_path / "network.safetensors.bad").read_bytes() == theirs
+    assert rows(found) == rows(roar(small, network, {"g": GradientXInput}, tiny(), out=tmp_path.with_name("fresh")))
 
 
 def test_a_lost_network_that_cannot_be_made_again_is_no_ground_to_go_on(small: RoarData, tmp_path: Path) -> None:
     roar(small, network, {"s": Saliency}, tiny(), out=tmp_path)
     (tmp_path / "network.safetensors").unlink()
     path = tmp_path / "runs.jsonl"
-    first, *others = path.read_text().splitlines()
-    other = json.dumps({**json.loads(first), "fingerprint": "of another machine"})
-    path.write_text("\n".join([other, *others]) + "\n")
+    first, *others = (entry for entry in _journal.sound_entries(path) if entry is not None)
+    other = replace(first, row={**first.row, "fingerprint": "of another machine"})
+    path.write_bytes(b"".join(_journal._text(entry) for entry in (other, *others)))
     with pytest.raises(FileError, match="was lost, and training it again gives another network here"):
         roar(small, network, {"g": GradientXInput}, tiny(), out=tmp_path)
 
@@ -304,6 +311,7 @@ def test_what_the_networks_are_trained_and_tested_on(tmp_path: Path, replacement
             seen.append((self.training, x.clone()))
             return self.linear(x.flatten(1))
 
+    @at_top
     def brightest(trained: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda images, target: images
 
@@ -329,34 +337,43 @@ def test_another_experiment_in_the_folder_is_refused_with_what_differs(small: Ro
     roar(small, network, methods, tiny(), out=tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     longer = replace(OPTIONS, training=TrainingOptions(epochs=3, batch=32))
-    with pytest.raises(FileError, match=r"other settings: options.training.epochs was 2 and is 3\. Choose another"):
+    with pytest.raises(
+        FileError, match=r"holds another ROAR experiment: options.training.epochs was 2 and is 3\. Choose another"
+    ):
         roar(small, network, methods, longer, out=tmp_path)
-    with pytest.raises(FileError, match=r"options.replacement was mean and is zero"):
+    with pytest.raises(FileError, match=r"options.replacement was .mean. and is .zero."):
         roar(small, network, methods, tiny(replacement="zero"), out=tmp_path)
     with pytest.raises(FileError, match=r"options.first_seed was 0 and is 1"):
         roar(small, network, methods, tiny(seeds=(1,)), out=tmp_path)
-    with pytest.raises(FileError, match=r"network.architecture was Sequential"):
+    with pytest.raises(FileError, match=r"network.architecture was .Sequential"):
         roar(small, wider, methods, tiny(), out=tmp_path)
     for changed in ({"inputs": small.test.inputs + 1e-3}, {"target": 1 - small.test.target}):
         other = RoarData(small.train, replace(small.test, **changed))
-        with pytest.raises(FileError, match=r"other settings: data.test.fingerprint was"):
+        with pytest.raises(FileError, match=r"holds another ROAR experiment: data.test.fingerprint was"):
             roar(other, network, methods, tiny(), out=tmp_path)
-    with pytest.raises(FileError, match=r"holds ranks of 's' as .*'saliency'.* and now it is .*'gradient_x_input'"):
+    with pytest.raises(FileError, match=r"holds trainings with 's' as .*Saliency.* and now it is .*GradientXInput"):
         roar(small, network, {"s": GradientXInput}, tiny(), out=tmp_path)
-    with pytest.raises(FileError, match=r"'seed': 0.* and now it is .*'seed': 1"):
+    with pytest.raises(FileError, match=r'"seed": 0.* and now it is .*"seed": 1'):
         roar(small, network, {"s": partial(Saliency, seed=1)}, tiny(), out=tmp_path)
     roar(small, network, {"s": partial(Saliency, chunk=3)}, tiny(), out=tmp_path)  # which changes no map
-    assert all(p.read_bytes() == content for p, content in before.items() if p.name != "result.json")
+    assert all(
+        p.read_bytes() == content
+        for p, content in before.items()
+        if p.name != "result.json" and ".backlit" not in p.parts
+    )
 
 
 def test_a_folder_of_something_else_is_refused(small: RoarData, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(FileError, match=r"holds something else than ROAR. Choose a new or empty folder"):
+    with pytest.raises(
+        FileError, match=r"exists and holds something else than this ROAR experiment; nothing was written"
+    ):
         roar(small, network, {"s": Saliency}, tiny(), out=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_a_constant_map_is_counted_and_is_the_random_ranking(small: RoarData, tmp_path: Path) -> None:
+    @at_top
     def constant(trained: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda images, target: torch.full_like(images, 7.0)
 
@@ -369,6 +386,7 @@ def test_a_constant_map_is_counted_and_is_the_random_ranking(small: RoarData, tm
 
 
 def test_a_method_that_gives_nan_is_named_and_costs_nothing_else(small: RoarData, tmp_path: Path) -> None:
+    @at_top
     def broken(trained: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda images, target: torch.where(
             torch.arange(len(images))[:, None, None, None] == 3, torch.nan, images
@@ -385,6 +403,7 @@ def test_a_method_that_gives_nan_is_named_and_costs_nothing_else(small: RoarData
 
 
 def test_maps_of_another_size_are_refused(small: RoarData, tmp_path: Path) -> None:
+    @at_top
     def coarse(trained: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda images, target: images[..., ::2, ::2]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from backlit._errors import FileError
+from backlit._store import Kind, Store, claim
 from backlit.attribution import Attribution
 from backlit.bench import roar_ranks
 from backlit.bench.roar_ranks import RankStore, image_ranks, replace_first
@@ -86,6 +88,12 @@ def test_the_images_given_are_not_changed() -> None:
 
 
 @pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Store]:
+    with claim(tmp_path, Kind("trial"), {}) as store:
+        yield store
+
+
+@pytest.fixture
 def data() -> Examples:
     generator = torch.Generator().manual_seed(0)
     return Examples(torch.randn(11, 2, 4, 6, generator=generator), torch.zeros(11, dtype=torch.int64))
@@ -93,14 +101,14 @@ def data() -> Examples:
 
 @pytest.mark.parametrize("reduce", ["sum", "abs", "max", "norm"])
 def test_stored_ranks_are_those_of_the_reduced_maps(
-    data: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reduce: str
+    data: Examples, folder: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reduce: str
 ) -> None:
     monkeypatch.setattr(roar_ranks, "BLOCK", 4)
-    store = RankStore(tmp_path, reduce, False, 0)  # type: ignore[arg-type]
+    store = RankStore(folder, reduce, False, 0)  # type: ignore[arg-type]
     seen: list[int] = []
     store.make("m", {}, lambda x, t: Attribution(x, t, t.float()), "train", data, seen.append)
     assert seen == [4, 8, 11]
-    assert len(list((tmp_path / "m").iterdir())) == 3
+    assert len(list((tmp_path / "ranks" / "m").iterdir())) == 3
     x = data.inputs.double().numpy()
     slow = {"sum": x.sum(1), "abs": abs(x).sum(1), "max": x.max(1), "norm": np.sqrt((x**2).sum(1))}[reduce]
     expected = (-slow.reshape(11, -1)).argsort(1).argsort(1)
@@ -109,9 +117,11 @@ def test_stored_ranks_are_those_of_the_reduced_maps(
     assert (found.int().numpy() == expected).all()
 
 
-def test_an_interruption_costs_one_block(data: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_costs_one_block(
+    data: Examples, folder: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(roar_ranks, "BLOCK", 4)
-    store, explained = RankStore(tmp_path, "sum", False, 0), []
+    store, explained = RankStore(folder, "sum", False, 0), []
 
     def explain(x: Tensor, target: Tensor) -> Tensor:
         explained.append(len(x))
@@ -130,10 +140,16 @@ def test_an_interruption_costs_one_block(data: Examples, tmp_path: Path, monkeyp
     assert len({tuple(row) for row in ranks.tolist()}) == 11  # blocks do not repeat each other's draws
 
 
-def test_damaged_ranks_are_named(data: Examples, tmp_path: Path) -> None:
-    store = RankStore(tmp_path, "sum", False, 0)
+def test_damaged_ranks_are_set_aside_and_made_again(data: Examples, folder: Store, tmp_path: Path) -> None:
+    store = RankStore(folder, "sum", False, 0)
     store.make("m", {}, lambda x, t: x, "test", data, lambda done: None)
-    (path,) = (tmp_path / "m").iterdir()
-    path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(FileError, match=r"cannot read .*test-000000.safetensors.* Delete it, and it is made again"):
+    before = store.load("m", "test", data)
+    (path,) = (tmp_path / "ranks" / "m").iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-7] + bytes([whole[-7] ^ 1]) + whole[-6:])
+    with pytest.warns(UserWarning, match=r"test-000000\.safetensors is not as it was written"):
+        assert store.missing("m", {}, "test", data)
+    with pytest.raises(FileError, match=r"was lost or changed while it was used"):
         store.load("m", "test", data)
+    store.make("m", {}, lambda x, t: x, "test", data, lambda done: None)
+    assert torch.equal(store.load("m", "test", data), before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from backlit._errors import FileError, InputError, ModelStateError
+from backlit._files import write_whole
 from backlit.bench.training import TrainingOptions, new_network, predicted, train
 from backlit.models import fingerprint
 
@@ -37,6 +39,17 @@ def stop_after(epochs: int) -> Callable[[int, float], None]:
     return on_epoch
 
 
+@dataclass
+class State:
+    path: Path
+
+    def sound(self) -> Path | None:
+        return self.path if self.path.exists() else None
+
+    def write(self, data: bytes) -> None:
+        write_whole(self.path, data)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("stopped", [1, 3, 4])
 def test_a_resumed_training_equals_an_uninterrupted_one(
@@ -44,7 +57,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
 ) -> None:
     options = TrainingOptions(epochs=4, batch=16, optimizer=optimizer, learning_rate=0.01, flip=True)
     whole = train(network, *data, options, 3)
-    path = tmp_path / "state.safetensors"
+    path = State(tmp_path / "state.safetensors")
     with pytest.raises(KeyboardInterrupt):
         train(network, *data, options, 3, checkpoint=path, on_epoch=stop_after(stopped))
     torch.rand(7)  # what others draw in between is nothing to it
@@ -157,7 +170,7 @@ def test_it_learns_and_counts_what_it_gets_right() -> None:
 
 
 def test_checkpoints_of_another_training_are_refused(data: tuple[Tensor, Tensor], tmp_path: Path) -> None:
-    path = tmp_path / "state.safetensors"
+    path = State(tmp_path / "state.safetensors")
     options = TrainingOptions(epochs=2)
     train(network, *data, options, 0, checkpoint=path)
     with pytest.raises(FileError, match="is of another training"):
@@ -166,7 +179,7 @@ def test_checkpoints_of_another_training_are_refused(data: tuple[Tensor, Tensor]
         train(network, *data, TrainingOptions(epochs=3), 0, checkpoint=path)
     with pytest.raises(FileError, match="is of another network"):
         train(lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 3)), *data, options, 0, checkpoint=path)
-    path.write_bytes(path.read_bytes()[:100])
+    path.path.write_bytes(path.path.read_bytes()[:100])
     with pytest.raises(FileError, match=r"no whole safetensors file.*Delete it, and the training starts over"):
         train(network, *data, options, 0, checkpoint=path)
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import re
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,16 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import BacklitError, FileError, InputError
-from backlit._files import write_whole
-from backlit._fingerprint import fingerprint
+from backlit._callables import class_of, code_of
+from backlit._errors import BacklitError, InputError
+from backlit._fingerprint import fingerprint, tensor_digest
 from backlit._forward import forward
 from backlit._layout import fast_layout
-from backlit._random import image_bytes
+from backlit._plain import described, identity, network_of, versions
+from backlit._store import claim
 from backlit._version import __version__
+from backlit._warn import warn
 from backlit.attribution import Attribution
 from backlit.bench.comparison import ClassFacts, Comparison, ImageFacts, MethodFacts, Strip
-from backlit.bench.folder import MAPS, PROTOCOLS, TABLES, open_folder
+from backlit.bench.folder import COMPARISON, MAPS, PROTOCOLS, TABLES
 from backlit.bench.record import Done, map_row, score_row, scores_of
 from backlit.bench.tables import curve_rows, difference_rows, polars, ranking_rows, score_rows
 from backlit.capture.refuse import check_model
@@ -75,13 +75,15 @@ def compare(
         shown: Number of images whose maps the result holds; all are scored.
         seed: Of methods and metrics that are given by name.
         target: What the examples' targets are ("ground truth", "predicted"), for the record.
-        force: Begin anew in a folder that holds something else.
+        force: Begin anew in a folder that holds another comparison, whose files are replaced; a warning names them. What
+            Backlit did not write there is never touched.
         progress: Called before each piece of work.
 
     Raises:
-        InputError: If a name is unknown, or a metric needs what the examples lack.
+        InputError: If a name is unknown, or a metric needs what the examples lack; with ``out``, if an option is a lambda or
+            a local function, by which no other process would know the comparison again.
         ModelStateError: If the network is in train mode.
-        FileError: If ``out`` cannot be written or holds something else.
+        FileError: If ``out`` cannot be written, is in use by another process, or holds something else.
     """
     polars()
     run = _Run(
@@ -150,16 +152,6 @@ def _check_method(name: str, method: Any, network: nn.Module) -> None:
         raise InputError(f"methods[{name!r}] must explain the model that is compared, but was made for another one.")
 
 
-def _digest(*tensors: Tensor | None) -> str:
-    """The sha256 of tensors: their values, shapes and types."""
-    found = hashlib.sha256()
-    for t in tensors:
-        found.update(repr(None if t is None else (tuple(t.shape), str(t.dtype))).encode())
-        if t is not None:
-            found.update(image_bytes(t))
-    return found.hexdigest()
-
-
 @dataclass(frozen=True)
 class _Explained:
     """One method's maps of one block: of the target, and the heatmaps of every class (t, n, h, w)."""
@@ -206,8 +198,12 @@ class _Run:
 
     def run(self, force: bool) -> Comparison:
         start = time.perf_counter()
-        journal = None if self.out is None else open_folder(self.out, self.plan(), force=force)
-        done = Done(journal)
+        if self.out is None:
+            return self.computed(Done(None), start)
+        with claim(self.out, COMPARISON, self.plan(), force=force) as store:
+            return self.computed(Done(store), start)
+
+    def computed(self, done: Done, start: float) -> Comparison:
         self._warm_up()
         pieces = len(self.blocks) * (len(self.methods) + len(self.metrics))
         for i, part in enumerate(self.blocks):
@@ -254,25 +250,28 @@ class _Run:
 
     def plan(self) -> dict[str, Any]:
         """What makes two comparisons the same."""
+        examples = self.examples
         return {
-            "backlit": __version__,
+            "versions": versions(),
             "model": self.loaded.name if self.loaded else type(self.network).__name__,
-            "fingerprint": fingerprint(self.network),
-            "images": list(self.examples.names),
-            "pixels": _digest(self.examples.inputs),
-            "dtype": str(self.examples.inputs.dtype).removeprefix("torch."),
-            "truth": _digest(self.examples.labels, *(self.examples.boxes or ()), self.examples.cells),
+            "network": network_of(self.network),
+            "images": list(examples.names),
+            "pixels": tensor_digest(examples.inputs),
+            "dtype": str(examples.inputs.dtype).removeprefix("torch."),
+            "device": examples.inputs.device.type,
+            "matmul precision": torch.get_float32_matmul_precision(),
+            "truth": identity([examples.labels, examples.boxes, examples.cells]),
             "targets": self.targets.tolist(),
             "target": self.target,
-            "methods": {name: {"method": m.name, "options": _options(m)} for name, m in self.methods.items()},
-            "metrics": {m.name: m.protocol.to_json()["options"] for m in self.metrics},
+            "methods": {name: _asked(m, f"methods[{name!r}].") for name, m in self.methods.items()},
+            "metrics": {m.name: _asked(m, f"metrics: {m.name}.") for m in self.metrics},
             "block": BLOCK,
         }
 
     def explained(self, name: str, part: slice, done: Done) -> _Explained:
         """The method's maps of a block: from the disk if they are there, else computed and written."""
         targets = self.targets[part]
-        found = self._loaded(name, part) if done.has("maps", name, part) else None
+        found = self._loaded(name, part, done) if done.has("maps", name, part) else None
         if found is None:
             x = self._input(part)
             forward = _forward_seconds(self.network, x)
@@ -280,14 +279,15 @@ class _Run:
             found = list(self.methods[name].each(x, targets.cpu()))
             seconds = time.perf_counter() - start
             for t, attribution in enumerate(found):
-                self._save(name, part, t, attribution)
+                self._save(name, part, t, attribution, done)
             if not done.has("maps", name, part):
                 done.add(map_row(name, part, found, seconds, forward))
         heat = torch.stack([a.heatmap()[:, 0].float().cpu() for a in found])
         return _Explained(found[0], heat)
 
     def score(self, metric: Metric, part: slice, maps: Mapping[str, Attribution], done: Done) -> None:
-        if done.has("scores", metric.name, part):
+        scored = done.has("scores", metric.name, part)
+        if scored and (part.start or self._has_pictures(metric, done)):
             return
         examples = self.examples[part]
         examples = replace(examples, inputs=self._input(part))
@@ -295,7 +295,8 @@ class _Run:
         found = metric(self.network, examples, maps, self.methods)
         if part.start == 0 and found.pictures:
             self._save_pictures(metric, found, done)
-        done.add(score_row(metric, part, found, time.perf_counter() - start))
+        if not scored:
+            done.add(score_row(metric, part, found, time.perf_counter() - start))
 
     def _input(self, part: slice) -> Tensor:
         return fast_layout(self.network, self.examples.inputs[part])
@@ -303,26 +304,28 @@ class _Run:
     def _images(self, part: slice) -> str:
         return f"images {part.start + 1} to {part.stop} of {len(self.examples)}"
 
-    def _file(self, name: str, part: slice, t: int) -> Path:
-        assert self.out is not None
-        return self.out / MAPS / f"{name}.{part.start:06d}-{part.stop - 1:06d}.{t}.safetensors"
+    def _file(self, name: str, part: slice, t: int) -> str:
+        return f"{MAPS}/{name}.{part.start:06d}-{part.stop - 1:06d}.{t}.safetensors"
 
-    def _save(self, name: str, part: slice, t: int, attribution: Attribution) -> None:
+    def _save(self, name: str, part: slice, t: int, attribution: Attribution, done: Done) -> None:
         """One file a method, block and class; the images themselves are not written again."""
-        if self.out is not None:
-            replace(attribution, inputs=None).save(self._file(name, part, t))
+        if done.store is not None:
+            done.store.write(self._file(name, part, t), replace(attribution, inputs=None).to_bytes())
 
-    def _loaded(self, name: str, part: slice) -> list[Attribution] | None:
-        """The maps on the disk; None, with a warning, if one was lost: then they are made again."""
-        try:
-            return [self._load(name, part, t) for t in range(self.targets.shape[1])]
-        except FileError as error:
-            warnings.warn(f"maps of {name}, {self._images(part)}, are made again: {error}", stacklevel=2)
+    def _loaded(self, name: str, part: slice, done: Done) -> list[Attribution] | None:
+        """The maps on the disk; None, with a warning, if one was lost or changed: then they are made again."""
+        found = [self._load(self._file(name, part, t), done) for t in range(self.targets.shape[1])]
+        whole = [one for one in found if one is not None]
+        if len(whole) == len(found):
+            return whole
+        warn(f"maps of {name}, {self._images(part)}, are made again: some were lost or changed.")
+        return None
+
+    def _load(self, file: str, done: Done) -> Attribution | None:
+        path = None if done.store is None else done.store.sound(file)
+        if path is None:
             return None
-
-    def _load(self, name: str, part: slice, t: int) -> Attribution:
-        found = Attribution.load(self._file(name, part, t))
-        device = self.examples.inputs.device
+        found, device = Attribution.load(path), self.examples.inputs.device
         return replace(
             found,
             values=found.values.to(device),
@@ -331,23 +334,28 @@ class _Run:
             parts={k: v.to(device) for k, v in found.parts.items()},
         )
 
+    def _pictures_file(self, metric: Metric, method: str) -> str:
+        return f"{MAPS}/{metric.name}.{method}.pictures.safetensors"
+
     def _save_pictures(self, metric: Metric, found: Scores, done: Done) -> None:
         for method, maps in found.pictures.items():
             few = maps[:, :_STRIPS].float()
             done.pictures[metric.name, method] = few
-            if self.out is not None:
+            if done.store is not None:
                 zeros = torch.zeros(len(few.flatten(0, 1)), dtype=torch.int64)
                 kept = Attribution(few.flatten(0, 1)[:, None], zeros, zeros.float())
-                kept.save(self.out / MAPS / f"{metric.name}.{method}.pictures.safetensors")
+                done.store.write(self._pictures_file(metric, method), kept.to_bytes())
 
-    def _load_pictures(self, metric: Metric, method: str, stages: int) -> Tensor | None:
-        assert self.out is not None
-        try:
-            flat = Attribution.load(self.out / MAPS / f"{metric.name}.{method}.pictures.safetensors").values[:, 0]
-        except FileError as error:
-            warnings.warn(f"the report goes without the pictures of {metric.name} for {method}: {error}", stacklevel=2)
-            return None
-        return flat.view(stages, -1, *flat.shape[1:])
+    def _has_pictures(self, metric: Metric, done: Done) -> bool:
+        """Whether the pictures of the first block, if the metric gives some, are there or could be read."""
+        labels = done.row("scores", metric.name, self.blocks[0])["labels"]
+        for method in self.methods if labels and done.store is not None else ():
+            kept = self._load(self._pictures_file(metric, method), done)
+            if kept is None:
+                warn(f"pictures of {metric.name} for {method} are made again: some were lost or changed.")
+                return False
+            done.pictures[metric.name, method] = kept.values[:, 0].unflatten(0, (len(labels), -1))
+        return True
 
     def gathered(self, done: Done, seconds: float) -> Comparison:
         scores = [self._joined(metric, done) for metric in self.metrics]
@@ -379,13 +387,13 @@ class _Run:
             notes={s.metric.name: s.remarks for s in scores if s.remarks},
             provenance=self._provenance(seconds),
         )
-        if self.out is not None:
+        if done.store is not None:
             record = {"protocols": list(found.protocols), "notes": found.notes, "provenance": dict(found.provenance)}
-            write_whole(self.out / PROTOCOLS, (json.dumps(record, indent=1) + "\n").encode())
+            done.store.write(PROTOCOLS, (json.dumps(record, indent=1) + "\n").encode())
             for table in TABLES:
                 buffer = io.BytesIO()
                 getattr(found, table).write_parquet(buffer)
-                write_whole(self.out / f"{table}.parquet", buffer.getvalue())
+                done.store.write(f"{table}.parquet", buffer.getvalue())
         return found
 
     def _joined(self, metric: Metric, done: Done) -> Scores:
@@ -408,7 +416,7 @@ class _Run:
             title=method.title if name == method.name else f"{method.title} ({name})",
             summary=method.summary,
             source=method.source,
-            options=_options(method),
+            options=described(method.options),
             seconds=seconds,
             forward_equivalents=seconds / forward,
             coverage=rows[0]["coverage"],
@@ -438,11 +446,7 @@ class _Run:
     def _strips(self, metric: Metric, scores: Scores, heat: Mapping[str, Tensor], done: Done) -> Iterator[Strip]:
         row = done.row("scores", metric.name, self.blocks[0])
         for method in self.methods if row["labels"] else ():
-            after = done.pictures.get((metric.name, method))
-            if after is None:
-                after = self._load_pictures(metric, method, len(row["labels"]))
-            if after is None:
-                continue
+            after = done.pictures[metric.name, method]
             for i in range(min(after.shape[1], _STRIPS)):
                 curve = scores.curves[method][i] if scores.curves else np.array([1.0, scores.values[method][i]])
                 yield Strip(
@@ -479,7 +483,14 @@ def _forward_seconds(network: nn.Module, x: Tensor) -> float:
     return min(found) / len(x)
 
 
-def _options(method: Method) -> dict[str, Any]:
-    """Options as JSON can hold them; what is called back is none."""
-    values = {f.name: getattr(method.options, f.name) for f in fields(method.options) if f.name != "callback"}
-    return {k: v if v is None or isinstance(v, bool | int | float | str) else str(v) for k, v in values.items()}
+def _asked(one: Method | Metric, argument: str) -> dict[str, Any]:
+    """What can change the numbers of a method or metric.
+
+    Raises:
+        InputError: If an option cannot be known again by another process.
+    """
+    try:
+        options = described(one.options, argument=argument, exact=True)
+    except InputError as error:
+        raise InputError(f"{error} Or keep nothing on the disk (out=None).") from error
+    return {"class": class_of(type(one)), "code": code_of(type(one)), "options": options}

@@ -8,24 +8,19 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from backlit._errors import FileError
+from backlit._store import Store
 from backlit.attribution import Attribution
-from backlit.bench.journal import Journal
+from backlit.bench.folder import RESULTS
 from backlit.metrics import Metric, Scores
 
 
 class Done:
-    """What is finished: in the journal if there is one, else in memory."""
+    """What is finished: in the folder if there is one, else in memory."""
 
-    def __init__(self, journal: Journal | None) -> None:
-        self._journal = journal
-        try:
-            self._rows = {_key(row): row for row in (journal.rows if journal else ())}
-        except KeyError as error:
-            raise FileError(
-                f"out: {str(journal.path if journal else '')!r} has a line without {error}, which no comparison writes. "
-                "Choose another folder, or use --force (force=True) to begin anew."
-            ) from error
+    def __init__(self, store: Store | None) -> None:
+        self.store = store
+        self._journal = None if store is None else store.journal(RESULTS)
+        self._rows = {_key(row): row for row in (self._journal.rows if self._journal else ())}
         self.heat: dict[str, list[Tensor]] = {}
         self.pictures: dict[tuple[str, str], Tensor] = {}
 

@@ -14,11 +14,24 @@ import torch
 from torch import Tensor, nn
 
 from backlit._errors import FileError
-from backlit._files import make_folder, write_whole
 from backlit._fingerprint import fingerprint
+from backlit._journal import Journal
+from backlit._store import Store, claim
 from backlit._version import __version__
-from backlit.bench.journal import Journal
-from backlit.bench.roar_folder import NETWORK, RESULT, RUNS, TABLE, claim, load_network, protocol_of, rows_of, store
+from backlit.bench.roar_folder import (
+    NETWORK,
+    RANKED_BY,
+    RESULT,
+    ROAR,
+    RUNS,
+    TABLE,
+    UNFINISHED,
+    load_network,
+    protocol_of,
+    ranked_by,
+    rows_of,
+    weights_file,
+)
 from backlit.bench.roar_ranks import Explain, RankStore, replace_first
 from backlit.bench.roar_result import MASK, ORIGINAL, RANDOM, OverSeeds, RoarCell, RoarResult, RoarRow
 from backlit.bench.roar_setup import (
@@ -74,18 +87,20 @@ def roar(
         progress: Called after each epoch and each block of maps.
 
     Raises:
-        InputError: If the data, a method's maps or an argument cannot be used.
-        FileError: If ``out`` cannot be written, is damaged, or holds another experiment.
+        InputError: If the data, a method's maps or an argument cannot be used, or if a method is a lambda or local function,
+            which a later call could not know again.
+        FileError: If ``out`` cannot be written, is in use, or holds another experiment.
         ModelStateError: If a training diverges.
     """
     options = options or RoarOptions()
     check_methods(methods)
     check_labels(data, make_network, options)
-    folder = Path(out)
+    kinds = {name: kind_of(name, make) for name, make in {RANDOM: _nothing, **methods}.items()}
     protocol = protocol_of(data, make_network, options)
-    claim(folder, protocol)
-    journal = Journal(folder / RUNS)
-    return _Roar(data, make_network, methods, options, folder, progress, protocol, journal, rows_of(journal)).run()
+    with claim(out, ROAR, protocol) as store:
+        journal = store.journal(RUNS)
+        rows = rows_of(journal, kinds)
+        return _Roar(data, make_network, methods, options, progress, protocol, kinds, store, journal, rows).run()
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +109,10 @@ class _Roar:
     make_network: MakeNetwork
     methods: Methods
     options: RoarOptions
-    folder: Path
     progress: Progress
     protocol: dict[str, Any]
+    kinds: dict[str, dict[str, Any]]
+    store: Store
     journal: Journal
     rows: dict[tuple[str, float, int], RoarRow]
 
@@ -107,6 +123,9 @@ class _Roar:
         for key in self.keys:
             if key not in self.rows:
                 self._retrain(*key)
+        for name in self.store.there:
+            if name.startswith(f"{UNFINISHED}/"):  # a call was killed between a training's line and its state's removal
+                self.store.remove(name)
         result = RoarResult(
             rows=tuple(self.rows[key] for key in self.keys),
             methods=tuple(self.methods),
@@ -119,8 +138,8 @@ class _Roar:
                 "seconds_of_training": round(sum(self.rows[key].seconds for key in self.keys), 1),
             },
         )
-        write_whole(self.folder / RESULT, (json.dumps(result.to_json(), indent=1) + "\n").encode(), "out")
-        write_whole(self.folder / TABLE, (result.table() + "\n").encode(), "out")
+        self.store.write(RESULT, (json.dumps(result.to_json(), indent=1) + "\n").encode())
+        self.store.write(TABLE, (result.table() + "\n").encode())
         return result
 
     @cached_property
@@ -136,13 +155,13 @@ class _Roar:
     @cached_property
     def ranks(self) -> RankStore:
         ascending = self.options.ranking == "smallest first"
-        return RankStore(self.folder / "ranks", self.options.reduce, ascending, self.options.seeds[0])
+        return RankStore(self.store, self.options.reduce, ascending, self.options.seeds[0])
 
     @cached_property
     def network(self) -> nn.Module:
         """The network that is explained: of the first seed, trained on the unmodified data."""
-        key, path = (ORIGINAL, 0.0, self.options.seeds[0]), self.folder / NETWORK
-        if key in self.rows and path.exists():
+        key = (ORIGINAL, 0.0, self.options.seeds[0])
+        if key in self.rows and (path := self.store.sound(NETWORK)) is not None:
             return load_network(path, self.rows[key], self.make_network, self.data.train.inputs.device)
         return self._retrain(*key)
 
@@ -166,7 +185,7 @@ class _Roar:
 
     def _rank(self, name: str, make: Callable[[nn.Module], Explain]) -> None:
         """Order the pixels of all images by the method's maps, unless that is done."""
-        kind = kind_of(make)
+        kind = self.kinds[name]
         parts = [(part, data) for part, data in self._parts if self.ranks.missing(name, kind, part, data)]
         if not parts:
             return
@@ -184,8 +203,7 @@ class _Roar:
     def _retrain(self, method: str, fraction: float, seed: int) -> nn.Module:
         """Train on the modified training set, test on the modified test set, and write the row."""
         key = (method, fraction, seed)
-        make_folder(self.folder / "unfinished")
-        checkpoint = self.folder / "unfinished" / f"{method}-{fraction}-{seed}.safetensors"
+        checkpoint = self.store.file(f"{UNFINISHED}/{method}-{fraction}-{seed}.safetensors")
         start = time.perf_counter()
         trained = train(
             self.make_network,
@@ -200,19 +218,19 @@ class _Roar:
         right = int((guessed == self.data.test.target).sum())
         self._write_row(key, trained, right, time.perf_counter() - start)
         if key == (ORIGINAL, 0.0, self.options.seeds[0]):
-            store(self.folder / NETWORK, trained.network)
-        checkpoint.unlink(missing_ok=True)
+            self.store.write(NETWORK, weights_file(trained.network))
+        checkpoint.remove()
         return trained.network
 
     def _write_row(self, key: tuple[str, float, int], trained: Trained, right: int, seconds: float) -> None:
         n = len(self.data.test)
         found = RoarRow(*key, right / n, right, n, trained.losses[-1], round(seconds, 2), fingerprint(trained.network))
         if key not in self.rows:
-            self.journal.append(asdict(found))
+            self.journal.append({**asdict(found), RANKED_BY: ranked_by(self.kinds, key[0])})
             self.rows[key] = found
         elif found.fingerprint != self.rows[key].fingerprint:
             raise FileError(
-                f"out: {str(self.folder / NETWORK)!r} was lost, and training it again gives another network here (another "
+                f"out: {NETWORK!r} in {str(self.store.path)!r} was lost, and training it again gives another network here (another "
                 "machine or number of threads). Choose another folder."
             )
 

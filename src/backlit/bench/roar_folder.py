@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,26 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from backlit._errors import FileError
-from backlit._files import make_folder, write_whole
 from backlit._fingerprint import fingerprint
-from backlit.bench.journal import Journal
-from backlit.bench.roar_result import RoarRow
+from backlit._journal import Journal
+from backlit._plain import identity, network_of, versions
+from backlit._store import Kind
+from backlit.bench.roar_result import MASK, ORIGINAL, RoarRow
 from backlit.bench.roar_setup import RoarData, RoarOptions
 from backlit.bench.training import MakeNetwork, new_network
 from backlit.metrics.examples import Examples
 
-PLAN, RUNS, NETWORK, RESULT, TABLE = "roar.json", "runs.jsonl", "network.safetensors", "result.json", "table.txt"
+RUNS, NETWORK, RESULT, TABLE, UNFINISHED = (
+    "runs.jsonl",
+    "network.safetensors",
+    "result.json",
+    "table.txt",
+    "unfinished",
+)
+RANKED_BY = "ranked_by"
+ROAR = Kind(
+    "ROAR experiment", files=(RUNS, NETWORK, RESULT, TABLE), folders=("ranks", UNFINISHED), plan_file="roar.json"
+)
 
 
 def protocol_of(data: RoarData, make_network: MakeNetwork, options: RoarOptions) -> dict[str, Any]:
@@ -38,51 +48,45 @@ def protocol_of(data: RoarData, make_network: MakeNetwork, options: RoarOptions)
         "network": {
             "architecture": str(network),
             "parameters": sum(p.numel() for p in network.parameters()),
-            "untrained": fingerprint(network),
+            "untrained": network_of(network),
         },
         "device": data.train.inputs.device.type,
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "versions": versions(),
     }
 
 
-def claim(folder: Path, protocol: dict[str, Any]) -> None:
-    """Make the folder this experiment's, or see that it is."""
-    path = folder / PLAN
-    if not path.exists():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise FileError(f"out: {str(folder)!r} holds something else than ROAR. Choose a new or empty folder.")
-        make_folder(folder)
-        write_whole(path, (json.dumps(protocol, indent=1) + "\n").encode(), "out")
-        return
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FileError(f"out: cannot read {str(path)!r} ({error}). Choose another folder.") from error
-    wanted = dict(_flat(protocol))
-    there = dict(_flat(found))
-    differ = [name for name in {**there, **wanted} if there.get(name) != wanted.get(name)]
-    if differ:
-        said = "; ".join(f"{n} was {_short(there.get(n))} and is {_short(wanted.get(n))}" for n in differ)
-        raise FileError(
-            f"out: {str(folder)!r} holds ROAR with other settings: {said}. Choose another folder, or ask for the same again."
-        )
+def ranked_by(kinds: Mapping[str, dict[str, Any]], method: str) -> dict[str, Any] | None:
+    """What ordered the pixels of a training; None for the unmodified data."""
+    return None if method == ORIGINAL else kinds[method.removesuffix(MASK)]
 
 
-def rows_of(journal: Journal) -> dict[tuple[str, float, int], RoarRow]:
-    """The finished trainings by what they are of."""
-    try:
-        rows = [RoarRow(**row) for row in journal.rows]
-    except TypeError as error:
-        raise FileError(
-            f"out: {str(journal.path)!r} has a line of another format ({error}). Choose another folder."
-        ) from error
-    return {row.key: row for row in rows}
+def rows_of(journal: Journal, kinds: Mapping[str, dict[str, Any]]) -> dict[tuple[str, float, int], RoarRow]:
+    """The finished trainings by what they are of.
+
+    Raises:
+        FileError: If one is of a method that has the name of another one now.
+    """
+    rows = {}
+    for line in journal.rows:
+        row = RoarRow(**{name: value for name, value in line.items() if name != RANKED_BY})
+        if row.method.removesuffix(MASK) not in (*kinds, ORIGINAL):
+            continue  # of an earlier call, and not asked for now
+        there, now = json.dumps(line[RANKED_BY]), json.dumps(ranked_by(kinds, row.method))
+        if there != now:
+            raise FileError(
+                f"out: {str(journal.path)!r} holds trainings with {row.method!r} as {there}, and now it is {now}. Choose another "
+                f"folder, or another name for the method, such as {row.method + '-2'!r}."
+            )
+        rows[row.key] = row
+    return rows
 
 
 def load_network(path: Path, row: RoarRow, make_network: MakeNetwork, device: torch.device) -> nn.Module:
     """The network that a row tells of, from its file.
 
     Raises:
-        FileError: If the file is damaged, or of another network.
+        FileError: If the file is of another network.
     """
     network = new_network(make_network, row.seed, device).eval()
     try:
@@ -96,27 +100,10 @@ def load_network(path: Path, row: RoarRow, make_network: MakeNetwork, device: to
     return network
 
 
-def store(path: Path, network: nn.Module) -> None:
-    """Keep the weights."""
-    state = {name: value.detach().cpu().clone().contiguous() for name, value in network.state_dict().items()}
-    write_whole(path, save(state), "out")
+def weights_file(network: nn.Module) -> bytes:
+    """The weights, as the content of a file."""
+    return save({name: value.detach().cpu().clone().contiguous() for name, value in network.state_dict().items()})
 
 
 def _data_hash(data: Examples) -> str:
-    digest = hashlib.sha256(f"{tuple(data.inputs.shape)} {data.inputs.dtype}".encode())
-    for tensor in (*data.inputs.split(1000), data.target):
-        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{name}.{key}" if name else key)
-    else:
-        yield name, value
-
-
-def _short(value: Any) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= 60 else text[:57] + "..."
+    return identity([data.inputs, data.target])

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, UInt16
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from backlit._errors import FileError, InputError
-from backlit._files import make_folder, write_whole
+from backlit._packed import pack, unpack
 from backlit._random import stable_seed
+from backlit._store import Store
 from backlit.attribution import Attribution, Reduce
 from backlit.metrics.examples import Examples
 from backlit.metrics.ranking import pixel_ranks
@@ -27,7 +25,7 @@ OnBlock = Callable[[int], None]
 
 BLOCK = 500  # images that are explained and written together: what an interruption costs at most
 LARGEST = 2**16  # pixels, whose places fit into 16 bits
-_FORMAT = "1"
+_FILE = "backlit.ranks"
 
 
 def image_ranks(heat: Float[Tensor, "n p"], seed: int, *, ascending: bool = False) -> Int64[Tensor, "n p"]:
@@ -50,13 +48,13 @@ class RankStore:
     """Ranks of all methods in a folder, one file a method, part of the data and block of images.
 
     Attributes:
-        folder: Where they are.
+        store: The folder that they are in.
         reduce: How the channels of a map become one number a pixel.
         ascending: The smallest value comes first.
         seed: Of the order of equal pixels.
     """
 
-    folder: Path
+    store: Store
     reduce: Reduce
     ascending: bool
     seed: int
@@ -67,16 +65,14 @@ class RankStore:
         Raises:
             FileError: If a block is there, but of a method with other options.
         """
-        paths = [self._path(method, part, block.start) for block in _blocks(data)]
-        there = [path for path in paths if path.exists()]
-        for path in there:
-            found = json.loads(_metadata(path)["method"])
-            if found != kind:
+        there = [self._read(method, part, block.start) for block in _blocks(data)]
+        for found, _ in filter(None, there):
+            if json.loads(found["method"]) != kind:
                 raise FileError(
-                    f"out: {str(path)!r} holds ranks of {method!r} as {found}, and now it is {kind}. Choose another "
-                    f"folder, or another name for the method, such as {method + '-2'!r}."
+                    f"out: {str(self.store.path)!r} holds ranks of {method!r} as {found['method']}, and now it is "
+                    f"{json.dumps(kind)}. Choose another folder, or another name for the method, such as {method + '-2'!r}."
                 )
-        return len(there) < len(paths)
+        return None in there
 
     def make(
         self, method: str, kind: dict[str, Any], explain: Explain, part: str, data: Examples, on_block: OnBlock
@@ -86,28 +82,47 @@ class RankStore:
         Raises:
             InputError: If a map does not fit its image or is not finite.
         """
-        make_folder(self._path(method, part, 0).parent)
         for block in _blocks(data):
-            path = self._path(method, part, block.start)
-            if not path.exists():
+            if self._read(method, part, block.start) is None:
                 some = data[block]
                 heat = _heat(method, explain(some.inputs, some.target), some, self.reduce)
                 ranks = image_ranks(heat, stable_seed("ties", self.seed, part, block.start), ascending=self.ascending)
                 constant = int((heat.amax(1) == heat.amin(1)).sum())
-                metadata = {"backlit.ranks": _FORMAT, "method": json.dumps(kind), "constant": str(constant)}
-                write_whole(path, save({"ranks": ranks.to(torch.uint16)}, metadata), "out")
+                texts = {"method": json.dumps(kind), "constant": str(constant)}
+                self.store.write(
+                    _name(method, part, block.start), pack(_FILE, {"ranks": ranks.to(torch.uint16)}, texts)
+                )
             on_block(block.stop)
 
     def load(self, method: str, part: str, data: Examples) -> UInt16[Tensor, "n p"]:
         """The ranks of all images of a part."""
-        return torch.cat([_ranks(self._path(method, part, block.start)) for block in _blocks(data)])
+        return torch.cat([self._there(method, part, block.start)[1] for block in _blocks(data)])
 
     def constant(self, method: str, part: str, data: Examples) -> int:
         """The number of images whose map has the same value everywhere: their ranks are chance."""
-        return sum(int(_metadata(self._path(method, part, b.start))["constant"]) for b in _blocks(data))
+        return sum(int(self._there(method, part, block.start)[0]["constant"]) for block in _blocks(data))
 
-    def _path(self, method: str, part: str, start: int) -> Path:
-        return self.folder / method / f"{part}-{start:06d}.safetensors"
+    def _there(self, method: str, part: str, start: int) -> tuple[dict[str, str], Tensor]:
+        found = self._read(method, part, start)
+        if found is None:
+            raise FileError(
+                f"out: {_name(method, part, start)} in {str(self.store.path)!r} was lost or changed while it was used. Ask for "
+                "the same again, and it is made again."
+            )
+        return found
+
+    def _read(self, method: str, part: str, start: int) -> tuple[dict[str, str], Tensor] | None:
+        """Texts and ranks of a block; None if it is not there as it was written."""
+        path = self.store.sound(_name(method, part, start))
+        if path is None:
+            return None
+        way_out = "Delete it, and it is made again."
+        tensors, texts = unpack(path, _FILE, argument="out", what="ranks of this version", way_out=way_out)
+        return texts, tensors["ranks"]
+
+
+def _name(method: str, part: str, start: int) -> str:
+    return f"ranks/{method}/{part}-{start:06d}.safetensors"
 
 
 def _blocks(data: Examples) -> Iterator[slice]:
@@ -132,24 +147,3 @@ def _heat(method: str, found: Attribution | Tensor, data: Examples, reduce: Redu
         )
     maps = found if isinstance(found, Attribution) else Attribution(values, data.target, data.target.to(values.dtype))
     return maps.heatmap(reduce).detach().flatten(1)
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    return _read(path)[0]
-
-
-def _ranks(path: Path) -> Tensor:
-    return _read(path)[1]
-
-
-def _read(path: Path) -> tuple[dict[str, str], Tensor]:
-    try:
-        with safe_open(str(path), "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("backlit.ranks") != _FORMAT:
-                raise FileError(f"out: {str(path)!r} holds no ranks of this version. Delete it, and it is made again.")
-            return metadata, file.get_tensor("ranks")
-    except (SafetensorError, OSError) as error:
-        if isinstance(error, FileError):
-            raise
-        raise FileError(f"out: cannot read {str(path)!r} ({error}). Delete it, and it is made again.") from error

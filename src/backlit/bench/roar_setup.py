@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from backlit._callables import class_of, code_of
 from backlit._errors import InputError
+from backlit._plain import described, plain
 from backlit.attribution import Reduce
 from backlit.bench.roar_ranks import LARGEST, Explain
 from backlit.bench.roar_result import ORIGINAL, RANDOM
@@ -175,12 +176,19 @@ def check_labels(data: RoarData, make_network: MakeNetwork, options: RoarOptions
             )
 
 
-def kind_of(make: Callable[[nn.Module], Explain]) -> dict[str, Any]:
-    """What a method is, to know it again: its name and all that changes its maps."""
-    inner, given = (make.func, make.keywords) if isinstance(make, partial) else (make, {})
-    if isinstance(inner, type) and issubclass(inner, Method):
-        name, options = inner.name, asdict(inner.Options(**given))
-    else:
-        name, options = getattr(inner, "__qualname__", type(inner).__name__), given
-    kept = {k: v for k, v in options.items() if k != "chunk" and not callable(v)}  # neither changes a map
-    return {"method": name, "options": json.loads(json.dumps(kept, default=str))}
+def kind_of(name: str, make: Callable[[nn.Module], Explain]) -> dict[str, Any]:
+    """What a method is, to know it again: its class or function, and all that changes its maps.
+
+    Raises:
+        InputError: If it, or an option, is a lambda or a local function, which no other process would know again.
+    """
+    argument = f"methods[{name!r}]"
+    inner = make.func if isinstance(make, partial) else make
+    if isinstance(inner, type) and issubclass(inner, Method) and not getattr(make, "args", ()):
+        options = inner.Options(**(make.keywords if isinstance(make, partial) else {}))
+        return {
+            "method": class_of(inner),
+            "code": code_of(inner),
+            "options": described(options, argument=f"{argument}.", exact=True),
+        }
+    return {"method": plain(make, argument=argument, exact=True)}

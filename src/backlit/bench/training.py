@@ -7,17 +7,15 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Float, Int64
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backlit._errors import FileError, InputError, ModelStateError
-from backlit._files import write_whole
+from backlit._packed import pack, unpack
 from backlit._random import seeded, stable_seed
 from backlit.methods.base import check
 
@@ -25,7 +23,17 @@ MakeNetwork = Callable[[], nn.Module]
 OnEpoch = Callable[[int, float], None]
 """Called with the number of epochs done and the mean loss of the last one."""
 
-_FORMAT = "1"
+_FILE = "backlit.training"
+
+
+class Checkpoint(Protocol):
+    """A file that keeps the state of a training, such as a :class:`backlit._store.StoredFile`."""
+
+    def sound(self) -> Path | None:
+        """The file's path, if it is there and as it was written."""
+
+    def write(self, data: bytes) -> None:
+        """Replace the file, whole."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,7 @@ def train(
     options: TrainingOptions,
     seed: int,
     *,
-    checkpoint: Path | None = None,
+    checkpoint: Checkpoint | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> Trained:
     """Train a new network; the seed decides its weights, the order of the images and all else that is drawn.
@@ -129,8 +137,8 @@ def train(
     optimizer = options.optimizer_of(network)
     kind = json.dumps({"options": asdict(options), "seed": seed, "images": len(images)}, sort_keys=True)
     losses: list[float] = []
-    if checkpoint is not None and checkpoint.exists():
-        losses = _restore(checkpoint, kind, network, optimizer)
+    if checkpoint is not None and (path := checkpoint.sound()) is not None:
+        losses = _restore(path, kind, network, optimizer)
     for epoch in range(len(losses), options.epochs):
         losses.append(_one_epoch(network, optimizer, images, labels, options, seed, epoch))
         if checkpoint is not None:
@@ -182,26 +190,21 @@ def _one_epoch(
     return mean
 
 
-def _keep(path: Path, kind: str, network: nn.Module, optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
+def _keep(
+    checkpoint: Checkpoint, kind: str, network: nn.Module, optimizer: torch.optim.Optimizer, losses: list[float]
+) -> None:
     """Write the state after an epoch; nothing is pickled."""
     tensors = {f"network/{name}": value for name, value in network.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": v for name, v in state.items() if isinstance(v, Tensor)}
-    metadata = {"backlit.training": _FORMAT, "kind": kind, "losses": json.dumps(losses)}
-    data = save({name: v.detach().cpu().contiguous().clone() for name, v in tensors.items()}, metadata)
-    write_whole(path, data, "checkpoint")
+    checkpoint.write(pack(_FILE, tensors, {"kind": kind, "losses": json.dumps(losses)}))
 
 
 def _restore(path: Path, kind: str, network: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
     """Put the state back; returns the losses of the epochs that are done."""
     way_out = "Delete it, and the training starts over."
-    try:
-        with safe_open(str(path), "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-    except (SafetensorError, OSError) as error:
-        raise FileError(f"checkpoint: {str(path)!r} is no whole safetensors file ({error}). {way_out}") from error
-    if metadata.get("backlit.training") != _FORMAT or metadata.get("kind") != kind:
+    tensors, metadata = unpack(path, _FILE, argument="checkpoint", what="state of a training", way_out=way_out)
+    if metadata.get("kind") != kind:
         raise FileError(
             f"checkpoint: {str(path)!r} is of another training ({metadata.get('kind')}), not of {kind}. {way_out}"
         )

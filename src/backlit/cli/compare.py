@@ -15,8 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 from rich.table import Table
 
 from backlit._errors import FileError, InputError
+from backlit._store import reopen
 from backlit.bench.compare import compare
 from backlit.bench.comparison import Comparison
+from backlit.bench.folder import COMPARISON, REPORT
 from backlit.cli.console import Description, bars, console, say_failed, shown
 from backlit.cli.culprit import culprit_named
 from backlit.cli.images import Failure, found_images, stems
@@ -27,7 +29,7 @@ from backlit.data.sample import Dataset
 from backlit.metrics import Examples, Metric
 from backlit.models import LoadedModel
 from backlit.models.digits import demo_scenes
-from backlit.report.comparison import write_report
+from backlit.report.comparison import render
 
 _KEPT = "what is done is kept, and the same command goes on from there"
 
@@ -103,8 +105,9 @@ def run(
             force=force,
             progress=progress,
         )
-    page = out / "report.html"
-    write_report(page, found)
+    page = out / REPORT
+    with reopen(out, COMPARISON) as store:
+        store.write(REPORT, render(found).encode())
     _print(found, into)
     into.print(f"open {shown(os.path.relpath(page))}")
     if failures:
