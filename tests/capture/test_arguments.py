@@ -131,3 +131,46 @@ def test_the_map_does_not_depend_on_the_spelling(word: str, i: int) -> None:
 @pytest.mark.parametrize(("word", "i"), CASES)
 def test_nor_do_the_other_methods_maps(word: str, i: int) -> None:
     assert compare(word, EXAMPLES[word][i], SLOW) > 0
+
+
+EXACT = {"LRP": 1e-6, "DeepLIFT": 1e-6, "FullGrad": 1e-9, "DMBP": 1e-9}
+"""What a method may lose of the logit, as a share of it."""
+NO_RULE = {
+    "DeepLIFT": {"einsum", "msort", "sort", "topk", "kthvalue", "median", "cummax", "cummin", "norm", "vector_norm", "prod", "cumprod",
+                 "cosine_similarity"},
+    "FullGrad": {"var_mean"},
+}  # fmt: skip
+MIXED = {"half", "bfloat16", "float"}
+
+
+def cases_of_one_image() -> list[tuple[str, int]]:
+    return [(w, i) for w, i in CASES if not (EXAMPLES[w][i].first or EXAMPLES[w][i].plain or w in MIXED)]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("word", "i"), cases_of_one_image())
+def test_every_operation_is_accounted_for(word: str, i: int) -> None:
+    """Equal to autograd; nothing of the logit lost; or refused by name with a way out."""
+    example = EXAMPLES[word][i]
+    call = plain(word, example)
+    assert call is not None
+    net = Side([call], example)
+    leaf = X.clone().requires_grad_()
+    (true,) = torch.autograd.grad(net(leaf)[:, 1].sum(), leaf)
+    torch.testing.assert_close(backlit.Gradient(net).attribute(X, 1), true)
+    for name, lost in EXACT.items():
+        method = {**FAST, **SLOW, "LRP": lambda n: backlit.LRP(n, preset="epsilon", tolerance=1e12)}[name](net)
+        result = _attribution(method)
+        if isinstance(result, UnsupportedOp):
+            assert word in NO_RULE.get(name, ()), f"{name}: {result}"
+            assert any(way_out in str(result) for way_out in ("rules={", "Split it", "x.var(...)"))
+            continue
+        gap = (result.completeness["gap"] / result.output).abs().max()
+        assert gap <= lost, f"{name} loses {float(gap):.2g} at {call}"
+
+
+def _attribution(method: Any) -> Any:
+    try:
+        return method(X, 1)
+    except UnsupportedOp as error:
+        return error

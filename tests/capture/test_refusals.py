@@ -155,7 +155,7 @@ def test_an_unknown_operation_works_once_declared() -> None:
         leaf = X.clone().requires_grad_()
         expected = torch.autograd.grad(model(leaf).sum(), leaf)[0]
         torch.testing.assert_close(run.gradient(torch.ones(2, 3))[0], expected)
-        with pytest.raises(InputError, match=r"name must be new, but 'relu'"):
+        with pytest.raises(InputError, match=r"name must be new, but is 'relu'"):
             extend(torch.diff, "affine", "relu")
     finally:
         del BY_NAME["diff"], SPELLINGS[torch.diff]

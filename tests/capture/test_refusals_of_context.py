@@ -96,7 +96,7 @@ class _Recurrent(nn.Module):
             r"grad at <model> is an operation that Backlit does not know",
         ),
         (lambda x: torch.ops.aten.relu(x), r"aten.relu at <model> is an operation that Backlit does not know"),
-        (_Recurrent(), r"torch.lstm at part.lstm is an operation that Backlit does not know"),
+        (_Recurrent(), r"torch.lstm at part.lstm is a recurrent layer .*extend\(torch.lstm, 'other', 'lstm'\)"),
         (_buffer_detached, r"Tensor.detach_ at <model> is an operation that Backlit does not know"),
         (lambda x: torch.view_as_real(torch.complex(x, x))[..., 0], r"torch.complex at <model> is an operation"),
         (lambda x: (x.to(torch.complex64) * 2).real, r"code that cannot be seen|does not depend on the input"),

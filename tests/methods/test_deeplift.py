@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from _networks import ARCHITECTURES, SPELLINGS, build, images
-from backlit import DeepLIFT, DeepSHAP, InputError, UnsupportedOp
+from backlit import DMBP, LRP, TRGBP, DeepLIFT, DeepSHAP, FullGrad, InputError, UnsupportedOp
 from backlit.capture import propagate
 from backlit.rules import lift, presets
 
@@ -433,3 +433,23 @@ def test_single_precision_slopes_are_right_where_the_function_cancels(activation
         x0 = x - step
         error = (slopes(x, x0).double() - slopes(x.double(), x0.double())).abs()
         assert float(error.max()) < 1e-4
+
+
+def test_an_instance_norm_on_running_statistics_is_a_batch_norm() -> None:
+    torch.manual_seed(0)
+    norm = nn.InstanceNorm2d(4, affine=True, track_running_stats=True)
+    twin = nn.BatchNorm2d(4)
+    for layer in (norm, twin):
+        layer.load_state_dict({**twin.state_dict(), "running_mean": torch.randn(4), "running_var": torch.rand(4) + 0.5})
+    torch.manual_seed(1)
+    conv, head = nn.Conv2d(2, 4, 3), nn.Linear(4, 3)
+    nets = [
+        nn.Sequential(conv, layer, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).double().eval()
+        for layer in (norm, twin)
+    ]
+    twin.load_state_dict(norm.state_dict())
+    x = torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    for method in (DeepLIFT, LRP, FullGrad, TRGBP, DMBP):
+        short = {"steps": 3} if method is DMBP else {"contrast": None} if method is TRGBP else {}
+        maps = [method(net, **short).attribute(x, 1) for net in nets]
+        torch.testing.assert_close(*maps)

@@ -144,9 +144,8 @@ def frozen_form(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
     """The affine form of a call at the recorded signals."""
     if call.site.kind == "affine":
         return call.without_signals().run
-    if call.site.kind == "activation":
-        return _activation(call, signals, result)
-    return _FORMERS.get(call.site.primitive, _tangent)(call, signals, result)
+    former = _activation if call.site.kind == "activation" else _FORMERS.get(call.site.primitive, _tangent)
+    return former(call, signals, result)
 
 
 def _slopes(call: Call, signals: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -168,8 +167,9 @@ def derivative_along(call: Call, at: tuple[Tensor, ...], along: tuple[Tensor, ..
         outputs = _floats(call.run(*leaves))
         u = tuple(torch.zeros_like(y, requires_grad=True) for y in outputs)
         back = torch.autograd.grad(outputs, leaves, u, create_graph=True)
-        create_graph = any(v.requires_grad for v in along)
-        return torch.autograd.grad(back, u, along, create_graph=create_graph, materialize_grads=True)
+        return torch.autograd.grad(
+            back, u, along, create_graph=any(v.requires_grad for v in along), materialize_grads=True
+        )
 
 
 def _tangent(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
@@ -212,18 +212,13 @@ def _extreme(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
     return Weighted(_slopes(call, signals), dims, bool(call.get("keepdim", False)))
 
 
-def _product(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
-    a, b = signals
-    places = (0, 1) if a.shape == b.shape else (int(a.numel() < b.numel()),)
-    return Shared(call.without_signals(), signals, places)
-
-
-def _bilinear(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
-    return Shared(call.without_signals(), signals, tuple(range(len(signals))))
-
-
-def _quotient(call: Call, signals: tuple[Tensor, ...], result: Tensor) -> Form:
-    return Held(result) if len(signals) == 1 else Shared(call.without_signals(), signals, (0,))
+def _held(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
+    places = tuple(range(len(signals)))
+    if call.primitive.name == "quotient":  # the divisor
+        places = places[:-1]
+    elif call.primitive.name == "product" and signals[0].shape != signals[1].shape:
+        places = (int(signals[0].numel() < signals[1].numel()),)
+    return Shared(call.without_signals(), signals, places) if places else Held(result)
 
 
 def _norm(call: Call, signals: tuple[Tensor, ...], result: Tensor) -> Form:
@@ -256,9 +251,7 @@ _FORMERS: dict[str, Callable[[Call, tuple[Tensor, ...], Any], Form]] = {
     **{f"{kind}max_pool{d}d": _max_pool for kind in ("", "adaptive_") for d in (1, 2, 3)},
     **dict.fromkeys(("amax", "amin", "max", "min"), _extreme),
     **dict.fromkeys(("maximum", "minimum"), lambda call, s, y: Weighted(_slopes(call, s))),
-    "product": _product,
-    "quotient": _quotient,
-    **dict.fromkeys(("matrix_product", "einsum_product"), _bilinear),
+    **dict.fromkeys(("product", "quotient", "matrix_product", "einsum_product"), _held),
     "softmax": lambda call, s, y: Held(y),
     "log_softmax": lambda call, s, y: Scaled(torch.ones_like(y[:1]), y - s[0]),
     **dict.fromkeys(

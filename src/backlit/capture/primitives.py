@@ -99,8 +99,7 @@ def _named(kind: Kind, *calls: str) -> Iterator[_Row]:
     """Rows of operations that have one name wherever torch has them: the name, then the arguments behind the input."""
     for name, *arguments in map(str.split, calls):
         words = (name, f"{name}_with_indices")
-        places = ("".join(o for o, owner in _OWNERS.items() if hasattr(owner, word)) for word in words)
-        spelled = " ".join(f"{owners}.{word}" for owners, word in zip(places, words, strict=True))
+        spelled = " ".join(f"{o}.{word}" for word in words for o in _OWNERS if hasattr(_OWNERS[o], word))
         yield name, kind, next(_functions(spelled))[0], " ".join(("input", *arguments)), spelled
 
 
@@ -180,7 +179,8 @@ _ROWS: tuple[_Row, ...] = (
             "layer_norm normalized_shape weight bias eps cudnn_enable:", "rms_norm normalized_shape weight eps",
             "group_norm num_groups weight bias eps cudnn_enabled:", f"instance_norm {_STATS.format('use_input_stats')}",
             "local_response_norm size alpha beta k", "cumprod dim"),
-    *_as_spelled("other", norm="tT.norm L.norm L.vector_norm", std="tT.std t.std_mean", var="tT.var t.var_mean", prod="tT.prod"),
+    *_as_spelled("other", norm="tT.norm L.norm L.vector_norm", std="tT.std t.std_mean", var="tT.var", var_mean="t.var_mean",
+                 prod="tT.prod"),
     ("cosine_similarity", "other", F.cosine_similarity, "x1 x2 dim eps", "F.cosine_similarity"),
     ("product", "other", torch.mul, "input other", ""),
     ("quotient", "other", torch.div, "input other", ""),
@@ -221,8 +221,6 @@ _OWN: dict[str, tuple[str, dict[str, Any]]] = {
     "t.adaptive_max_pool1d": ("input output_size", {"return_indices": True}),
     "t.instance_norm": (_OTHER_STATS.format("use_input_stats"), {}),
 }
-_RENAMED = {"self": "input", "_stacklevel": ""}
-"""What functions written in Python call an argument: our name, or none for what changes no value."""
 
 
 def _spellings() -> Iterator[tuple[Any, Spelling]]:
@@ -241,7 +239,8 @@ def _spelling(name: str, own: Any, signature: str, function: Any, word: str) -> 
     elif signature and isinstance(function, FunctionType):
         parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
         if all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters):  # written in Python: it knows its own arguments
-            signature = " ".join(f"{p.name}:{_RENAMED.get(p.name, p.name)}" for p in parameters)
+            renamed = {"self": "input", "_stacklevel": ""}  # the second changes no value
+            signature = " ".join(f"{p.name}:{renamed.get(p.name, p.name)}" for p in parameters)
     return Spelling(name, signature, fixed, inplace)
 
 
@@ -275,17 +274,14 @@ def extend(function: Function, kind: Kind, name: str, signature: str = "") -> No
         InputError: If an argument is not as it must be, or the name is taken by another function.
     """
     written = getattr(function, "__name__", "")
-    words = f"_{signature}".replace(" ", "_")
-    _require(callable(function), "function", "callable", function)
-    _require(
-        not written.endswith("_") or written.endswith("__"), "function", "one that writes nothing in place", written
-    )
+    good = callable(function) and (not written.endswith("_") or written.endswith("__"))
+    words = isinstance(signature, str) and f"_{signature}".replace(" ", "_").isidentifier()
+    _require(good, "function", "callable, and write nothing in place", written or function)
     _require(kind in get_args(Kind), "kind", f"one of {', '.join(get_args(Kind))}", kind)
     _require(isinstance(name, str) and name.isidentifier(), "name", "a word", name)
-    _require(isinstance(signature, str) and words.isidentifier(), "signature", "names separated by spaces", signature)
+    _require(words, "signature", "names separated by spaces", signature)
     own, known = SPELLINGS.get(function), BY_NAME.get(name)
-    if known is not None and (own is None or own.primitive != name):
-        raise InputError(f"name must be new, but {name!r} is already the primitive of {known.function}.")
+    _require(known is None or (own is not None and own.primitive == name), "name", "new", known and known.name)
     if known is None or known not in PRIMITIVES:
         BY_NAME[name] = Primitive(name, kind, function, signature)
         SPELLINGS[function] = Spelling(name, signature)

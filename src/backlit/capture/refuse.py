@@ -12,9 +12,13 @@ from backlit.capture.primitives import Arguments
 
 # Messages of UnsupportedOp; {} is where.
 UNKNOWN = (
-    "{} is an operation that Backlit does not know, and its result depends on the input. Declare it with "
-    "backlit.capture.extend(function, kind, name) and give it a rule in the method's rule table, or write it with "
-    "operations of torch that `backlit trace` lists."
+    "{} is an operation that Backlit does not know, and its result depends on the input. Declare it, "
+    "backlit.capture.extend({}, kind, {!r}): methods that follow true derivatives then run, others take rules={{{!r}: rule}}. "
+    "Or write it with operations that `backlit trace` lists."
+)
+RECURRENT = (
+    "{} is a recurrent layer that runs as one operation, so no rule can act at its steps. Declare it whole for methods that "
+    "follow true derivatives, backlit.capture.extend({}, 'other', {!r}), or write its cell with linear, sigmoid and tanh."
 )
 UNSEEN = (
     "An input of {} was computed by code that cannot be seen: a scripted or compiled function, a custom "
@@ -41,6 +45,13 @@ CUT_OFF = (
     "The output does not depend on the input through operations that can be seen: the model cuts the gradient "
     "(.detach(), .data, a conversion to NumPy) or runs scripted or compiled code."
 )
+
+
+def unknown(name: str, where: str) -> str:
+    """What to say of an operation that is in no table, by its dotted name."""
+    word = name.rpartition(".")[2]
+    text = RECURRENT if word.partition("_")[0] in ("lstm", "gru", "rnn") else UNKNOWN
+    return text.format(where, name, word, word)
 
 
 def check_model(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -116,7 +116,7 @@ class Watch(TorchFunctionMode):
                 return result
         result = func(*args, **kwargs)
         if any(t.is_floating_point() or t.is_complex() for t in _tensors((result,))):
-            raise UnsupportedOp(refuse.UNKNOWN.format(self._where(func)))
+            raise UnsupportedOp(refuse.unknown(_name(func), self._where(func)))
         if isinstance(result, (Tensor, float, list)):
             self.peek(live)
         self._note(result, self._gates)

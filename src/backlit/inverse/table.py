@@ -13,7 +13,8 @@ MOVES = frozenset("cat stack pad reshape permute slice expand copy where setitem
 _SELECTIONS = [p.name for p in PRIMITIVES if p.kind == "selection"]
 _SCALES = "mul div neg add sub batch_norm".split()
 _AVERAGES = [p.name for p in PRIMITIVES if "avg_pool" in p.name] + ["mean", "sum", *_SCALES]
-_NOT_MONOTONE = {"abs", "pow"}  # from their value one cannot tell the sign of what stood behind
+# From their value one cannot tell the sign of what stood behind.
+_NOT_MONOTONE = frozenset("abs pow sin cos tan cosh acos erfc sinc frac log log2 log10 logit".split())
 _ACTIVATIONS = [p.name for p in PRIMITIVES if p.kind == "activation" and p.name not in _NOT_MONOTONE]
 
 CLOSED: dict[str, Closed] = {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from backlit.capture import LAYERS, PRIMITIVES, Call, Rule, Tap
 from backlit.methods.base import Maps, Options, activation_bytes, check
-from backlit.methods.biases import BiasMethod, offset, propagated, with_biases
+from backlit.methods.biases import BiasMethod, check_told, offset, propagated, with_biases
 from backlit.methods.inputs import pick
 from backlit.rules import TRUE, RuleTable, presets
 
@@ -59,6 +59,7 @@ class BBp(BiasMethod):
 
     def explain_together(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
         run = with_biases(self.model, inputs, presets.gradient, _terms)
+        check_told(run.trace)
         targets = pick(run.output, targets)
         names = list(run.taps)
         grads = propagated(run, targets, (*run.inputs, *(t.inputs[0] for t in run.taps.values())))

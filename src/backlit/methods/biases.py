@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backlit._errors import UnsupportedOp
 from backlit.capture import CONVOLUTIONS, Call, Propagation, Tap, Trace, propagate
 from backlit.capture.forms import derivative_along
 from backlit.methods.base import Maps, Method, joined
@@ -90,6 +91,20 @@ def _constants(call: Call) -> Tensor | None:
 
 def _at_zero(call: Call) -> Tensor:
     return finite(call.run(*(torch.zeros_like(s) for s in call.signals)))
+
+
+def check_told(trace: Trace) -> None:
+    """Refuse what adds terms to two outputs at once.
+
+    Raises:
+        UnsupportedOp: With the site.
+    """
+    for site in trace:
+        if site.primitive == "var_mean":
+            raise UnsupportedOp(
+                f"{site} computes a variance and a mean at once, and what it adds can be read off one output alone. Write "
+                "x.var(...) and x.mean(...)."
+            )
 
 
 class ImagesMoved(Exception):

@@ -11,7 +11,16 @@ from torch.nn import functional as F
 
 from backlit.capture import CONVOLUTIONS, Call, Tap
 from backlit.methods.base import Maps, Options, activation_bytes, check
-from backlit.methods.biases import BiasMethod, Channels, enlarged, offset, propagated, site_names, with_biases
+from backlit.methods.biases import (
+    BiasMethod,
+    Channels,
+    check_told,
+    enlarged,
+    offset,
+    propagated,
+    site_names,
+    with_biases,
+)
 from backlit.methods.inputs import pick
 from backlit.rules import presets
 
@@ -64,6 +73,7 @@ class FullGrad(BiasMethod):
         )
         targets = pick(run.output, targets)
         output = run.output.detach().gather(1, targets).T
+        check_told(run.trace)
         taps = list(run.taps.values())
         leaves = (*run.inputs, *(leaf for tap in taps for leaf in tap.inputs))
         grads = propagated(run, targets, leaves)

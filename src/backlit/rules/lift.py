@@ -405,7 +405,7 @@ _FORMULAS: dict[str, Formula] = {
     "rms_norm": rms_norm,
     **dict.fromkeys(("norm", "std"), length),
     **dict.fromkeys(("logsumexp", "logaddexp"), logsumexp),
-    "var": middle,
+    **dict.fromkeys(("var", "var_mean"), middle),
     "glu": glu,
     "attention": attention,
 }

@@ -64,7 +64,7 @@ def cosine_similarity(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, cal
     dim, eps = call.get("dim", 1), call.get("eps", 1e-8)
     signals = [name for name, _ in call.places]
     given = dict(zip(signals, inputs, strict=True))
-    a, b = (given.get(name, call[name]) for name in ("x1", "x2"))
+    a, b = torch.broadcast_tensors(*(given.get(name, call[name]) for name in ("x1", "x2")))
     size_a, size_b = (torch.linalg.vector_norm(v, dim=dim, keepdim=True).clamp(min=eps) for v in (a, b))
     s = g.unsqueeze(dim) / (size_a * size_b) / len(inputs)
     found = {"x1": s * b, "x2": s * a}

@@ -33,7 +33,7 @@ _OTHERS: dict[str, Rule | None] = {
     "rms_norm": norm.rms_norm,
     **dict.fromkeys("local_response_norm log log2 log10 logit".split(), structural.ratio),
     **dict.fromkeys(("norm", "std"), TRUE),
-    **dict.fromkeys(("var", "prod", "cumprod"), structural.by_degree),
+    **dict.fromkeys(("var", "var_mean", "prod", "cumprod"), structural.by_degree),
     **dict.fromkeys(("logsumexp", "logaddexp"), structural.with_constants),
     "cosine_similarity": norm.cosine_similarity,
     "softmax": TRUE,
@@ -148,6 +148,6 @@ def _adds_constants(site: Site) -> bool:
     """``x + c``, also for numbers, pads and masks; ``cat`` and ``stack`` with tensors that do not depend on the input."""
     if site.primitive in ("cat", "stack", "addcmul", "lerp"):
         return site.constants
-    if site.primitive in ("pad", "where"):
+    if site.primitive in ("pad", "where", "setitem"):
         return True
     return site.primitive in ("add", "sub") and len(site.input_shapes) == 1
