@@ -41,18 +41,16 @@ _UNREAD = "The score reads no feature map of more than one position between a la
 
 @dataclass(frozen=True)
 class Node:
-    """A site of one image's pass: the sites that made its signals, and where its (first) output stands."""
+    """An output of a site in one image's pass: the nodes that made the site's signals, and where the output stands.
 
+    ``name`` is the site's name; of further outputs, with their number behind it.
+    """
+
+    name: str
     site: Site
     parents: tuple[str, ...]
     mark: Mark | None
-    several: bool
     depth: int
-
-    @property
-    def name(self) -> str:
-        """The site's name."""
-        return self.site.name
 
 
 @dataclass(frozen=True)
@@ -101,17 +99,20 @@ class Features:
         weights = torch.zeros_like(self.run.output)
         weights[:, list(targets)] = 1
         kept = {name: self.run.kept[name].output for name in ([only] if only else self.nodes) if name in self.run.kept}
-        grads = dict(zip(kept, self.run.gradient(weights, to=tuple(kept.values()), retain_graph=True), strict=True))
-        way, places = set(), set()
-        for name in [only] if only else self.nodes:
-            node, grad = self.nodes[name], grads.get(name)
-            if not only and (grad is None or node.several):  # of its outputs one is kept at most: what made it tells
-                way.update({name} if way.intersection(node.parents) else ())
-                places.update({name} if places.intersection(node.parents) and is_somewhere(node.mark) else ())
-            elif grad is not None and bool((grad != 0).any()):
-                way.add(name)
-                if node.mark is not None and bool((grad * node.mark[0] != 0).any()):
-                    places.add(name)
+        grads = self.run.gradient(weights, to=tuple(kept.values()), retain_graph=True)
+        way = {name for name, grad in zip(kept, grads, strict=True) if bool((grad != 0).any())}
+        masses = {name: node.mark[0] for name, node in self.nodes.items() if node.mark is not None}
+        places = {
+            name
+            for name, grad in zip(kept, grads, strict=True)
+            if name in way and name in masses and bool((grad * masses[name] != 0).any())
+        }
+        others = [] if only else [node for node in self.nodes.values() if node.name not in kept]
+        for node in reversed(others):  # further outputs are not kept: what reads them tells
+            way.update({node.name} if way.intersection(self.children[node.name]) else ())
+        for node in others:
+            stands = node.name in way and is_somewhere(node.mark)
+            places.update({node.name} if stands and places.intersection(node.parents) else ())
         return Read(frozenset(way), frozenset(places))
 
     def site(self, node: Node) -> Site:
@@ -147,7 +148,9 @@ class Features:
         late = [node for node in after if node.name in maps]
         chosen = _last_whole(late, placed) or (late[-1:] or [None])[0]
         cone = self._linked(start, lambda n: n.parents)
-        chosen = chosen or _last_whole([n for n in maps.values() if n.name in cone], [n for n in placed if n.name in cone])
+        chosen = chosen or _last_whole(
+            [n for n in maps.values() if n.name in cone], [n for n in placed if n.name in cone]
+        )
         self._check_told(chosen, read)
         assert chosen is not None
         return chosen
@@ -174,7 +177,7 @@ class Features:
     def _is_map(self, node: Node, read: Read, placed: list[Node]) -> bool:
         """One channel axis, images of its own, values of its own, and no operand of an attention."""
         images = self._images(node)
-        if images is None or node.mark is None or node.site.primitive == "dropout":
+        if images is None or node.mark is None or node.site.primitive == "dropout" or node.name not in self.run.kept:
             return False
         others = [a for a, size in enumerate(node.site.output_shape) if size > 1 and a != images]
         if len([a for a in others if a not in place_axes(node.mark)]) > 1:
@@ -279,7 +282,7 @@ class _Places(Watch):
     def visit(self, call: Call) -> Any:
         signals = call.signals
         marks = [self._stands.get(s) for s in signals]
-        parents = [self._made[s] for s in signals if s in self._made]
+        parents: list[str] = [self._made[s] for s in signals if s in self._made]
         before = self._made.get(call.target._base) if call.inplace and call.target._base is not None else None
         result = call.spelled()
         target = call.target if call.inplace else result
@@ -288,14 +291,15 @@ class _Places(Watch):
             return result
         with torch.no_grad():
             found = marks_of(call, marks, outputs)
-        site = replace(call.site, output_shape=tuple(outputs[0].shape))
-        depth = max(site.depths, default=0) + (site.primitive in LAYERS)
-        parents = tuple(dict.fromkeys([*parents, *([before] if before else [])]))
-        self.nodes[site.name] = Node(site, parents, found[0], len(outputs) > 1, depth)
-        for tensor, mark in zip(outputs, found, strict=True):
-            self._stands[tensor], self._made[tensor] = mark, site.name
+        depth = max(call.site.depths, default=0) + (call.site.primitive in LAYERS)
+        parents += [before] if before else []
+        for i, (tensor, mark) in enumerate(zip(outputs, found, strict=True)):
+            site = replace(call.site, output_shape=tuple(tensor.shape))
+            name = f"{site.name}.{i}" if i else site.name
+            self.nodes[name] = Node(name, site, tuple(parents), mark, depth)
+            self._stands[tensor], self._made[tensor] = mark, name
         if call.inplace and call.target._base is not None:
-            self._made[call.target._base] = site.name
+            self._made[call.target._base] = call.site.name
         return result
 
 

@@ -161,7 +161,9 @@ def _marks(call: Call, marks: list[Mark], shapes: Sequence[Shape], outputs: Sequ
         return [_lean(marks[0].expand(3, *shapes[0]).chunk(2, call.get("dim", -1) % out.dim() + 1)[0])]
     if name in MOVES:
         return _moved(call.run, marks, shapes)
-    if (name in _STAY or call.primitive.kind == "activation") and all(o.shape == torch.broadcast_shapes(*shapes, o.shape) for o in outputs):
+    if (name in _STAY or call.primitive.kind == "activation") and all(
+        o.shape == torch.broadcast_shapes(*shapes, o.shape) for o in outputs
+    ):
         return [_together(marks, out.dim())] * len(outputs)
     return [_nowhere(out.dim(), out) if out.numel() == out.shape[0] else None] * len(outputs)
 
@@ -280,4 +282,3 @@ def _ones(value: Tensor) -> Tensor:
 
 def _listed(result: Any) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else [r for r in result if r.is_floating_point()]
-

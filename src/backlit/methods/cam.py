@@ -147,19 +147,22 @@ def find_layers(features: Features, targets: Tensor, options: CAMOptions) -> dic
         for k in classes
     }
     nodes = {k: features.last([k]) if node is None else node for k, node in nodes.items()}
-    layers = {name: _found(features, node) for name, node in {n.name: n for n in nodes.values()}.items()}
+    layers: dict[str, Layer] = {}
+    for k, node in nodes.items():
+        if node.name not in layers:
+            layout = features.layout(node)
+            assert layout is not None
+            how = "the last map on the way to the score"
+            how = how if features.is_alone(node, [k]) else f"{how}, which reads others beside it"
+            layers[node.name] = Layer(features.site(node), layout, how)
     return {k: layers[node.name] for k, node in nodes.items()}
-
-
-def _found(features: Features, node: Node) -> Layer:
-    layout = features.layout(node)
-    assert layout is not None
-    return Layer(features.site(node), layout, "the last map on the way to the score")
 
 
 def _named(features: Features, layer: str, classes: list[int]) -> Node:
     """The last feature map of a module, or of a site, on the way to the score of each class."""
-    nodes = [n for n in features.nodes.values() if layer in (n.name, n.site.module) or n.site.module.startswith(f"{layer}.")]
+    nodes = [
+        n for n in features.nodes.values() if layer in (n.name, n.site.module) or n.site.module.startswith(f"{layer}.")
+    ]
     nodes = [n for n in nodes if _has_map(features, n)]
     reads = [features.read([k]) for k in classes]
     if not nodes:
