@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -449,3 +450,35 @@ def test_postscript_is_not_opened_whatever_its_name(monkeypatch: pytest.MonkeyPa
     assert done.returncode == 1
     assert len(summary["failures"]) == 3
     assert not Path("ran").exists()
+
+
+@pytest.mark.usefixtures("here")
+def test_a_data_set_with_names_of_any_bytes() -> None:
+    for folder in (b"[b]x\xff", b"<b>y"):
+        os.makedirs(b"data/" + folder)  # noqa: PTH103  bytes
+        for name in (b"a\xfe.png", b"<script>alert(1)<.png", b"\x1b[31m.png"):
+            with open(b"data/" + folder + b"/" + name, "wb") as file:  # noqa: PTH123
+                Image.new("L", (32, 32), 60).save(file, "PNG")
+    Path("index.json").write_text(json.dumps({os.fsdecode(b"[b]x\xff"): 0, "<b>y": 9}))
+    words = ("--methods", "gradient", "--metrics", "insertion", "--option", "insertion.steps=2")
+    for i, more in enumerate((("--data", "folder", "--class-index", "index.json"), ())):
+        done = command("compare", "data", *more, *words, "--out", f"out{i}")
+        assert done.returncode == 0, done.stderr
+        assert "<script>alert" not in Path(f"out{i}/report.html").read_text(encoding="utf-8")
+        assert "\x1b" not in done.stdout + done.stderr
+
+
+@pytest.mark.usefixtures("here")
+def test_nobody_who_listens_is_no_reason_to_stop() -> None:
+    """As with ``backlit explain ... | head -0``."""
+    read, write = os.pipe()
+    os.close(read)
+    words = ("explain", "black.png", "grey.png", "--method", "gradient", "--out", "out")
+    code = "from backlit.cli import main; main()"
+    with os.fdopen(write, "w") as nobody:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], stdout=nobody, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(Path("out/summary.json").read_text())["maps"]) == 2
+    assert done.stderr == ""

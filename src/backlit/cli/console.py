@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
+
+from backlit.data.images import path_text as shown
+
+__all__ = ["bars", "clean", "console", "say_failed", "shown", "warnings_said"]
 
 _KEPT = "\n\t"
 
@@ -25,17 +29,18 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
-def shown(path: str | Path) -> str:
-    """Return a path as text that every file and stream can hold: bytes that are no UTF-8 become escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
 class _Plain(Console):
     """A console that knows no markup, and cleans what it is given."""
 
     def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
         """Return the text as rich shows it, cleaned."""
         return super().render_str(clean(text), **options)
+
+    def on_broken_pipe(self) -> None:
+        """Say nothing more where nobody reads any longer (``| head``); what is computed is in files, and goes on."""
+        self.quiet = True
+        with suppress(OSError, ValueError):  # what Python would still flush when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def console(*, stderr: bool = False) -> Console:

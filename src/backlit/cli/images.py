@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -54,8 +55,16 @@ def stems(images: list[Path]) -> dict[Path, str]:
 def short_name(image: Path) -> str:
     """An image's name without its ending, as every file system takes it: no control characters, unique where it is cut."""
     whole = shown(image.stem)
-    stem = "".join(c if c.isprintable() else "_" for c in whole)
+    stem = "".join(c if c.isprintable() and _can_be_in_a_name(c) else "_" for c in whole)
     if len(stem.encode()) <= _LONGEST:
         return stem
     digest = hashlib.sha256(whole.encode()).hexdigest()[:12]
     return f"{stem.encode()[: _LONGEST - 13].decode(errors='ignore')}-{digest}"
+
+
+def _can_be_in_a_name(character: str) -> bool:
+    try:
+        os.fsencode(character)
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -8,7 +8,7 @@ import numpy as np
 
 from backlit._errors import FileError
 from backlit.data.classes import Classes, ClassIndex, class_index
-from backlit.data.images import find_images, load_image
+from backlit.data.images import find_images, load_image, path_text
 from backlit.data.sample import Dataset, Sample
 
 
@@ -44,7 +44,7 @@ class ImageFolder(Dataset):
 
     def name(self, index: int) -> str:
         """The picture's path below ``root``."""
-        return self.paths[index].relative_to(self.root).as_posix()
+        return path_text(self.paths[index].relative_to(self.root).as_posix())
 
     def load(self, index: int) -> Sample:
         """The sample at ``index``, its picture upright."""

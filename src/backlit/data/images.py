@@ -62,6 +62,11 @@ def load_image(path: str | Path, *, upright: bool = True) -> Image.Image:
         ) from error
 
 
+def path_text(path: str | Path) -> str:
+    """Return a path as text that every file and stream can hold: bytes that are no UTF-8 become escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def _check_file(path: Path) -> None:
     try:
         if path.is_dir():
