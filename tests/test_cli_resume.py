@@ -276,7 +276,7 @@ class TestStopped:
         assert "stopped; " in done.stderr
         assert done.stderr.count("stopped") == 1
 
-    @pytest.mark.parametrize("after", range(0, 40, 3))
+    @pytest.mark.parametrize("after", [0, 1, 3, 5, 8, 12])
     def test_killed_at_any_write(self, photos: Path, tmp_path: Path, after: int) -> None:
         """A process that ends at its n-th system call that changes a name, as if killed there, loses nothing."""
         out, fresh = tmp_path / "out", tmp_path / "fresh"
