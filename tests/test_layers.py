@@ -31,8 +31,6 @@ ORDER = [
         "_plain",
         "_random",
         "capture",
-        "_places",
-        "_reach",
         "_features",
         "rules",
         "attribution",

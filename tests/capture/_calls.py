@@ -222,6 +222,12 @@ EXAMPLES: dict[str, list[Example]] = {
     "masked_fill": [of(mask=MASK, value=0.5)],
     "__setitem__": [Example({"input": H, "index": (slice(None), 0), "value": 0.5})],
     "copy": [of(src=G)],
+    "zero": [of()],
+    "fill": [of(value=0.5)],
+    "index_copy": [of(dim=1, index=torch.tensor([1, 0]), source=G)],
+    "index_fill": [of(dim=1, index=torch.tensor([1]), value=0.5)],
+    "scatter": [of(dim=1, index=torch.ones(2, 1, 4, 4, dtype=torch.int64), src=c(2, 1, 4, 4))],
+    "masked_scatter": [of(mask=MASK, source=G)],
     "maximum": [of(other=c(2, 4, 4)), Example({"input": H, "other": G}), of(other=torch.zeros(1, dtype=torch.float64))],
     "minimum": [of(other=c(2, 4, 4)), Example({"input": H, "other": G})],
     "amax": [of(dim=1, keepdim=True), of(dim=(2, 3))],
@@ -261,7 +267,7 @@ _SAME = {
     "__truediv__": "div", "multiply": "mul", "__mul__": "mul", "__rmul__": "mul", "subtract": "sub", "negative": "neg", "__neg__": "neg",
     "concat": "cat", "concatenate": "cat", "__matmul__": "matmul", "fmax": "maximum", "fmin": "minimum", "dropout1d": "dropout",
     "dropout2d": "dropout", "dropout3d": "dropout", "alpha_dropout": "dropout", "__pos__": "positive", "cuda": "",
-    "__rtruediv__": "__rdiv__", "log_sigmoid": "logsigmoid",
+    "__rtruediv__": "__rdiv__", "log_sigmoid": "logsigmoid", "read_view": "", "write_view": "",
 }  # fmt: skip
 
 # Other names that an argument may have somewhere, torch's own and NumPy's.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from backlit._errors import UnsupportedOp
-from backlit.capture.primitives import BY_NAME, SPELLINGS, WRITERS, Arguments, Primitive
+from backlit.capture.primitives import BY_NAME, SPELLINGS, Arguments, Primitive
 from backlit.capture.sites import Site
 
 Place = tuple[str, int | None]
-Tensors = Container[Tensor]
+Tensors = Callable[[Tensor], bool]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Call:
         positional = [arguments.pop(name) for name in list(arguments) if name.startswith("#")]
         if function is Tensor.view:  # the signal may lie otherwise in memory than the network's did
             positional[0] = positional[0].contiguous()
-        if function in WRITERS:
+        if function in SPELLINGS and SPELLINGS[function].inplace:
             target = positional[0].clone()
             function(target, *positional[1:], **arguments)
             return target
@@ -99,7 +99,7 @@ def _put(arguments: Arguments, places: tuple[Place, ...], signals: tuple[Any, ..
 def canonical(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], gates: Tensors) -> tuple[str, Arguments, bool]:
     """The primitive's name, the arguments by canonical name, and whether the call writes in place.
 
-    ``gates`` holds the tensors that were made by comparing signals (``x > 0``).
+    ``gates`` tells the tensors that were made by comparing signals (``x > 0``).
     """
     spelling = SPELLINGS[func]
     name = spelling.primitive
@@ -119,7 +119,7 @@ def places_of(arguments: Arguments, live: Tensors) -> tuple[Place, ...]:
     found: list[Place] = []
     for name, value in arguments.items():
         items = enumerate(value) if isinstance(value, (list, tuple)) else [(None, value)]
-        found += [(name, i) for i, item in items if isinstance(item, Tensor) and item in live]
+        found += [(name, i) for i, item in items if isinstance(item, Tensor) and live(item)]
     return tuple(found)
 
 
@@ -234,13 +234,13 @@ def _div(name: str, arguments: Arguments, gates: Tensors) -> tuple[str, Argument
 
 def _mul(name: str, arguments: Arguments, gates: Tensors) -> tuple[str, Arguments]:
     for one, two in (("input", "other"), ("other", "input")):
-        if isinstance(arguments[two], Tensor) and arguments[two] in gates:
+        if isinstance(arguments[two], Tensor) and gates(arguments[two]):
             return "gate", {"input": arguments[one], "gate": arguments[two]}
     return name, arguments
 
 
 def _masked(name: str, arguments: Arguments, gates: Tensors) -> tuple[str, Arguments]:
-    gated = any(isinstance(v, Tensor) and v in gates for v in arguments.values())
+    gated = any(isinstance(v, Tensor) and gates(v) for v in arguments.values())
     return ("gated" if gated else name), arguments
 
 

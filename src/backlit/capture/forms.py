@@ -24,7 +24,7 @@ from torch import Tensor
 
 from backlit.capture.canonical import Call
 from backlit.capture.record import Form
-from backlit.capture.watch import _floats
+from backlit.capture.watch import floats
 
 _TANGENT = frozenset(
     "leaky_relu rrelu prelu threshold hardtanh clamp hardshrink softshrink abs gate gated hardsigmoid frac "
@@ -59,19 +59,6 @@ class Switched:
             return picked.view(indices.shape).permute(0, 3, 1, 2)
         picked = z.flatten(-self.spatial).gather(-1, self.indices.flatten(-self.spatial))
         return picked.view(self.indices.shape)
-
-
-@dataclass(frozen=True)
-class Weighted:
-    """``sum_i weight_i * signal_i``, elementwise, then a sum over ``dims``: maxima and products with parts held."""
-
-    weights: tuple[Tensor, ...]
-    dims: tuple[int, ...] = ()
-    keepdim: bool = True
-
-    def __call__(self, *signals: Tensor) -> Tensor:
-        total = sum((s * w for s, w in zip(signals[1:], self.weights[1:], strict=True)), signals[0] * self.weights[0])
-        return total.sum(self.dims, keepdim=self.keepdim) if self.dims else total
 
 
 @dataclass(frozen=True)
@@ -164,7 +151,7 @@ def derivative_along(call: Call, at: tuple[Tensor, ...], along: tuple[Tensor, ..
     """
     with torch.enable_grad():
         leaves = tuple(z.detach().requires_grad_() for z in at)
-        outputs = _floats(call.run(*leaves))
+        outputs = floats(call.run(*leaves))
         u = tuple(torch.zeros_like(y, requires_grad=True) for y in outputs)
         back = torch.autograd.grad(outputs, leaves, u, create_graph=True)
         return torch.autograd.grad(
@@ -173,7 +160,7 @@ def derivative_along(call: Call, at: tuple[Tensor, ...], along: tuple[Tensor, ..
 
 
 def _tangent(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
-    return Tangent(call.without_signals(), signals, tuple(_floats(result)))
+    return Tangent(call.without_signals(), signals, tuple(floats(result)))
 
 
 def _activation(call: Call, signals: tuple[Tensor, ...], y: Tensor) -> Form:
@@ -204,12 +191,6 @@ def _max_pool(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
     spatial = int(call.primitive.name[-2])
     indices = result[1] if call.get("return_indices") else call.run(*signals, return_indices=True)[1]
     return Switched(indices, spatial)
-
-
-def _extreme(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
-    dims = call.get("dim", ())
-    dims = (dims,) if isinstance(dims, int) else tuple(dims) or tuple(range(signals[0].dim()))
-    return Weighted(_slopes(call, signals), dims, bool(call.get("keepdim", False)))
 
 
 def _held(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
@@ -249,8 +230,6 @@ def _attention(call: Call, signals: tuple[Tensor, ...], result: Tensor) -> Form:
 
 _FORMERS: dict[str, Callable[[Call, tuple[Tensor, ...], Any], Form]] = {
     **{f"{kind}max_pool{d}d": _max_pool for kind in ("", "adaptive_") for d in (1, 2, 3)},
-    **dict.fromkeys(("amax", "amin", "max", "min"), _extreme),
-    **dict.fromkeys(("maximum", "minimum"), lambda call, s, y: Weighted(_slopes(call, s))),
     **dict.fromkeys(("product", "quotient", "matrix_product", "einsum_product"), _held),
     "softmax": lambda call, s, y: Held(y),
     "log_softmax": lambda call, s, y: Scaled(torch.ones_like(y[:1]), y - s[0]),

@@ -44,17 +44,15 @@ class FrozenNetwork:
     @property
     def activations(self) -> tuple[tuple[Site, Scaled], ...]:
         """Site and frozen form of every elementwise activation that the output depends on."""
-        return tuple(
-            (n.call.site, n.form) for n in self._recording.nodes if isinstance(n.form, Scaled) and _is_activation(n)
-        )
+        return tuple((n.call.site, n.form) for n in self._recording.nodes if _is_activation(n))  # type: ignore[misc]
 
     def __call__(self, *inputs: Tensor, activate: Activate | None = None) -> Tensor:
         """The affine map at ``inputs`` (shaped as the recorded ones); ``activate`` may scale the activations."""
         values = dict(self._constants)
         values.update(zip(self._recording.inputs, inputs, strict=bool(self._recording.inputs)))
         for i, node in enumerate(self._recording.nodes):
-            if activate is not None and isinstance(node.form, Scaled) and _is_activation(node):
-                values[node.outputs[0]] = activate(node.call.site, node.form, values[node.sources[0]])
+            if activate is not None and _is_activation(node):
+                values[node.outputs[0]] = activate(node.call.site, node.form, values[node.sources[0]])  # type: ignore[arg-type]
             else:
                 node.evaluate(values)
             for slot in self._last.get(i, ()):
@@ -110,25 +108,18 @@ def freeze(model: nn.Module, *inputs: Tensor, fold: bool = True) -> FrozenNetwor
 
 
 def _is_activation(node: Node) -> bool:
-    return node.call.site.kind == "activation"
+    return node.call.site.kind == "activation" and isinstance(node.form, Scaled)
 
 
 def _converted(node: Node, convert: Callable[[Tensor], Tensor]) -> Node:
-    call = replace(
-        node.call, arguments={k: convert(v) if isinstance(v, Tensor) else v for k, v in node.call.arguments.items()}
-    )
-    return replace(node, call=call, form=_converted_form(node.form, call, convert))
-
-
-def _converted_form(form: Any, call: Call, convert: Callable[[Tensor], Tensor]) -> Any:
-    if not is_dataclass(form):  # the call's own run
-        return call.run
+    arguments = {k: convert(v) if isinstance(v, Tensor) else v for k, v in node.call.arguments.items()}
+    call = replace(node.call, arguments=arguments)
 
     def one(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return convert(value)
         if isinstance(value, tuple):
             return tuple(one(v) for v in value)
-        return call if isinstance(value, Call) else value
+        return convert(value) if isinstance(value, Tensor) else call if isinstance(value, Call) else value
 
-    return replace(form, **{f.name: one(getattr(form, f.name)) for f in fields(form)})  # type: ignore[type-var]
+    form: Any = node.form
+    changes = {f.name: one(getattr(form, f.name)) for f in fields(form)} if is_dataclass(form) else {}
+    return replace(node, call=call, form=replace(form, **changes) if changes else call.run)  # type: ignore[type-var]

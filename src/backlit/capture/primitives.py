@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backlit._errors import InputError
+from backlit.capture.aliases import read_view, write_view
 from backlit.capture.sites import Kind
 
 Function = Callable[..., Any]
@@ -166,7 +167,8 @@ _ROWS: tuple[_Row, ...] = (
         expand="T.expand T.expand_as T.repeat tT.repeat_interleave tT.tile tT.broadcast_to",
         copy="tT.clone T.contiguous T.to T.float T.double T.half T.bfloat16 T.type T.type_as T.cpu T.cuda tT.positive T.__pos__",
         where="tT.where tT.masked_fill",
-        setitem="T.__setitem__ T.masked_fill_ T.copy_",
+        setitem="T.__setitem__ T.masked_fill_ T.copy_ T.zero_ T.fill_ T.index_copy_ T.index_fill_ T.scatter_ "
+        "T.masked_scatter_",
     ),
     # Selections.
     ("maximum", "selection", torch.maximum, "input other", "tT.maximum tT.fmax"),
@@ -205,8 +207,6 @@ CARRIERS: frozenset[str] = frozenset(
 """What, on one signal, only moves, scales or shifts values that another operation made."""
 
 _T: Any = Tensor
-WRITERS: tuple[Function, ...] = (_T.__setitem__, _T.masked_fill_, _T.copy_)
-"""Functions that only exist in place."""
 LIKE: frozenset[Function] = frozenset({_T.expand_as, _T.reshape_as, _T.view_as, _T.to, _T.type_as})
 """Functions that read of a second tensor its shape, type or device, and not its values."""
 # Spellings whose arguments say less, are named otherwise ("theirs:ours"), or stand in another order than the primitive's.
@@ -229,10 +229,11 @@ def _spellings() -> Iterator[tuple[Any, Spelling]]:
         for function, word in _functions(spelled, in_place=bool(signature)):
             yield function, _spelling(name, own.get(function), signature, function, word)
     yield from ((transpose.__get__, Spelling("permute", "")) for transpose in (_T.T, _T.mT))
+    yield from ((read_view, Spelling("slice", "")), (write_view, Spelling("setitem", "")))
 
 
 def _spelling(name: str, own: Any, signature: str, function: Any, word: str) -> Spelling:
-    inplace = function in WRITERS or (function.__name__.endswith("_") and not function.__name__.endswith("__"))
+    inplace = name == "setitem" or (function.__name__.endswith("_") and not function.__name__.endswith("__"))
     fixed: dict[str, Any] = {"return_indices": True} if word.endswith("_with_indices") else {}
     if own is not None:
         signature, fixed = own

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +18,7 @@ from backlit.capture.canonical import Call
 from backlit.capture.fold import fold_plan, foldable
 from backlit.capture.refuse import check_model
 from backlit.capture.sites import Coverage, CoverageRow, Site, Trace
-from backlit.capture.watch import Watch, _floats
+from backlit.capture.watch import Watch
 
 Rule = Callable[[Tensor, tuple[Tensor, ...], Tensor, Call], Sequence[Tensor | None]]
 """``rule(grad_output, inputs, output, call) -> gradients of the inputs``; ``None`` in a table is autograd's own.
@@ -57,6 +58,12 @@ class Tap:
 
     inputs: tuple[Tensor, ...]
     read: Callable[[Tensor], tuple[Tensor, ...]] = field(repr=False)
+
+
+Reader = Callable[[Call, Tensor], Tap | None]
+"""``reader(call, output)``: what is read off the gradient of a site's output."""
+Keep = Callable[[Site], bool]
+Plan = dict[tuple[str, str], Callable[[Call], Call]]
 
 
 @dataclass(frozen=True)
@@ -113,13 +120,7 @@ class Propagation:
         batched = weights.dim() == self.output.dim() + 1
         self.flow.once = not (retain_graph or create_graph)
         grads = torch.autograd.grad(
-            self.output,
-            to,
-            weights,
-            create_graph=create_graph,
-            retain_graph=retain_graph,
-            is_grads_batched=batched,
-            allow_unused=True,
+            self.output, to, weights, retain_graph, create_graph, is_grads_batched=batched, allow_unused=True
         )
         shape = weights.shape[:1] if batched else ()
         return tuple(x.new_zeros((*shape, *x.shape)) if g is None else g for g, x in zip(grads, to, strict=True))
@@ -130,9 +131,9 @@ def propagate(
     inputs: Tensor | tuple[Tensor, ...],
     rules: Rules,
     *,
-    keep: Callable[[Site], bool] = lambda site: False,
+    keep: Keep = lambda site: False,
     fold: bool = False,
-    tap: Callable[[Call, Tensor], Tap | None] | None = None,
+    tap: Reader | None = None,
 ) -> Propagation:
     """Run ``model`` on ``inputs``; differentiating the result follows ``rules``.
 
@@ -163,13 +164,13 @@ def propagate(
         run = _Propagate(model, signals, rules, keep, plan, tap)
         with unchanged(model, leaves):
             output = run.follow(model, signals)
-        if planned is None or _same_calls(run.trace, planned):
+        if planned is None or _same_calls(run.sites, planned):
             break
         (plan, _), planned = fold_plan(model, leaves), None  # it goes another way with all images than with one
-    return Propagation(leaves, output, run.trace, run.coverage(), run.kept, run.taps, run.unit, run.flow)
+    return Propagation(leaves, output, Trace(tuple(run.sites)), run.coverage(), run.kept, run.taps, run.unit, run.flow)
 
 
-def _same_calls(one: Trace, other: Trace) -> bool:
+def _same_calls(one: Iterable[Site], other: Iterable[Site]) -> bool:
     return [(s.name, s.module) for s in one] == [(s.name, s.module) for s in other]
 
 
@@ -191,13 +192,7 @@ class _Chain:
 
 class _Propagate(Watch):
     def __init__(
-        self,
-        model: nn.Module,
-        inputs: tuple[Tensor, ...],
-        rules: Rules,
-        keep: Callable[[Site], bool],
-        plan: dict[tuple[str, str], Any],
-        tap: Callable[[Call, Tensor], Tap | None] | None,
+        self, model: nn.Module, inputs: tuple[Tensor, ...], rules: Rules, keep: Keep, plan: Plan, tap: Reader | None
     ) -> None:
         super().__init__(model, inputs)
         self._rules, self._keep, self._plan, self._tap = rules, keep, plan, tap
@@ -216,37 +211,25 @@ class _Propagate(Watch):
         self.rows.append(CoverageRow(site.name, site.primitive, site.kind, site.module, site.spelling, name))
         if folded is not None:
             call = folded(call)
+            call = replace(call, spelled=partial(call.run, *call.signals))
             rule = rule if call.primitive.name == site.primitive else None  # a folded norm passes the signal on
         link = self._link(call, rule)
-        spelled = call.spelled if folded is None and not call.inplace else None
-        copied: list[Tensor] = []
-        ruled = ((call.without_signals(), spelled, link, self.flow), rule, copied, self.unit)
-        if call.inplace and (rule is not None or self._tap is not None):
-            # The value before the write is the rule's input; the write itself goes through autograd, which knows views.
-            before = tuple(s.clone() for s in call.signals)
-            written = call.run(*before) if rule is None else _Ruled.apply(*ruled, *before)
-            result = call.target.copy_(self._tapped(call, before, written))
-        elif rule is None:
-            signals = call.signals
-            result = self._tapped(call, signals, call.spelled() if folded is None else call.run(*signals))
-        else:
-            own = _Ruled.apply(*ruled, *call.signals)
-            result = self._tapped(call, call.signals, own)
-            if link is not None and result is own:  # what a tap reads is not passed over
-                self._links[result] = link
-            if copied:
-                self.split((*call.signals, *_floats(result)))
+        ruled = partial(_Ruled.apply, call.without_signals(), rule, link, self.flow, call.spelled, self.unit)
+        own = call.spelled() if rule is None else ruled(*call.signals)
+        result = self._tapped(call, own)
+        if link is not None and result is own:  # what a tap reads is not passed over
+            self._links[result] = link
         if self._keep(site):
             output = result if isinstance(result, Tensor) else result[0]
             self.kept[site.name] = Kept(output, call.without_signals())
         return result
 
-    def _tapped(self, call: Call, signals: tuple[Tensor, ...], output: Any) -> Any:
+    def _tapped(self, call: Call, output: Any) -> Any:
         """The output, with what its site's tap reads behind it."""
         if self._tap is None or not isinstance(output, Tensor) or not output.is_floating_point():
             return output
         with torch.no_grad():
-            found = self._tap(call.with_signals(tuple(s.detach() for s in signals)), output.detach())
+            found = self._tap(call.with_signals(tuple(s.detach() for s in call.signals)), output.detach())
         if found is None:
             return output
         leaves = tuple(x.detach().requires_grad_() for x in found.inputs)
@@ -259,7 +242,7 @@ class _Propagate(Watch):
         before = [self._links[s] for s in call.signals if s in self._links]
         for chain, position in before:
             chain.readers[position] += 1
-        if rule is None or call.inplace:
+        if rule is None:
             return None
         if getattr(rule, "joins", False) and len(before) == len(call.signals) == 1:
             chain = before[0][0]
@@ -289,7 +272,7 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, output: Tensor, read: Any, *inputs: Tensor) -> Tensor:
         ctx.read = read
-        return output.detach()  # the same memory and version, but no view: what is written to it later is seen
+        return output.detach() if output._base is None else output.view_as(output)  # a view stays one
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
@@ -301,27 +284,21 @@ class _Ruled(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, site: tuple[Any, ...], rule: Rule, copied: list[Tensor], unit: Tensor, *signals: Tensor
+        ctx: Any, call: Call, rule: Any, link: Any, flow: Any, spelled: Any, unit: Any, *signals: Tensor
     ) -> Any:
-        call, spelled, link, flow = site
-        result = call.run(*signals) if spelled is None else spelled()
+        result = spelled()
         outputs = (result,) if isinstance(result, Tensor) else tuple(result)
-        copied += [
-            o for o in outputs if o._base is not None or any(o is s for s in signals)
-        ]  # autograd wants own memory
-        outputs = tuple(o.clone() if any(o is c for c in copied) else o for o in outputs)
         ctx.mark_non_differentiable(*(o for o in outputs if not o.is_floating_point()))
         ctx.save_for_backward(*signals)
         ctx.call, ctx.rule, ctx.link, ctx.images, ctx.flow = call, rule, link, len(unit), flow
-        # Kept beside the graph: what follows may write to it in place, which autograd would call an error.
-        ctx.outputs = tuple((o.detach(), o._version) for o in outputs)
+        ctx.outputs = tuple(o.detach() for o in outputs)
         if link is not None:
             link[0].outputs.append(ctx.outputs)
         return outputs[0] if isinstance(result, Tensor) else outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        inputs, call, kept, none = ctx.saved_tensors, ctx.call, ctx.outputs, (None,) * 3
+        inputs, call, kept, none = ctx.saved_tensors, ctx.call, ctx.outputs, (None,) * 5
         chain, position = ctx.link or (None, 0)
         if ctx.flow.once:  # as autograd does with what it saved: nothing of a layer is kept once it is done
             ctx.outputs = None
@@ -333,14 +310,12 @@ class _Ruled(torch.autograd.Function):
                 kept = chain.outputs[chain.joined]
         if chain is not None and position == 0 and ctx.flow.once:
             chain.outputs.clear()
-        written = any(o._version != version for o, version in kept)
-        if written or (torch.is_grad_enabled() and getattr(ctx.rule, "reads_output", True)):
+        if torch.is_grad_enabled() and getattr(ctx.rule, "reads_output", True):
             output = call.run(*inputs)
             for after in call.joined:
                 output = after.run(output)
         else:
-            outputs = tuple(o for o, _ in kept)
-            output = outputs[0] if len(outputs) == 1 else outputs
+            output = kept[0] if len(kept) == 1 else kept
         grad = grads[0] if isinstance(output, Tensor) else grads
         result = tuple(ctx.rule(grad, inputs, output, call))
         unit = None

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from backlit._errors import UnsupportedOp
 from backlit._forward import unchanged
 from backlit.capture.canonical import Call
 from backlit.capture.refuse import check_model
 from backlit.capture.sites import Trace
-from backlit.capture.watch import Watch
+from backlit.capture.watch import Watch, floats
 
 Form = Callable[..., Any]
 """``form(*signals)``: what a node computes from its signals."""
@@ -37,8 +37,7 @@ class Node:
 
     def evaluate(self, values: dict[int, Tensor]) -> None:
         """Compute the node's outputs from ``values`` and add them."""
-        result = self.form(*(values[s] for s in self.sources))
-        results = (result,) if isinstance(result, Tensor) else tuple(r for r in result if r.is_floating_point())
+        results = floats(self.form(*(values[s] for s in self.sources)))
         values.update(zip(self.outputs, results, strict=True))
 
 
@@ -75,7 +74,7 @@ def record(model: nn.Module, inputs: tuple[Tensor, ...], former: Former) -> tupl
     """Run ``model`` once and record its calls; ``former`` says what each node computes. Returns the output, too.
 
     Raises:
-        UnsupportedOp: Where an operation cannot be seen, or reads a value that was written through another view.
+        UnsupportedOp: Where an operation cannot be seen.
     """
     check_model(model, inputs)
     with torch.enable_grad():
@@ -84,8 +83,8 @@ def record(model: nn.Module, inputs: tuple[Tensor, ...], former: Former) -> tupl
     run = _Record(model, signals, former)
     with unchanged(model, inputs):
         output = run.follow(model, signals)
-    nodes = tuple(run.nodes)
-    recording = Recording(nodes, tuple(range(len(inputs))), run.slot(output), run.trace, frozenset(run.peeked))
+    first = tuple(range(len(inputs)))
+    recording = Recording(tuple(run.nodes), first, run.slots[output], Trace(tuple(run.sites)), frozenset(run.peeked))
     return recording.pruned(), output.detach()
 
 
@@ -93,42 +92,28 @@ class _Record(Watch):
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], former: Former) -> None:
         super().__init__(model, inputs)
         self._former = former
-        self._slots: Any = WeakIdKeyDictionary()  # signal -> (slot, version of its memory)
-        self._next = 0
+        self.slots: Any = WeakIdKeyDictionary()  # signal -> slot
+        self._numbers = count()
         self.nodes: list[Node] = []
         self.peeked: set[int] = set()
         for tensor in inputs:
             self._assign(tensor)
 
     def _assign(self, tensor: Tensor) -> int:
-        slot, self._next = self._next, self._next + 1
-        self._slots[tensor] = (slot, tensor._version)
-        return slot
-
-    def slot(self, tensor: Tensor, where: str = "the output") -> int:
-        slot, version = self._slots.get(tensor, (-1, -1))
-        if tensor._version != version:
-            raise UnsupportedOp(
-                f"{where} reads a tensor whose memory was written through another view of it. Make the write out of "
-                "place, or write to the tensor that is read."
-            )
+        self.slots[tensor] = slot = next(self._numbers)
         return slot
 
     def peek(self, signals: Iterable[Tensor]) -> None:
-        self.peeked.update(self._slots[t][0] for t in signals if t in self._slots)
+        self.peeked.update(self.slots[t] for t in signals if t in self.slots)
 
     def visit(self, call: Call) -> Any:
-        sources = tuple(self.slot(s, str(call.site)) for s in call.signals)
+        sources = tuple(self.slots[s] for s in call.signals)
         signals = tuple(s.detach() for s in call.signals)
-        if call.inplace:
-            signals = tuple(s.clone() for s in signals)
         result = call.spelled()
-        target = call.target if call.inplace else result
-        results = (target,) if isinstance(target, Tensor) else tuple(t for t in target if t.is_floating_point())
-        detached = target.detach() if isinstance(target, Tensor) else tuple(t.detach() for t in target)
+        detached = result.detach() if isinstance(result, Tensor) else tuple(t.detach() for t in result)
         with torch.no_grad():
             form = self._former(call, signals, detached)
-        if not getattr(form, "reads_signals", True):
-            sources = ()
-        self.nodes.append(Node(call.without_signals(), sources, tuple(self._assign(t) for t in results), form))
+        outputs = tuple(self._assign(t) for t in floats(result))
+        sources = sources if getattr(form, "reads_signals", True) else ()
+        self.nodes.append(Node(call.without_signals(), sources, outputs, form))
         return result

@@ -29,10 +29,7 @@ SEVERED = (
     "write .detach() where the value is meant to be a constant."
 )
 BEHIND = "{} writes to the memory of a signal behind autograd's back (.data, .detach()). Write to the tensor itself."
-PARTED = (
-    "{} reads a tensor that was written in place through a view, which the rule of the operation that made the view has "
-    "separated from it. Give such operations (reshape, slice, permute, ...) the rule TRUE."
-)
+OUT = "{} is called with out=, which has no gradient. Call it without, and write with tensor.copy_(result)."
 AUTOCAST = (
     "{} runs under torch.autocast, but its rule would run in another precision. Remove the autocast; for lower precision "
     "convert model and inputs, e.g. model.bfloat16()."

@@ -6,8 +6,9 @@ tensors or classes, and the mode stack of torch is per thread, so two threads ma
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from types import FunctionType
 from typing import Any
@@ -20,12 +21,34 @@ from torch.utils.weak import WeakIdKeyDictionary
 from backlit._draws import module_path
 from backlit._errors import UnsupportedOp
 from backlit.capture import refuse
+from backlit.capture.aliases import Alias, Memory, laid_out, read_view, write_view
 from backlit.capture.canonical import Call, at, canonical, name_by_signals, places_of
 from backlit.capture.primitives import BY_NAME, CARRIERS, CONSTANT, LAYERS, LIKE, SHADOWS, SPELLINGS
-from backlit.capture.sites import Site, Trace
+from backlit.capture.sites import Site
 
 INPUT = "input"
 """The maker of the network's inputs."""
+
+
+@dataclass(eq=False)
+class Mark:
+    """What is known of a tensor: a signal has a depth, the layers with weights behind it, and a maker.
+
+    Of the others: ``known`` says that autograd's history of it was seen, ``gate`` that it was made by comparing signals,
+    ``shadow`` that it is a signal without its gradient (``x.detach()``); ``severed`` is the site under ``torch.no_grad`` that
+    it comes from. ``alias`` is what it shows of memory that was written in place.
+    """
+
+    depth: int | None = None
+    maker: str = INPUT
+    known: bool = False
+    gate: bool = False
+    shadow: bool = False
+    severed: Site | None = None
+    alias: Alias | None = None
+
+
+_UNMARKED = Mark()
 
 
 class Watch(TorchFunctionMode):
@@ -37,21 +60,13 @@ class Watch(TorchFunctionMode):
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         super().__init__()
         self._paths = {id(module): name for name, module in model.named_modules()}
-        self._live: Any = WeakIdKeyDictionary()  # signal -> layers with weights behind it
-        self._makers: Any = WeakIdKeyDictionary()  # signal -> the primitive that gave it its values
-        self._seen: Any = WeakIdKeyDictionary()  # values off the signal's path -> whether autograd has their history
-        self._gates: Any = WeakIdKeyDictionary()  # x > 0 and what is made of it
-        self._shadows: Any = WeakIdKeyDictionary()  # signals cut from autograd: x.detach(), x.data
-        self._severed: Any = WeakIdKeyDictionary()  # results of operations under torch.no_grad -> site
-        self._viewed: Any = WeakIdKeyDictionary()  # signals whose memory another tensor shares
-        self._split: Any = WeakIdKeyDictionary()  # signals that shared their memory until a rule made a copy -> group
-        self._stale: Any = WeakIdKeyDictionary()  # those of them that missed a write to another
-        self._renamed: Any = WeakIdKeyDictionary()  # what was written in place -> what stands for it since
+        self._marks: Any = WeakIdKeyDictionary()
+        self._wrote = False
         self._counts: dict[str, int] = {}
         self._opening: list[Any] = []  # functions whose bodies are running
         self.sites: list[Site] = []
         for tensor in inputs:
-            self._live[tensor] = 0
+            self._mark(tensor).depth = 0
 
     def visit(self, call: Call) -> Any:
         """What the call returns to the network."""
@@ -68,31 +83,27 @@ class Watch(TorchFunctionMode):
                 them in another precision (autocast), so that a rule would read others than it saw.
         """
         try:
-            with torch.enable_grad(), torch.autograd.graph.disable_saved_tensors_hooks(refuse.HOOKS), self:
-                output = self.current(model(*inputs))
+            with torch.enable_grad(), torch.autograd.graph.disable_saved_tensors_hooks(refuse.HOOKS):
+                with self:
+                    output = model(*inputs)
+                output = self.current(output)
         except RuntimeError as error:
             if refuse.HOOKS in str(error):
                 raise UnsupportedOp(refuse.HOOKS) from error
             raise
         refuse.check_output(output, len(inputs[0]))
         self._check_origin(output, model.forward)
-        if output in self._severed:
-            raise UnsupportedOp(refuse.SEVERED.format(self._severed[output]))
-        if output not in self._live:
+        self._check_severed(output)
+        if not self._is_signal(output):
             raise UnsupportedOp(refuse.CUT_OFF)
         return output
 
-    @property
-    def trace(self) -> Trace:
-        """The sites visited so far."""
-        return Trace(tuple(self.sites))
-
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if len(self._renamed):
+        if self._wrote:
             args, kwargs = self.current(tuple(args)), {k: self.current(v) for k, v in kwargs.items()}
         tensors = list(_tensors((*args, *kwargs.values())))
-        live = [t for t in (tensors[:1] if func in LIKE else tensors) if t in self._live]
+        live = [t for t in (tensors[:1] if func in LIKE else tensors) if self._is_signal(t)]
         for tensor in tensors:
             self._check_origin(tensor, func)
         if not live:
@@ -100,13 +111,12 @@ class Watch(TorchFunctionMode):
         if func in CONSTANT:
             result = func(*args, **kwargs)
             self.peek(live)
-            self._note(result, self._seen)
+            self._note(result)
             if func in SHADOWS:
-                self._note(result, self._shadows)
-                self._viewed[live[0]] = True
+                alias = self._alias(live[0])
+                self._note(result, shadow=True, alias=alias.view(live[0], result, cut=True, writes=alias.memory.writes))
             return result
-        spelling = SPELLINGS.get(func)
-        if spelling is not None:
+        if func in SPELLINGS:
             return self._visit(func, args, kwargs)
         if isinstance(func, FunctionType) and func.__module__ in _OPEN and func not in self._opening:
             with self:  # a function of torch written in Python: look at what its body calls
@@ -119,27 +129,29 @@ class Watch(TorchFunctionMode):
             raise UnsupportedOp(refuse.unknown(_name(func), self._where(func)))
         if isinstance(result, (Tensor, float, list)):
             self.peek(live)
-        self._note(result, self._gates)
+        self._note(result, gate=True)
         return result
 
     def _off_path(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> Any:
         """Run a call on no signal, and note what its result is made of."""
-        shadows = [t for t in tensors if t in self._shadows]
+        marks = [self._marks.get(t, _UNMARKED) for t in tensors]
+        shadows = [t for t, mark in zip(tensors, marks, strict=True) if mark.shadow]
         versions = [t._version for t in shadows]
         result = func(*args, **kwargs)
         if versions != [t._version for t in shadows]:
             raise UnsupportedOp(refuse.BEHIND.format(self._where(func)))
-        self._note((result, tensors, [t._base for t in tensors]), self._seen)
-        cut = [t for t in tensors if t in self._shadows or t in self._severed]
-        if any(t in self._gates for t in tensors) or (cut and not _floats(result)):
-            self._note(result, self._gates)
-        for site in (self._severed[t] for t in cut if t in self._severed):
-            self._severed.update((t, site) for t in _floats(result))
-        if shadows:
-            self._note([t for t in _tensors((result,)) if t._is_view()], self._shadows)
+        self._note((result, tensors, [t._base for t in tensors]))
+        cut = shadows or any(mark.severed for mark in marks)
+        if any(mark.gate for mark in marks) or (cut and not floats(result)):
+            self._note(result, gate=True)
+        for site in (mark.severed for mark in marks if mark.severed):
+            self._note(floats(result), severed=site)
+        self._note([t for t in _tensors((result,)) if shadows and t._is_view()], shadow=True)
         return result
 
     def _visit(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if kwargs.get("out") is not None and not SPELLINGS[func].signature:
+            raise UnsupportedOp(refuse.OUT.format(self._where(func)))
         call = self._call(func, args, kwargs)
         if torch.is_autocast_enabled(call.signals[0].device.type):
             raise UnsupportedOp(refuse.AUTOCAST.format(call.site))
@@ -148,46 +160,88 @@ class Watch(TorchFunctionMode):
                 raise UnsupportedOp(refuse.SEVERED.format(call.site))
             self.peek(call.signals)
             result = func(*args, **kwargs)
-            self._severed.update((t, call.site) for t in _floats(result))
+            self._note(floats(result), severed=call.site)
             return result
         for value in _tensors(call.arguments.values()):
-            if value in self._severed:
-                raise UnsupportedOp(refuse.SEVERED.format(self._severed[value]))
+            self._check_severed(value)
+        if not call.inplace:
+            return self._visited(call)
+        target = call.target
+        if self._marks.get(target, _UNMARKED).shadow:
+            raise UnsupportedOp(refuse.BEHIND.format(call.site))
+        like = target.stride(), target.dtype
+        # Out of place, so that nothing that was saved is overwritten.
+        written = replace(call, inplace=False, spelled=lambda: laid_out(call.run(*call.signals), *like))
+        self._write(target, result := self._visited(written))
+        return result
+
+    def _visited(self, call: Call) -> Any:
+        """What the call returns to the network, marked."""
         depth = max(call.site.depths, default=0) + (call.site.primitive in LAYERS)
-        alone = func in LIKE or len(call.places) == 1  # of two signals it is a new value
+        alone = call.get("function") in LIKE or len(call.places) == 1  # of two signals it is a new value
         carried = alone and call.primitive.name in CARRIERS
         maker = call.site.makers[0] if carried else call.primitive.name
-        target = call.target if call.inplace else None
-        if target is not None and target in self._split:
-            self._stale.update(
-                (t, True) for t, g in self._split.items() if g == self._split[target] and t is not target
-            )
-        if target is None:
-            result = self.visit(call)
-        elif target._base is not None or target in self._viewed:
-            result = target
-            self.visit(call)
-            if target._base is not None:
-                self._live[target._base] = max(depth, self._live.get(target._base, 0))
-                self._makers[target._base] = maker
-        else:  # out of place, so that nothing that was saved is overwritten; later reads of the target find the result
-            written = replace(call, spelled=lambda: call.run(*call.signals).to(target.dtype), inplace=False)
-            result = self.visit(written)
-            self._renamed[target] = result
-        outputs = _floats(result)
+        result = self.visit(call)
+        outputs = floats(result)
         if outputs:
             self.sites.append(replace(call.site, output_shape=tuple(outputs[0].shape)))
         for tensor in outputs:
-            self._live[tensor], self._makers[tensor] = depth, maker
-            if tensor._base is not None:
-                self._viewed[tensor._base] = True
-        self._note(result, self._gates)  # indices and the like
+            mark = self._mark(tensor)
+            mark.depth, mark.maker = depth, maker
+            if self._wrote and tensor._base is not None:
+                self._alias(tensor).writes = self._alias(tensor).memory.writes
+        self._note(result, gate=True)  # indices and the like
         return result
 
+    def _alias(self, tensor: Tensor) -> Alias:
+        """What the tensor shows of the memory that it shares with others."""
+        mark, base = self._mark(tensor), tensor._base
+        if mark.alias is None:
+            mark.alias = Alias(Memory(weakref.ref(tensor))) if base is None else self._alias(base).view(base, tensor)
+        return mark.alias
+
+    def _write(self, target: Tensor, value: Tensor) -> None:
+        """Let the value stand for the target from now on, and be seen by what shares its memory."""
+        self._wrote = True
+        alias, whole = self._alias(target), value
+        memory = alias.memory
+        memory.writes += 1
+        if alias.positions is not None:
+            memory.kept = whole = self._visit(write_view, (memory.whole(), alias.positions(), value), {})
+            self._mark(whole).alias = Alias(memory, writes=memory.writes)
+        memory.whole = weakref.ref(whole)
+        alias.value, alias.writes = value, memory.writes
+        self._mark(value).alias = replace(alias, value=None)
+
+    def current(self, value: Any) -> Any:
+        """The value itself, or what stands for it since memory that it shows was written in place."""
+        if not isinstance(value, Tensor):
+            return type(value)(map(self.current, value)) if type(value) in (list, tuple) else value
+        alias = self._marks.get(value, _UNMARKED).alias
+        if alias is None and value._base is not None:
+            alias = self._alias(value)
+        if alias is not None and alias.writes < alias.memory.writes:
+            with torch.enable_grad():
+                alias.value, alias.writes = self._read(alias), alias.memory.writes
+            self._mark(alias.value).alias = replace(alias, value=None)
+        return value if alias is None or alias.value is None else alias.value
+
+    def _read(self, alias: Alias) -> Tensor:
+        """What the alias shows now."""
+        whole: Any = alias.memory.whole()
+        if alias.positions is None:
+            return whole
+        if not alias.cut:
+            return self._visit(read_view, (whole, alias.positions(), alias.stride), {})
+        self.peek((whole,))
+        shadow = read_view(whole.detach(), alias.positions(), alias.stride)
+        self._note(shadow, shadow=True)
+        return shadow
+
     def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        name, arguments, inplace = canonical(func, args, kwargs, self._gates)
-        places = places_of(arguments, self._live)
-        path = self._path()
+        name, arguments, inplace = canonical(func, args, kwargs, lambda t: self._marks.get(t, _UNMARKED).gate)
+        places = places_of(arguments, self._is_signal)
+        path = module_path(self._paths)
         name = name_by_signals(name, arguments, places, path or "<model>")
         refuse.check_mode(name, arguments, path or "<model>")
         primitive = BY_NAME[name]
@@ -197,48 +251,40 @@ class Watch(TorchFunctionMode):
         lean_args, lean_kwargs = [self._lean(v) for v in args], {k: self._lean(v) for k, v in kwargs.items()}
         spelling = _name(func).removeprefix("torch.")
         shapes = tuple(tuple(at(lean, place).shape) for place in places)
-        depths = tuple(self._live[at(arguments, place)] for place in places)
-        makers = tuple(self._makers.get(at(arguments, place), INPUT) for place in places)
+        marks = [self._marks[at(arguments, place)] for place in places]
+        depths, makers = tuple(m.depth or 0 for m in marks), tuple(m.maker for m in marks)
         constants = len(list(_tensors(arguments.values()))) > len(places)
         site = Site(name, self._counts[name], primitive.kind, path, spelling, shapes, (), depths, makers, constants)
         return Call(site, primitive, lean, places, lambda: func(*lean_args, **lean_kwargs), inplace)
 
-    def current(self, value: Any) -> Any:
-        """The value itself, or what stands for it since it was written in place."""
-        if isinstance(value, Tensor):
-            while value in self._renamed:
-                value = self._renamed[value]
-            return value
-        return type(value)(map(self.current, value)) if type(value) in (list, tuple) else value
-
     def _lean(self, value: Any) -> Any:
         """A parameter without its need for a gradient: the graph then keeps no input for the sake of a weight."""
-        if isinstance(value, Tensor) and value.requires_grad and value not in self._live:
-            return value.detach()
-        return value
+        needs = isinstance(value, Tensor) and value.requires_grad and not self._is_signal(value)
+        return value.detach() if needs else value
+
+    def _is_signal(self, tensor: Tensor) -> bool:
+        return self._marks.get(tensor, _UNMARKED).depth is not None
 
     def _check_origin(self, tensor: Tensor, func: Any) -> None:
-        if tensor in self._stale:
-            raise UnsupportedOp(refuse.PARTED.format(self._where(func)))
-        if tensor.grad_fn is not None and tensor not in self._live and not self._seen.get(tensor):
+        if tensor.grad_fn is not None and not self._is_signal(tensor) and not self._marks.get(tensor, _UNMARKED).known:
             raise UnsupportedOp(refuse.UNSEEN.format(self._where(func), type(tensor.grad_fn).__name__))
 
-    def split(self, tensors: Iterable[Tensor]) -> None:
-        """Note that these shared their memory in the network, and no longer do."""
-        tensors = list(tensors)
-        group = next((self._split[t] for t in tensors if t in self._split), object())
-        self._split.update((t, group) for t in tensors)
+    def _check_severed(self, tensor: Tensor) -> None:
+        site = self._marks.get(tensor, _UNMARKED).severed
+        if site is not None:
+            raise UnsupportedOp(refuse.SEVERED.format(site))
 
-    def _note(self, result: Any, where: Any) -> None:
+    def _mark(self, tensor: Tensor) -> Mark:
+        return self._marks.setdefault(tensor, Mark())
+
+    def _note(self, result: Any, **facts: Any) -> None:
+        """Note facts of the tensors that are no signals."""
         for tensor in _tensors((result,)):
-            if tensor not in self._live:
-                where[tensor] = tensor.grad_fn is not None
+            if not self._is_signal(tensor):
+                self._marks[tensor] = replace(self._mark(tensor), known=tensor.grad_fn is not None, **facts)
 
     def _where(self, func: Any) -> str:
-        return f"{_name(func)} at {self._path() or '<model>'}"
-
-    def _path(self) -> str:
-        return module_path(self._paths)
+        return f"{_name(func)} at {module_path(self._paths) or '<model>'}"
 
 
 _OPEN = frozenset("torch.nn.functional torch.functional torch._tensor torch._jit_internal".split())
@@ -256,7 +302,8 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _floats(result: Any) -> list[Tensor]:
+def floats(result: Any) -> list[Tensor]:
+    """The floating-point tensors of a call's result."""
     return [t for t in _tensors((result,)) if t.is_floating_point()]
 
 

@@ -25,12 +25,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from backlit._errors import InputError, UnsupportedOp
-from backlit._forward import forward
+from backlit._forward import forward, unchanged
 from backlit._layout import fast_layout
 from backlit._types import Heatmap
 from backlit._warn import warn
-from backlit.capture import CONVOLUTIONS, Propagation, Rule, Site, propagate
+from backlit.capture import CONVOLUTIONS, Call, Propagation, Rule, Site, propagate
 from backlit.capture.record import record
+from backlit.capture.watch import Watch
 from backlit.methods.base import Maps, Method, Options, activation_bytes, check
 from backlit.methods.chunks import FIRST
 from backlit.methods.inputs import pick
@@ -237,6 +238,19 @@ class _Found:
     trajectory: dict[str, Tensor]
 
 
+class _Watched(Watch):
+    """The network's own forward pass, with its writes in place made out of place."""
+
+    def visit(self, call: Call) -> Any:
+        return call.spelled()
+
+    @classmethod
+    def forward(cls, model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        """The logits of the inputs, through which their graph goes on."""
+        with unchanged(model, inputs):
+            return cls(model, inputs).follow(model, inputs)
+
+
 class Learning:
     """Adam on the plugins of n images, each with its own parameters and target (n,); :meth:`step` is one step."""
 
@@ -249,6 +263,7 @@ class Learning:
         self._weights = nn.functional.one_hot(target, run.output.shape[1]).to(run.output.dtype)
         self._whole = self._score(run.output.detach(), 1)[0]
         self._optimizer: torch.optim.Optimizer | None = None
+        self._watched = False
         self._finite = torch.ones(len(target), dtype=torch.bool, device=target.device)
         self._failed = torch.zeros(len(target), dtype=torch.long, device=target.device)  # the step, from 1
         for rule in plugins.rules.values():
@@ -280,15 +295,13 @@ class Learning:
 
     def step(self) -> tuple[tuple[Heatmap, ...], dict[str, Tensor]]:
         """One step of Adam; the maps and the terms of Eq. 10 before it, (n,) each."""
-        maps = self.maps(learn=True)
-        loss, terms = self.loss(maps)
-        thetas = [r.theta for r in self._plugins.rules.values() if getattr(r, "theta", None) is not None]
-        if not thetas:
-            raise InputError(
-                "plugin must set its attribute theta, tensors that require a gradient, when it runs, and sites must leave LPR "
-                f"an activation that the logit depends on, but none of {', '.join(self._plugins.rules)} has parameters now."
-            )
-        grads = torch.autograd.grad(loss.sum(), thetas, allow_unused=True)
+        try:
+            maps, terms, thetas, grads = self._gradients()
+        except RuntimeError as error:
+            if self._watched or "inplace" not in str(error).replace("-", ""):
+                raise
+            self._watched = True  # autograd cannot follow the network's own writes in place
+            maps, terms, thetas, grads = self._gradients()
         if self._optimizer is None:
             fused = self._target.device.type in ("cpu", "cuda")
             self._optimizer = torch.optim.Adam(thetas, lr=self._options.lr, fused=fused)
@@ -298,12 +311,25 @@ class Learning:
         self._optimizer.step()
         return tuple(a.detach() for a in maps), terms
 
+    def _gradients(self) -> tuple[tuple[Heatmap, ...], dict[str, Tensor], list[Tensor], tuple[Tensor | None, ...]]:
+        """The maps, the terms of the loss, the plugins' parameters, and the loss's gradients to these."""
+        maps = self.maps(learn=True)
+        loss, terms = self.loss(maps)
+        thetas = [r.theta for r in self._plugins.rules.values() if getattr(r, "theta", None) is not None]
+        if not thetas:
+            raise InputError(
+                "plugin must set its attribute theta, tensors that require a gradient, when it runs, and sites must leave LPR "
+                f"an activation that the logit depends on, but none of {', '.join(self._plugins.rules)} has parameters now."
+            )
+        return maps, terms, thetas, torch.autograd.grad(loss.sum(), thetas, allow_unused=True)
+
     def loss(self, maps: tuple[Heatmap, ...]) -> tuple[Float[Tensor, " n"], dict[str, Tensor]]:
         """Eq. 10 of these maps for each image, and its terms."""
         masks = [self._masks(a) for a in maps]
         names = list(masks[0])
         masked = tuple(torch.cat([x * m[k] for k in names]) for x, m in zip(self._inputs, masks, strict=True))
-        scores = self._score(forward(self._model, *masked, grad=True), len(names))
+        output = _Watched.forward(self._model, masked) if self._watched else forward(self._model, *masked, grad=True)
+        scores = self._score(output, len(names))
         hidden = torch.stack([torch.stack([(1 - m[k]).mean((1, 2, 3)) for k in names]).sum(0) for m in masks]).sum(0)
         positive = scores[0] - self._whole
         negative = self._whole - scores[1] if len(names) > 1 else torch.zeros_like(positive)
