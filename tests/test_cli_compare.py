@@ -41,8 +41,8 @@ def test_the_embedded_scenes_give_a_report(tmp_path: Path) -> None:
     }  # fmt: skip
     plan = json.loads((out / "plan.json").read_text())
     assert plan["methods"]["dmbp"]["options"]["steps"] == 3
-    assert plan["metrics"]["insertion"]["steps"] == 10
-    assert plan["metrics"]["complementary_insertion"]["steps"] == 50
+    assert plan["metrics"]["insertion"]["options"]["steps"] == 10
+    assert plan["metrics"]["complementary_insertion"]["options"]["steps"] == 50
     scores = pl.read_parquet(out / "scores.parquet")
     assert set(scores["method"]) == {"random", "gradient_x_input", "guided_backprop", "grad_cam", "dmbp"}
     assert scores.filter(metric="complementary_insertion")["value"].null_count() == 0

@@ -142,7 +142,8 @@ def fit_inverse(
                 "data must let at least one class be learned, but every logit is constant on it or has no samples."
             )
         layers = {
-            name: {key: torch.cat([layers[name][key] for layers in some]) for key in some[0][name]} for name in names
+            name: {key: torch.cat([layers[name][key] for layers in some]) for key in sorted(some[0][name])}
+            for name in names
         }
         facts |= {
             "layers": [fit.said[name] for name in names],
