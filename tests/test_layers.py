@@ -31,6 +31,8 @@ ORDER = [
         "_plain",
         "_random",
         "capture",
+        "_places",
+        "_reach",
         "_features",
         "rules",
         "attribution",

@@ -1,19 +1,324 @@
-"""Where a network's features end."""
+"""Where a network's features end: the last map on the way from the image to a score.
+
+The dataflow of one image says it, by roles and never by names or sizes: which values are read for the score
+(:mod:`backlit._reach`), where in the image each of them stands (:mod:`backlit._places`), and which layers follow.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
 
-from backlit.capture.primitives import CONVOLUTIONS
-from backlit.capture.sites import Site
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from backlit._errors import UnsupportedOp
+from backlit._places import (
+    PRODUCTS,
+    Layout,
+    Mark,
+    count_places,
+    image_mark,
+    is_somewhere,
+    layout_of,
+    marks_of,
+    place_axes,
+)
+from backlit._reach import ReachTable
+from backlit.capture.canonical import Call
+from backlit.capture.primitives import LAYERS
+from backlit.capture.propagate import Propagation, propagate
+from backlit.capture.sites import Site, Trace
+from backlit.capture.watch import Watch
+
+_PURE_MOVES = frozenset("reshape permute slice expand copy dropout".split())
+"""What puts out values of its input and no others: the map is that of the call that made them."""
+_UNREAD = "The score reads no feature map of more than one position between a layer with weights and what pools it."
 
 
-def last_features(maps: Sequence[Site]) -> Site:
-    """Of sites with feature maps, what the last convolution ends in before a pool: its activation, residual add or concat."""
-    start = max((i for i, s in enumerate(maps) if s.primitive in CONVOLUTIONS), default=len(maps) - 1)
-    last = maps[start]
-    for site in maps[start + 1 :]:
-        if "pool" in site.primitive or site.output_shape[2:] != last.output_shape[2:]:
-            break
-        last = site
-    return last
+@dataclass(frozen=True)
+class Node:
+    """An output of a site in one image's pass: the nodes that made the site's signals, and where the output stands.
+
+    ``name`` is the site's name; of further outputs, with their number behind it.
+    """
+
+    name: str
+    site: Site
+    parents: tuple[str, ...]
+    mark: Mark | None
+    depth: int
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a score reads: names of the sites on its way, and of those of which it reads a place and no class token alone."""
+
+    on_the_way: frozenset[str]
+    places: frozenset[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """The maps of a network, as one image's pass shows them.
+
+    ``nodes`` stand in the order of their calls; ``run`` is the pass that tells what a score reads; ``n`` is how many images
+    it had.
+    """
+
+    nodes: dict[str, Node]
+    run: Propagation
+    n: int
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def of(self, trace: Trace) -> Features | None:
+        """The same for a pass over other images; None if that pass called other operations."""
+        if [(s.name, s.module) for s in trace] != [(s.name, s.module) for s in self.run.trace]:
+            return None
+        return replace(self, shapes={s.name: s.output_shape for s in trace})
+
+    @property
+    def classes(self) -> int:
+        """Number of scores."""
+        return int(self.run.output.shape[1])
+
+    @cached_property
+    def children(self) -> dict[str, list[str]]:
+        """The sites that read each site's output, in the order of their calls."""
+        found: dict[str, list[str]] = {name: [] for name in self.nodes}
+        for node in self.nodes.values():
+            for parent in dict.fromkeys(node.parents):
+                found[parent].append(node.name)
+        return found
+
+    def read(self, targets: Iterable[int], only: str | None = None) -> Read:
+        """What the scores of these classes read; of ``only`` one site, if that is all that is asked."""
+        weights = torch.zeros_like(self.run.output)
+        weights[:, list(targets)] = 1
+        kept = {name: self.run.kept[name].output for name in ([only] if only else self.nodes) if name in self.run.kept}
+        grads = self.run.gradient(weights, to=tuple(kept.values()), retain_graph=True)
+        way = {name for name, grad in zip(kept, grads, strict=True) if bool((grad != 0).any())}
+        masses = {name: node.mark[0] for name, node in self.nodes.items() if node.mark is not None}
+        places = {
+            name
+            for name, grad in zip(kept, grads, strict=True)
+            if name in way and name in masses and bool((grad * masses[name] != 0).any())
+        }
+        others = [] if only else [node for node in self.nodes.values() if node.name not in kept]
+        for node in reversed(others):  # further outputs are not kept: what reads them tells
+            way.update({node.name} if way.intersection(self.children[node.name]) else ())
+        for node in others:
+            stands = node.name in way and is_somewhere(node.mark)
+            places.update({node.name} if stands and places.intersection(node.parents) else ())
+        return Read(frozenset(way), frozenset(places))
+
+    def site(self, node: Node) -> Site:
+        """The node's site, with the output's shape in the other pass."""
+        return replace(node.site, output_shape=self.shapes.get(node.name, node.site.output_shape))
+
+    def layout(self, node: Node) -> Layout | None:
+        """How the site's output becomes a map; None if it is none, or cannot be told to be one."""
+        images = self._images(node)
+        if images is None or node.mark is None or not is_somewhere(node.mark):
+            return None
+        return layout_of(node.mark, self.shapes.get(node.name, node.site.output_shape), images)
+
+    def last(self, targets: Iterable[int]) -> Node:
+        """The last map that the scores read: what the last layer with weights ends in before anything is pooled.
+
+        That is its activation, its norm, its block's residual add or concat. A layer whose channels are the scores
+        themselves is no feature, and the queries, keys and values of an attention are none either: where only a class token
+        goes on after the last attention, it is what that attention's projections read.
+
+        Raises:
+            UnsupportedOp: If there is no map, or if it cannot be told how the last one is laid out.
+        """
+        read = self.read(targets)
+        placed = [node for node in self.nodes.values() if node.name in read.places]
+        features = [node for node in placed if node.depth and not self._is_class_map(node, read)] or placed
+        layers = [i for i, node in enumerate(features) if node.site.primitive in LAYERS]
+        if not layers:
+            raise UnsupportedOp(f"{_UNREAD} Grad-CAM and its kin need one.")
+        start = features[layers[-1]]
+        after = _until_pool(features[layers[-1] :], count_places(start.mark))  # type: ignore[arg-type]
+        maps = {node.name: node for node in (*features[: layers[-1]], *after) if self._is_map(node, read, placed)}
+        late = [node for node in after if node.name in maps]
+        chosen = _last_whole(late, placed) or (late[-1:] or [None])[0]
+        cone = self._linked(start, lambda n: n.parents)
+        chosen = chosen or _last_whole(
+            [n for n in maps.values() if n.name in cone], [n for n in placed if n.name in cone]
+        )
+        self._check_told(chosen, read)
+        assert chosen is not None
+        return chosen
+
+    def _check_told(self, chosen: Node | None, read: Read) -> None:
+        """Refuse where the last map is one whose places are not known, rather than take an earlier one."""
+        order = list(self.nodes)
+        begin = -1 if chosen is None else order.index(chosen.name)
+        lost = [
+            n
+            for n in (self.nodes[name] for name in order[begin + 1 :])
+            if n.name in read.on_the_way and n.mark is None and n.site.primitive in LAYERS and _has_rows(n.site)
+        ]
+        unknown = lost[-1] if lost else chosen if chosen is not None and self.layout(chosen) is None else None
+        if unknown is not None:
+            raise UnsupportedOp(
+                f"The last feature map is {unknown.site} or what follows it, of shape {unknown.site.output_shape}, and it cannot "
+                "be told where in the image its values stand. Name a layer and say how to read it: layer=..., with "
+                "channels='first' or 'last', and grid=(h, w) for tokens."
+            )
+        if chosen is None:
+            raise UnsupportedOp(f"{_UNREAD} Name a layer: layer='a module path'.")
+
+    def _is_map(self, node: Node, read: Read, placed: list[Node]) -> bool:
+        """One channel axis, images of its own, values of its own, and no operand of an attention."""
+        images = self._images(node)
+        if images is None or node.mark is None or node.site.primitive == "dropout" or node.name not in self.run.kept:
+            return False
+        others = [a for a, size in enumerate(node.site.output_shape) if size > 1 and a != images]
+        if len([a for a in others if a not in place_axes(node.mark)]) > 1:
+            return False
+        if node.site.primitive in _PURE_MOVES and self._is_moved_map(node):
+            return False
+        return not self._is_operand(node, read, placed)
+
+    def _is_moved_map(self, node: Node) -> bool:
+        """Whether a map that stands before the moves has the same values."""
+        while node.site.primitive in _PURE_MOVES and node.parents:
+            node = self.nodes[node.parents[0]]
+            if node.site.primitive not in _PURE_MOVES and self.layout(node) is not None:
+                return True
+        return False
+
+    def _is_operand(self, node: Node, read: Read, placed: list[Node]) -> bool:
+        """Queries, keys and values: what goes into products of two signals only, in slices or beside another of them."""
+        pending, seen, sliced, ends = [node.name], set(), False, 0
+        while pending:
+            name = pending.pop()
+            for child in self.children[name]:
+                after = self.nodes[child].site.primitive
+                if child not in read.on_the_way or child in seen:
+                    continue
+                seen.add(child)
+                sliced, ends = sliced or after == "slice", ends + (after in PRODUCTS)
+                if after in PRODUCTS:
+                    continue
+                if after in LAYERS or not is_somewhere(self.nodes[child].mark):  # read as it is, or pooled
+                    return False
+                pending.append(child)
+        return ends > 0 and (sliced or not self._is_alone(node, placed))
+
+    def is_alone(self, node: Node, targets: Iterable[int]) -> bool:
+        """Whether no other map is read beside the node's."""
+        read = self.read(targets)
+        return self._is_alone(node, [n for n in self.nodes.values() if n.name in read.places])
+
+    def _is_alone(self, node: Node, placed: list[Node]) -> bool:
+        """Whether every other value with places was made from this one or is one that it was made from."""
+        after = self._linked(node, lambda n: self.children[n.name])
+        before = self._linked(node, lambda n: n.parents)
+        return all(other.name in after or other.name in before for other in placed)
+
+    def _linked(self, node: Node, step: Callable[[Node], Iterable[str]]) -> set[str]:
+        pending, found = [node.name], {node.name}
+        while pending:
+            new = [name for name in step(self.nodes[pending.pop()]) if name not in found]
+            found.update(new)
+            pending += new
+        return found
+
+    def _is_class_map(self, node: Node, read: Read) -> bool:
+        """Whether its channels are the scores: as many, and no layer with weights follows on their way."""
+        layout = self.layout(node)
+        if layout is None or layout.channels is None or node.site.output_shape[layout.channels] != self.classes:
+            return False
+        after = self._linked(node, lambda n: [c for c in self.children[n.name] if c in read.on_the_way]) - {node.name}
+        return all(self.nodes[name].site.primitive not in LAYERS for name in after)
+
+    def _images(self, node: Node) -> int | None:
+        """The axis of the images: the one whose size is their number, in this pass and in the other."""
+        here, there = node.site.output_shape, self.shapes.get(node.name, node.site.output_shape)
+        if len(here) != len(there):
+            return None
+        changed = [a for a, (one, many) in enumerate(zip(here, there, strict=True)) if one != many]
+        return next((a for a in changed or range(len(here)) if here[a] == self.n), None)
+
+
+def find_features(model: nn.Module, inputs: tuple[Tensor, ...], trace: Trace | None = None) -> Features:
+    """Run the model on the first image to find its maps; on all, if ``trace`` shows that all go another way.
+
+    Raises:
+        UnsupportedOp: If an operation cannot be seen.
+    """
+    for images in (tuple(x[:1] for x in inputs), inputs):
+        watch = _Places(model, tuple(x.detach().requires_grad_() for x in images))
+        run = propagate(model, images, ReachTable(), keep=lambda site: site.primitive != "setitem")
+        found = Features(watch.nodes, run, len(images[0]))
+        same = found if trace is None else found.of(trace)
+        if same is not None:
+            return same
+    raise UnsupportedOp(
+        "The network calls other operations each time it runs on the same images, so its last feature map cannot be found. "
+        "Make its forward pass repeat itself."
+    )
+
+
+class _Places(Watch):
+    """A pass that notes for each call which calls made its signals, and where its output stands."""
+
+    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        signals = tuple(x.clone() for x in inputs)
+        super().__init__(model, signals)
+        self._stands: Any = WeakIdKeyDictionary()
+        self._made: Any = WeakIdKeyDictionary()
+        self.nodes: dict[str, Node] = {}
+        self._stands.update((x, image_mark(x)) for x in signals)
+        self.follow(model, signals)
+
+    def visit(self, call: Call) -> Any:
+        signals = call.signals
+        marks = [self._stands.get(s) for s in signals]
+        parents: list[str] = [self._made[s] for s in signals if s in self._made]
+        before = self._made.get(call.target._base) if call.inplace and call.target._base is not None else None
+        result = call.spelled()
+        target = call.target if call.inplace else result
+        outputs = [target] if isinstance(target, Tensor) else [t for t in target if t.is_floating_point()]
+        if not outputs or not outputs[0].is_floating_point():
+            return result
+        with torch.no_grad():
+            found = marks_of(call, marks, outputs)
+        depth = max(call.site.depths, default=0) + (call.site.primitive in LAYERS)
+        parents += [before] if before else []
+        for i, (tensor, mark) in enumerate(zip(outputs, found, strict=True)):
+            site = replace(call.site, output_shape=tuple(tensor.shape))
+            name = f"{site.name}.{i}" if i else site.name
+            self.nodes[name] = Node(name, site, tuple(parents), mark, depth)
+            self._stands[tensor], self._made[tensor] = mark, name
+        if call.inplace and call.target._base is not None:
+            self._made[call.target._base] = call.site.name
+        return result
+
+
+def _until_pool(nodes: list[Node], count: int) -> list[Node]:
+    """The nodes at as many places as the first, up to the first pool."""
+    pool = next((i for i, node in enumerate(nodes) if "pool" in node.site.primitive), len(nodes))
+    return [node for node in nodes[:pool] if count_places(node.mark) == count]  # type: ignore[arg-type]
+
+
+def _last_whole(maps: list[Node], placed: list[Node]) -> Node | None:
+    """The last map that nothing with places goes round: no later one reads an earlier one."""
+    order = {node.name: i for i, node in enumerate(placed)}
+    for node in reversed(maps):
+        own = order[node.name]
+        later = (p for other in placed[own + 1 :] for p in other.parents)
+        if not any(order.get(parent, own) < own for parent in later):
+            return node
+    return None
+
+
+def _has_rows(site: Site) -> bool:
+    return len([size for size in site.output_shape[1:] if size > 1]) > 1

@@ -185,11 +185,9 @@ def find_part(model: nn.Module, inputs: tuple[Tensor, ...], start: str | None) -
     if start == INPUT:
         starts, name = lean.inputs, INPUT
     else:
-        site = feature_site(lean.trace, start, classes)
         made = {node.call.site.name: node.outputs[:1] for node in recording.nodes if node.outputs}
-        starts, name = made.get(site.name, ()), site.name
-        if not starts:
-            raise InputError(f"start must lie on the way to the logits, but nothing of {site} reaches them.")
+        site = feature_site(model, inputs, lean.trace, start, lambda s: s.name in made)
+        starts, name = made[site.name], site.name
     if not {slot for node in lean.nodes for slot in node.sources}.issuperset(starts):
         lean = recording  # the start itself would be folded away
     shapes = {slot: tuple(value.shape[1:]) for slot, value in slots.items()}

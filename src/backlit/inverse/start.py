@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
 from backlit._errors import InputError, UnsupportedOp, nearest
-from backlit._features import last_features
+from backlit._features import find_features
 from backlit.capture.sites import Site, Trace
 
 
-def feature_site(trace: Trace, start: str | None, classes: int) -> Site:
-    """The site whose output a module path or a site's name means; None is the last feature map that is no map of classes.
+def feature_site(
+    model: nn.Module, inputs: tuple[Tensor, ...], trace: Trace, start: str | None, reaches: Callable[[Site], bool]
+) -> Site:
+    """The site whose output a module path or a site's name means; None is the last feature map on the way to the logits.
+
+    ``reaches`` says of a site of the ``trace`` whether the logits depend on it.
 
     Raises:
-        InputError: If no module or site of that name has an output with channels; names the nearest.
-        UnsupportedOp: If None is asked for and the network has no feature map.
+        InputError: If no module or site of that name has an output with channels, or if none of them reaches the logits.
+        UnsupportedOp: If None is asked for and the network has no feature map (n, c, h, w).
     """
-    found = [s for s in trace if len(s.output_shape) >= 2 and s.primitive != "dropout"]
     if start is None:
-        maps = [s for s in found if len(s.output_shape) == 4 and max(s.output_shape[2:]) > 1]
-        maps = [s for s in maps if s.output_shape[1] != classes]
-        if not maps:
-            raise UnsupportedOp(
-                "The network has no feature map (n, c, h, w) of more than one position to begin with. Say where: start='input', "
-                "or a module's path."
-            )
-        return last_features(maps)
+        return _last_map(model, inputs)
+    found = [s for s in trace if len(s.output_shape) >= 2 and s.primitive != "dropout"]
     matching = [s for s in found if start in (s.name, s.module) or s.module.startswith(f"{start}.")]
     if not matching:
         known = list(dict.fromkeys([*(s.module for s in found if s.module), *(s.name for s in found), "input"]))
@@ -31,4 +32,28 @@ def feature_site(trace: Trace, start: str | None, classes: int) -> Site:
             f"start must be 'input', the path of a module, or a site that `backlit trace` lists, but is {start!r}. The last "
             f"ones are {', '.join(known[-7:-1])}.{nearest(start, known)}"
         )
-    return matching[-1]
+    on_the_way = [s for s in matching if reaches(s)]
+    if not on_the_way:
+        raise InputError(
+            f"start must lie on the way to the logits, but nothing of {matching[-1]} reaches them. Use start=None for the "
+            "last feature map that does."
+        )
+    return on_the_way[-1]
+
+
+def _last_map(model: nn.Module, inputs: tuple[Tensor, ...]) -> Site:
+    features = find_features(model, inputs)
+    try:
+        node = features.last(range(features.classes))
+    except UnsupportedOp as error:
+        raise UnsupportedOp(
+            "The network has no feature map (n, c, h, w) of more than one position to begin with. Say where: start='input', "
+            f"or a module's path. ({error})"
+        ) from error
+    layout = features.layout(node)
+    if len(node.site.output_shape) != 4 or layout is None or layout.channels != 1:
+        raise UnsupportedOp(
+            f"The network's last feature map, {node.site}, is no map (n, c, h, w), but of shape {node.site.output_shape}, and "
+            "cannot be begun with. Say where: start='input', or a module's path."
+        )
+    return node.site

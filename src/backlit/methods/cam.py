@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backlit._errors import InputError, UnsupportedOp, nearest
-from backlit._features import last_features
+from backlit._errors import InputError, nearest
+from backlit._features import Features, Node, find_features
+from backlit._places import Layout, given_layout, is_somewhere
 from backlit.capture import Propagation, Site, propagate
 from backlit.methods.base import Maps, Method, Options, activation_bytes, check
 from backlit.methods.inputs import pick
@@ -23,17 +24,33 @@ class CAMOptions(Options):
     """Options of class activation maps.
 
     Attributes:
-        layer: The feature map: a module's path ("features.12", whose last feature map counts) or a site ("relu[25]");
-            None finds it: what the last convolution ends in before anything is pooled (its activation, its block's
-            residual add or concat), leaving out a convolution whose channels are the classes themselves. The result's
-            provenance says which it was.
+        layer: The feature map: a module's path ("features.12", whose last feature map counts; of a module that is called
+            twice, the last call's) or a site ("relu[25]"). It must lie on the way from the image to the score. None finds it:
+            what the last layer with weights on that way ends in before anything is pooled (its activation, its norm, its
+            block's residual add or concat), leaving out a layer whose channels are the scores themselves. Where a class token
+            alone is read after the last attention, it is the norm that this attention reads. The result's provenance says
+            which it was, how its axes were read, and how it was found.
+        channels: "first" or "last", how to read a named layer: (n, c, h, w) or (n, h, w, c), (n, c, t) or (n, t, c). None
+            follows the image's rows and columns through the network and refuses where it cannot tell.
+        grid: Height and width of the grid of a named layer's tokens (n, t, c), row by row; those in front of it, such as a
+            class token, are left out. None follows the network, as above.
     """
 
     layer: str | None = None
+    channels: str | None = None
+    grid: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.layer is None or isinstance(self.layer, str), "layer", self.layer, "a module path, a site, or None")
+        layer, grid = self.layer, self.grid
+        check(layer is None or isinstance(layer, str), "layer", layer, "a module path, a site, or None")
+        check(self.channels in (None, "first", "last"), "channels", self.channels, "'first', 'last', or None")
+        if grid is not None:
+            pair = isinstance(grid, (tuple, list)) and len(grid) == 2 and all(type(s) is int and s > 0 for s in grid)
+            check(pair, "grid", grid, "the height and the width of the tokens' grid, as in (14, 14), or None")
+            object.__setattr__(self, "grid", tuple(grid))
+        if layer is None and (self.channels is not None or grid is not None):
+            raise InputError("channels and grid say how to read a named layer, but layer is None. Give layer as well.")
 
 
 class GradCAM(Method):
@@ -51,15 +68,20 @@ class GradCAM(Method):
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
         run = propagate(self.model, inputs, presets.gradient.over(self.options.rules), keep=_may_be_one)
         targets = pick(run.output, targets)
-        cam, layer = class_activation(run, targets, self.options.layer)
-        values = tuple(_enlarged(cam, x) for x in inputs)
+        layers = find_layers(find_features(self.model, inputs, run.trace), targets, self.options)
+        values = [torch.zeros((*targets.T.shape, 1, *x.shape[-2:]), dtype=x.dtype, device=x.device) for x in inputs]
+        for layer in dict.fromkeys(layers.values()):
+            cam = class_activation(run, targets, layer)
+            own = torch.tensor([k for k, v in layers.items() if v == layer], device=targets.device)
+            mine = torch.isin(targets.T, own)[:, :, None, None, None]
+            values = [torch.where(mine, _enlarged(cam, x), v) for x, v in zip(inputs, values, strict=True)]
         return Maps(
-            values=values,
+            values=tuple(values),
             targets=targets,
             output=run.output.detach().gather(1, targets).T,
             coverage=run.coverage,
             activation_bytes=activation_bytes(run.trace, inputs[0]),
-            notes={"layer": str(layer)},
+            notes=_notes(layers),
         )
 
 
@@ -73,7 +95,8 @@ class GuidedGradCAM(Method):
     Options = CAMOptions
 
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
-        coarse = GradCAM(self.model, layer=self.options.layer, rules=self.options.rules).explain(inputs, targets)
+        own = {field.name: getattr(self.options, field.name) for field in fields(self.options)}
+        coarse = GradCAM(self.model, **own).explain(inputs, targets)
         run = propagate(self.model, inputs, presets.guided.over(self.options.rules))
         return Maps(
             values=tuple(g * c for g, c in zip(gradients(run, coarse.targets), coarse.values, strict=True)),
@@ -85,45 +108,136 @@ class GuidedGradCAM(Method):
         )
 
 
-def class_activation(run: Propagation, targets: Tensor, layer: str | None) -> tuple[Tensor, Site]:
-    """Grad-CAM before it is enlarged, (t, n, 1, h, w), and the site whose output it weights.
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A feature map to weight: its site, how its output becomes (n, c, h, w), and how it was found."""
+
+    site: Site
+    layout: Layout
+    how: str
+
+    @property
+    def axes(self) -> str:
+        """The names of the output's axes, and its grid."""
+        return self.layout.describe(self.site.output_shape)
+
+
+def class_activation(run: Propagation, targets: Tensor, layer: Layer) -> Tensor:
+    """Grad-CAM before it is enlarged, (t, n, 1, h, w)."""
+    output = run.kept[layer.site.name].output
+    (grads,) = gradients(run, targets, to=(output,))
+    channels = layer.layout.arrange(grads, lead=1).mean((3, 4), keepdim=True)
+    return (channels * layer.layout.arrange(output.detach())).sum(2, keepdim=True).relu()
+
+
+def find_layers(features: Features, targets: Tensor, options: CAMOptions) -> dict[int, Layer]:
+    """The layer of each target: one for all, unless their scores read different branches.
 
     Raises:
-        InputError: If the layer is not there or has no feature map.
-        UnsupportedOp: If the network has no feature map at all.
+        InputError: If the named layer is not there, not on the way to a target's score, or cannot be read as a map.
+        UnsupportedOp: If the network has no feature map, or if it cannot be told how the last one is laid out.
     """
-    site = feature_map(run, layer)
-    maps = run.kept[site.name].output
-    (grads,) = gradients(run, targets, to=(maps,))
-    channels = grads.mean((3, 4), keepdim=True)
-    return (channels * maps.detach()).sum(2, keepdim=True).relu(), site
+    classes = targets.unique().tolist()
+    if options.layer is not None:
+        node = _named(features, options.layer, classes)
+        return dict.fromkeys(classes, _read_as(features, node, options))
+    common = features.last(classes)
+    nodes = {
+        k: common if len(classes) == 1 or common.name in features.read([k], only=common.name).places else None
+        for k in classes
+    }
+    nodes = {k: features.last([k]) if node is None else node for k, node in nodes.items()}
+    layers: dict[str, Layer] = {}
+    for k, node in nodes.items():
+        if node.name not in layers:
+            layout = features.layout(node)
+            assert layout is not None
+            how = "the last map on the way to the score"
+            how = how if features.is_alone(node, [k]) else f"{how}, which reads others beside it"
+            layers[node.name] = Layer(features.site(node), layout, how)
+    return {k: layers[node.name] for k, node in nodes.items()}
 
 
-def feature_map(run: Propagation, layer: str | None) -> Site:
-    """The site of a layer's last feature map; of the network's last one that is no map of classes, if none is named."""
-    found = [s for s in run.trace if s.name in run.kept and _is_feature_map(s) and s.primitive != "dropout"]
-    if not found:
-        raise UnsupportedOp("The network has no feature map (n, c, h, w) of more than one position to weight.")
-    if layer is None:
-        return last_features([s for s in found if s.output_shape[1] != run.output.shape[1]] or found)
-    matching = [s for s in found if layer in (s.name, s.module) or s.module.startswith(f"{layer}.")]
-    if not matching:
-        known: list[str] = list(dict.fromkeys(s.module for s in found if s.module)) + [s.name for s in found]
-        shown = ", ".join(known[-6:])
+def _named(features: Features, layer: str, classes: list[int]) -> Node:
+    """The last feature map of a module, or of a site, on the way to the score of each class."""
+    nodes = [
+        n for n in features.nodes.values() if layer in (n.name, n.site.module) or n.site.module.startswith(f"{layer}.")
+    ]
+    nodes = [n for n in nodes if _has_map(features, n)]
+    reads = [features.read([k]) for k in classes]
+    if not nodes:
+        there = [n for n in features.nodes.values() if n.name in reads[0].places and features.layout(n)]
+        known: list[str] = list(dict.fromkeys(n.site.module for n in there if n.site.module)) + [n.name for n in there]
         raise InputError(
-            f"layer must name a module or a site with a feature map (n, c, h, w), but is {layer!r}. The last ones are "
-            f"{shown}.{nearest(layer, known)}"
+            f"layer must name a module or a site with a feature map (n, c, h, w), (n, h, w, c) or (n, t, c), but is {layer!r}. "
+            f"The last ones are {', '.join(known[-6:])}.{nearest(layer, known)}"
         )
-    return matching[-1]
+    for k, read in zip(classes, reads, strict=True):
+        way = [n for n in nodes if n.name in read.on_the_way]
+        if not way:
+            raise InputError(
+                f"layer must lie on the way from the image to the score of target {k}, but nothing of {layer!r} reaches it. "
+                f"Use layer=None, which finds {_advice(features, k)}."
+            )
+        nodes = way
+    last = nodes[-1]
+    for k, read in zip(classes, reads, strict=True):
+        if last.name not in read.places and is_somewhere(last.mark):
+            raise InputError(
+                f"layer must be a feature map that the score of target {k} reads, but of {last.site} it reads no place of the "
+                f"grid (a class token alone goes on from there). Use layer=None, which finds {_advice(features, k)}."
+            )
+    return last
+
+
+def _advice(features: Features, target: int) -> str:
+    site = features.last([target]).site
+    return f"{site.name!r}, in {site.module!r}" if site.module else repr(site.name)
+
+
+def _has_map(features: Features, node: Node) -> bool:
+    """A map, or what may be one as far as can be told."""
+    return len(node.site.output_shape) in (3, 4) and (node.mark is None or is_somewhere(node.mark))
+
+
+def _read_as(features: Features, node: Node, options: CAMOptions) -> Layer:
+    """The named layer, as the network shows its axes, or as the options say."""
+    site = features.site(node)
+    if options.channels is None and options.grid is None:
+        layout = features.layout(node)
+        if layout is not None:
+            return Layer(site, layout, "named")
+        raise InputError(
+            f"layer {options.layer!r} puts out {site.output_shape} at {site}, and it cannot be told where in the image its values "
+            "stand. Say how to read it: channels='first' or 'last', and grid=(h, w) for tokens; or name another layer."
+        )
+    layout = given_layout(site.output_shape, options.channels, options.grid)
+    if layout is None:
+        raise InputError(
+            f"channels and grid must fit the output {site.output_shape} of layer {options.layer!r} ({site}), but are "
+            f"{options.channels!r} and {options.grid!r}. For (n, c, h, w) give channels='first', for (n, h, w, c) "
+            "channels='last', for tokens (n, t, c) grid=(h, w) of at most t places."
+        )
+    return Layer(site, replace(layout, order=layout.order.to(features.run.output.device)), "named, axes as given")
+
+
+def _notes(layers: dict[int, Layer]) -> dict[str, str]:
+    """The provenance: the layer, its axes and how it was found; by target, if they differ."""
+    different = list(dict.fromkeys(layers.values()))
+    if len(different) == 1:
+        (layer,) = different
+        return {"layer": str(layer.site), "layer_axes": layer.axes, "layer_choice": layer.how}
+    own = {layer: [k for k, v in layers.items() if v is layer] for layer in different}
+    return {
+        "layer": "; ".join(f"{v.site} for target {', '.join(map(str, k))}" for v, k in own.items()),
+        "layer_axes": "; ".join(v.axes for v in different),
+        "layer_choice": different[0].how,
+    }
 
 
 def _may_be_one(site: Site) -> bool:
     """Asked before the call, when the output's shape is not known."""
-    return any(len(shape) == 4 for shape in site.input_shapes)
-
-
-def _is_feature_map(site: Site) -> bool:
-    return len(site.output_shape) == 4 and max(site.output_shape[2:]) > 1
+    return site.primitive != "setitem" and any(len(shape) >= 3 for shape in site.input_shapes)
 
 
 def _enlarged(cam: Tensor, x: Tensor) -> Tensor:
