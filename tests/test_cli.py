@@ -110,7 +110,7 @@ def test_explain_goes_on_after_bad_images_and_lists_them(digits: Path, tmp_path:
         (["--model", "digits", "--weights", "none.safetensors"], "none.safetensors"),
         (["--option", "steps"], "must be KEY=VALUE"),
         (["--option", "stpes=3"], "Did you mean 'steps'"),
-        (["--option", "steps=none"], "steps must be a positive integer, but is 'none'"),
+        (["--option", "steps=none"], "steps must be a positive integer up to 1,000,000, but is 'none'"),
         (["--mean", "a,b"], "mean must be numbers by comma"),
         (["--device", "gpu"], "gpu"),
         (["--dtype", "float8"], "float8"),

@@ -18,6 +18,7 @@ ORDER = [
         "_warn",
         "_draws",
         "_forward",
+        "_state",
         "_json",
         "_files",
         "_journal",

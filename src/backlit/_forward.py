@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from backlit._draws import refuse_draws
 from backlit._errors import ModelStateError
+
+Result = TypeVar("Result")
 
 
 def forward(model: nn.Module, *inputs: Tensor, grad: bool = False) -> Any:
@@ -21,6 +23,17 @@ def forward(model: nn.Module, *inputs: Tensor, grad: bool = False) -> Any:
     """
     with torch.set_grad_enabled(grad), unchanged(model, inputs):
         return model(*(x.clone() for x in inputs))
+
+
+def of_image(run: Callable[[tuple[Tensor, ...], int], Result], inputs: tuple[Tensor, ...], i: int = 0) -> Result:
+    """``run(images, place)`` on image i alone; on all images where the network takes no fewer.
+
+    So it is with a network that holds a constant for each image of its batch.
+    """
+    if len(inputs[0]) > 1:
+        with suppress(Exception):
+            return run(tuple(x[i : i + 1] for x in inputs), 0)
+    return run(inputs, i)
 
 
 @contextmanager

@@ -204,7 +204,7 @@ def test_compiled_steps_equal_eager_ones() -> None:
     ("options", "message"),
     [
         ({"variant": "both"}, "variant must be .* but is 'both'"),
-        ({"steps": 0}, "steps must be a positive integer, but is 0"),
+        ({"steps": 0}, "steps must be a positive integer up to 1,000,000, but is 0"),
         ({"lr": -1}, "lr must be a positive number"),
         ({"optimizer": "lbfgs"}, "optimizer must be one of rmsprop"),
         ({"init": "zero"}, "init must be"),
@@ -220,7 +220,7 @@ def test_options_are_checked(options: dict, message: str) -> None:
 
 def test_a_network_without_activations_is_refused() -> None:
     linear = nn.Sequential(nn.Flatten(), nn.Linear(162, 4)).double().eval()
-    with pytest.raises(InputError, match=r"must leave DMBP an activation to mask.*use GradientXInput"):
+    with pytest.raises(InputError, match=r"must leave DMBP an activation to mask.*Use GradientXInput"):
         DMBP(linear)(images(), TARGET)
     assert Saliency(linear).attribute(images(), TARGET).shape == (3, 2, 9, 9)
 

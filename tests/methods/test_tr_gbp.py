@@ -238,7 +238,7 @@ def test_images_are_kept_apart_where_their_axis_moves(monkeypatch: pytest.Monkey
     whole = method.attribute(x, 1)
     for i in range(6):
         torch.testing.assert_close(method.attribute(x[i : i + 1], 1)[0], whole[i])
-    monkeypatch.setattr(biases, "_apart", lambda together, alone: True)
+    monkeypatch.setattr(biases, "_apart", lambda together, alone, n: True)
     assert not torch.allclose(method.attribute(x, 1), whole)  # what the check is there for
 
 

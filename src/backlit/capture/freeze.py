@@ -87,7 +87,11 @@ class FrozenNetwork:
                 tensor = tensor.contiguous(memory_format=memory_format)
             return tensor
 
-        nodes = tuple(_converted(node, convert) for node in self._recording.nodes)
+        return self.mapped(lambda node: _converted(node, convert), convert)
+
+    def mapped(self, change: Callable[[Node], Node], convert: Callable[[Tensor], Tensor]) -> FrozenNetwork:
+        """The map with its nodes changed, and its fixed values and its output converted."""
+        nodes = tuple(map(change, self._recording.nodes))
         constants = {k: convert(v) for k, v in self._constants.items()}
         return FrozenNetwork(replace(self._recording, nodes=nodes), convert(self.output), constants)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from backlit._errors import RuleMismatch
-from backlit._forward import unchanged
+from backlit._forward import of_image, unchanged
 from backlit.capture.canonical import Call
 from backlit.capture.fold import fold_plan, foldable
 from backlit.capture.refuse import check_model
@@ -157,7 +157,7 @@ def propagate(
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     check_model(model, inputs)
     leaves = tuple(x.detach().requires_grad_() for x in inputs)
-    plan, planned = fold_plan(model, tuple(x[:1] for x in leaves)) if fold else ({}, None)
+    plan, planned = of_image(lambda some, _: fold_plan(model, some), leaves) if fold else ({}, None)
     while True:
         with torch.enable_grad():
             signals = tuple(leaf.clone() for leaf in leaves)  # the network may write to its input

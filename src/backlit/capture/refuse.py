@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from backlit._errors import InputError, ModelStateError, UnsupportedOp
+from backlit._state import check_state
 from backlit.capture.primitives import Arguments
 
 # Messages of UnsupportedOp; {} is where.
+HOOKED = "{} hooks the gradient of a signal, and may change it. Remove the hook, or the forward hook that makes it: handle.remove()"
+EXPORTED = "{} is part of an exported graph, below what rules are for. Explain the nn.Module that was exported."
 UNKNOWN = (
     "{} is an operation that Backlit does not know, and its result depends on the input. Declare it, "
     "backlit.capture.extend({}, kind, {!r}): methods that follow true derivatives then run, others take rules={{{!r}: rule}}. "
@@ -40,14 +43,15 @@ HOOKS = (
 )
 CUT_OFF = (
     "The output does not depend on the input through operations that can be seen: the model cuts the gradient "
-    "(.detach(), .data, a conversion to NumPy) or runs scripted or compiled code."
+    "(.detach(), .data, a conversion to NumPy), looks values up by index (an embedding; explain what follows it, with its "
+    "output as the input), or runs scripted or compiled code."
 )
 
 
 def unknown(name: str, where: str) -> str:
     """What to say of an operation that is in no table, by its dotted name."""
     word = name.rpartition(".")[2]
-    text = RECURRENT if word.partition("_")[0] in ("lstm", "gru", "rnn") else UNKNOWN
+    text = RECURRENT if word.partition("_")[0] in ("lstm", "gru", "rnn") else EXPORTED if word == "default" else UNKNOWN
     return text.format(where, name, word, word)
 
 
@@ -57,12 +61,9 @@ def check_model(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     Raises:
         InputError: If ``model`` is no ``nn.Module``, or the inputs cannot have gradients.
         UnsupportedOp: If a submodule is scripted or compiled, so that its calls cannot be seen.
-        ModelStateError: If batch norm or dropout is in train mode.
+        ModelStateError: If batch norm or dropout is in train mode, or hooks or tensors are as :func:`check_state` says.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            f"model must be a torch.nn.Module, but is {type(model).__name__}. Wrap a function in a module."
-        )
+    check_state(model)
     if torch.is_inference_mode_enabled() or any(x.is_inference() or not x.is_floating_point() for x in inputs):
         raise InputError(
             f"inputs must be floating-point tensors outside torch.inference_mode, but are {[x.dtype for x in inputs]}"
@@ -70,13 +71,11 @@ def check_model(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         )
     for name, module in model.named_modules():
         where = name or "<model>"
-        if isinstance(module, torch.jit.ScriptModule):
+        scripted = isinstance(module, torch.jit.ScriptModule)
+        if scripted or type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None):
             raise UnsupportedOp(
-                f"The module {where!r} is scripted; its calls cannot be seen. Use the original nn.Module."
-            )
-        if type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
-            raise UnsupportedOp(
-                f"The module {where!r} is compiled; its calls cannot be seen. Use the original module (model._orig_mod)."
+                f"The module {where!r} is {'scripted' if scripted else 'compiled'}; its calls cannot be seen. Use the "
+                "original nn.Module: model._orig_mod, or after model.compile() a copy, copy.deepcopy(model)."
             )
         stochastic = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
         tracking = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
@@ -114,7 +113,7 @@ def check_output(output: Any, n: int) -> None:
             f"model must return one tensor of logits (n, k), but returned {type(output).__name__}. Wrap it in a module "
             "whose forward returns the logits."
         )
-    if output.dim() != 2 or output.shape[0] != n or not output.is_floating_point():
+    if output.dim() != 2 or output.shape[0] != n or output.shape[1] == 0 or not output.is_floating_point():
         raise InputError(
             f"model must return logits of shape (n, k), one row an image, but returned {output.dtype} of shape "
             f"{tuple(output.shape)} for {n}. Wrap it in a module that returns one score per class (a global mean, say)."

@@ -108,6 +108,8 @@ class Watch(TorchFunctionMode):
             self._check_origin(tensor, func)
         if not live:
             return self._off_path(func, args, kwargs, tensors)
+        if func in _HOOKS:
+            raise UnsupportedOp(refuse.HOOKED.format(self._where(func)))
         if func in CONSTANT:
             result = func(*args, **kwargs)
             self.peek(live)
@@ -287,6 +289,7 @@ class Watch(TorchFunctionMode):
         return f"{_name(func)} at {module_path(self._paths) or '<model>'}"
 
 
+_HOOKS = (Tensor.register_hook, Tensor.grad_fn.__get__)  # type: ignore[attr-defined]
 _OPEN = frozenset("torch.nn.functional torch.functional torch._tensor torch._jit_internal".split())
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from backlit._errors import BacklitError
 from backlit.capture import LAYERS, Call, Rule, Site, propagate
@@ -34,13 +33,21 @@ Changes = Callable[[tuple[Tensor, ...], Any, Call], tuple[tuple[Tensor, ...], Te
 
 
 def audit(
-    model: nn.Module, x: tuple[Tensor, ...], table: RuleTable, target: int, changes: Changes | None = None
+    model: nn.Module,
+    x: tuple[Tensor, ...],
+    table: RuleTable,
+    target: int,
+    changes: Changes | None = None,
+    *,
+    image: int = 0,
 ) -> tuple[Leak, ...]:
-    """The leak of every site for one image (1, c, h, w), from the output down; of ``changes``, if given, not of values."""
+    """The leak of every site for one image of x, from the output down; of ``changes``, if given, not of values."""
     leaks: list[Leak] = []
     try:
         run = propagate(model, x, _Audited(table, changes, leaks))
-        run.gradient(F.one_hot(torch.tensor([target], device=run.output.device), run.output.shape[1]).to(x[0].dtype))
+        weights = torch.zeros_like(run.output)
+        weights[image, target] = 1
+        run.gradient(weights)
     except BacklitError:  # a network that writes through views runs only with its own derivatives there
         return ()
     return tuple(leaks)

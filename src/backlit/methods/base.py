@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 from backlit._errors import BacklitError, InputError, nearest
 from backlit._fingerprint import fingerprint
 from backlit._plain import described
+from backlit._state import check_module
 from backlit._version import __version__
 from backlit.attribution import Attribution
 from backlit.capture import Coverage, Rule, Trace
 from backlit.capture.primitives import BY_NAME
 from backlit.capture.refuse import check_model
-from backlit.methods.chunks import out_of_memory, run_in_chunks
-from backlit.methods.inputs import check_images, check_runs, check_targets, not_finite
+from backlit.methods.chunks import first_size, out_of_memory, run_in_chunks
+from backlit.methods.inputs import check_images, check_runs, check_targets, chunk_of, not_finite
 
 Target = int | Sequence[int] | Tensor | None
 
@@ -42,13 +44,8 @@ class Options:
     rules: Mapping[str, Rule | None] | None = None
 
     def __post_init__(self) -> None:
+        check_common(self.chunk, self.seed)
         self._check_rules()
-        check(
-            self.chunk is None or (isinstance(self.chunk, int) and self.chunk > 0),
-            "chunk",
-            self.chunk,
-            "a positive integer or None",
-        )
 
     def _check_rules(self) -> None:
         must = "rules by primitive, {'softmax': rule}, each a function rule(grad_output, inputs, output, call) or None"
@@ -72,6 +69,61 @@ def check(holds: bool, name: str, found: Any, must_be: str) -> None:
     """
     if not holds:
         raise InputError(f"{name} must be {must_be}, but is {found!r}.")
+
+
+MOST_STEPS = 1_000_000
+"""What an iterative method may be asked for: more is a mistake that would not end."""
+
+
+def check_whole(name: str, found: Any, *, low: int = 1, high: int | None = None, none: bool = False) -> None:
+    """Refuse what is no whole number from ``low`` to ``high``; a truth value is none.
+
+    Raises:
+        InputError: Unless it is one, or None where that is allowed.
+    """
+    whole = isinstance(found, int) and not isinstance(found, bool) and found >= low and (high is None or found <= high)
+    kind = "a positive integer" if low == 1 else f"an integer from {low}"
+    check(
+        whole or (none and found is None),
+        name,
+        found,
+        f"{kind}{'' if high is None else f' up to {high:,}'}{' or None' * none}",
+    )
+
+
+def is_number(found: Any) -> bool:
+    """Whether it is a finite number; a truth value is none."""
+    if not isinstance(found, (int, float)) or isinstance(found, bool):
+        return False
+    try:
+        return math.isfinite(found)
+    except OverflowError:  # an integer beyond what floats hold
+        return False
+
+
+def check_positive(name: str, found: Any, *, none: bool = False) -> None:
+    """Refuse what is no finite number above 0.
+
+    Raises:
+        InputError: Unless it is one, or None where that is allowed.
+    """
+    check(
+        (is_number(found) and found > 0) or (none and found is None),
+        name,
+        found,
+        f"a positive number{' or None' * none}",
+    )
+
+
+def check_common(chunk: Any, seed: Any) -> None:
+    """Refuse what is no chunk size, or no seed as torch takes them.
+
+    Raises:
+        InputError: With what it must be.
+    """
+    check_whole("chunk", chunk, none=True)
+    whole = isinstance(seed, int) and not isinstance(seed, bool) and -(2**63) <= seed < 2**64
+    check(whole, "seed", seed, "an integer from -2**63 to 2**64 - 1")
 
 
 @dataclass(frozen=True)
@@ -112,10 +164,7 @@ class Method(ABC):
     """Bytes that an image takes at the peak, over the bytes of its activations in one forward pass."""
 
     def __init__(self, model: nn.Module, **options: Any) -> None:
-        if not isinstance(model, nn.Module):
-            raise InputError(
-                f"model must be a torch.nn.Module, but is {type(model).__name__}. Wrap a function in a module."
-            )
+        check_module(model)
         known = [f.name for f in fields(self.Options)]
         for key in options:
             if key not in known:
@@ -175,21 +224,30 @@ class Method(ABC):
         check_model(self.model, tensors)
         n = tensors[0].shape[0]
         targets = check_targets(target, n, several=several)
-        try:
-            chunks = run_in_chunks(
-                lambda part: self.explain(tuple(x[part] for x in tensors), None if targets is None else targets[part]),
-                lambda maps: maps.activation_bytes * self.memory_factor * maps.targets.shape[1],
-                n=n,
-                chunk=self.options.chunk,
-                device=tensors[0].device,
-            )
-        except Exception as error:
-            if not isinstance(error, BacklitError) and not out_of_memory(error):
-                check_runs(self.model, tensors, error)
-            raise
+        chunks = self._chunks(tensors, targets)
         maps = joined(chunks)
         self._check_finite(maps)
         return tensors, maps
+
+    def _chunks(self, tensors: tuple[Tensor, ...], targets: Tensor | None) -> list[Maps]:
+        """The maps of all chunks; of all images as one chunk where the network takes no fewer."""
+        n, device = tensors[0].shape[0], tensors[0].device
+        try:
+            return run_in_chunks(
+                lambda part: self.explain(tuple(x[part] for x in tensors), None if targets is None else targets[part]),
+                lambda maps: maps.activation_bytes * self.memory_factor * maps.targets.shape[1],
+                n=n,
+                chunk=chunk_of(self.model, tensors, self.options.chunk)
+                if n > first_size(self.options.chunk, device)
+                else n,
+                device=device,
+            )
+        except BacklitError:
+            raise
+        except Exception as error:
+            if not out_of_memory(error):
+                check_runs(self.model, tensors, error)
+            raise
 
     def _check_finite(self, maps: Maps) -> None:
         if not bool(maps.output.isfinite().all()):

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backlit._errors import UnsupportedOp
+from backlit._forward import of_image
 from backlit.capture import CONVOLUTIONS, Call, Propagation, Tap, Trace, propagate
 from backlit.capture.forms import derivative_along
 from backlit.methods.base import Maps, Method, joined
+from backlit.methods.inputs import check_takes, why_not
 from backlit.rules import RuleTable
 from backlit.rules.exact import exact
 from backlit.rules.layer import finite
@@ -127,16 +129,21 @@ def with_biases(
         return reader(call, output)
 
     run = propagate(model, inputs, table, fold=fold, tap=tap)
-    if n > 1 and not _apart(run.trace, propagate(model, tuple(x[:1] for x in inputs), table).trace):
+    if n > 1 and not _apart(run.trace, of_image(lambda some, _: propagate(model, some, table).trace, inputs), n):
         raise ImagesMoved
     return run
 
 
-def _apart(together: Trace, alone: Trace) -> bool:
+def _apart(together: Trace, alone: Trace, n: int) -> bool:
     """Whether each site has its images in the first axis: equal sizes would hide another one, so one image alone tells.
 
-    A network that goes another way with one image tells nothing.
+    A network that goes another way with one image tells nothing. One that takes no image alone gives both traces of all n:
+    then images may have moved where axes are permuted, and another axis than the first is as long as they are many.
     """
+    sites = list(together)
+    if [site.input_shapes for site in sites] == [site.input_shapes for site in alone]:
+        permuted = next((i for i, site in enumerate(sites) if site.primitive == "permute"), len(sites))
+        return not any(n in site.output_shape[1:] for site in sites[permuted:])
     shapes = [(1, *site.output_shape[1:]) for site in together]
     same = [site.name for site in together] == [site.name for site in alone]
     return not same or shapes == [site.output_shape for site in alone]
@@ -174,6 +181,10 @@ class BiasMethod(Method):
         try:
             return self.explain_together(inputs, targets)
         except ImagesMoved:
+            plain = why_not(self.model, inputs)
+            if plain is not None:
+                raise plain from None
+            check_takes(self.model, inputs, tuple(x[:1] for x in inputs))
             rows = [slice(i, i + 1) for i in range(inputs[0].shape[0])]
             return joined(
                 [

@@ -45,7 +45,7 @@ def run_in_chunks(
         RuntimeError: The device's own out-of-memory error, if one image alone does not fit.
     """
     results: list[Result] = []
-    size = chunk or _SMALL.get(device.type, 4)
+    size = first_size(chunk, device)
     start = 0
     while start < n:
         tokens = FIRST.set(start), IMAGES.set(n)
@@ -68,6 +68,11 @@ def run_in_chunks(
             fit = int(_SHARE * free_memory(device) / max(bytes_per_image(result), 1.0))
             size = max(1, min(fit, _LARGEST.get(device.type, 16)))
     return results
+
+
+def first_size(chunk: int | None, device: torch.device) -> int:
+    """Number of images of the first chunk: a fixed ``chunk``, or few, from which to learn what an image costs."""
+    return chunk or _SMALL.get(device.type, 4)
 
 
 def free_memory(device: torch.device) -> float:

@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backlit._errors import InputError
+from backlit._forward import of_image
 from backlit._warn import warn
 from backlit.capture import propagate
-from backlit.methods.audit import audit
-from backlit.methods.base import Maps, Method, Options, activation_bytes, check
+from backlit.methods.audit import Leak, audit
+from backlit.methods.base import Maps, Method, Options, activation_bytes, check, check_positive
 from backlit.methods.chunks import FIRST, IMAGES
-from backlit.methods.inputs import pick
+from backlit.methods.inputs import alike, pick
 from backlit.methods.targets import gradients
 from backlit.rules import RuleTable, lift
 
@@ -39,8 +40,7 @@ class LiftOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.rule in ("rescale", "reveal_cancel"), "rule", self.rule, "'rescale' or 'reveal_cancel'")
-        good = isinstance(self.tolerance, (int, float)) and self.tolerance > 0
-        check(good, "tolerance", self.tolerance, "a positive number")
+        check_positive("tolerance", self.tolerance)
 
 
 @dataclass(frozen=True)
@@ -144,10 +144,14 @@ class _Lift(Method):
             return
         self._warned = True
         t, i = divmod(int(share.argmax()), share.shape[1])
-        reference = lift.Reference(self.model, tuple(r[i : i + 1] for r in references), every=True)
-        table = self._table(reference)
-        image = tuple(x[i : i + 1] for x in inputs)
-        leaks = audit(self.model, image, table, int(maps.targets[i, t]), reference.changes)
+
+        def audited(pairs: tuple[Tensor, ...], place: int) -> tuple[Leak, ...]:
+            reference = lift.Reference(self.model, pairs[len(inputs) :], every=True)
+            table = self._table(reference)
+            wanted = int(maps.targets[i, t])
+            return audit(self.model, pairs[: len(inputs)], table, wanted, reference.changes, image=place)
+
+        leaks = of_image(audited, (*inputs, *references), i)
         worst = sorted((x for x in leaks if abs(x.lost) > 0.01 * float(gap[t, i])), key=lambda x: -abs(x.lost))[:5]
         warn(
             f"{self.title}: the map misses {float(share[t, i]):.1%} of the difference from the reference (image {i // each}, "
@@ -181,6 +185,16 @@ class DeepSHAP(_Lift):
         sets = self._sets(inputs)  # (n, r, c, h, w) each
         n, r = sets[0].shape[:2]
         group = max(1, 16 // n)  # references of an image that run at once: as many pairs as fit in a chunk
+        try:
+            return self._averaged(inputs, targets, sets, group)
+        except Exception:
+            if min(group, r) == 1:
+                raise
+        return self._averaged(inputs, targets, sets, 1)  # a network may take no other number of images than n
+
+    def _averaged(self, inputs: tuple[Tensor, ...], targets: Tensor | None, sets: list[Tensor], group: int) -> Maps:
+        """DeepLIFT's maps averaged over the references (n, r, c, h, w), of which ``group`` run at once."""
+        n, r = sets[0].shape[:2]
         first: Maps | None = None
         sums: list[Tensor] = []  # of the maps, then of the logits at the references
         for some in zip(*(s.split(group, 1) for s in sets), strict=True):
@@ -188,6 +202,11 @@ class DeepSHAP(_Lift):
             pairs = tuple(x.repeat_interleave(each, 0) for x in inputs)
             wanted = None if targets is None else targets.repeat_interleave(each, 0)
             maps, start = self.lifted(pairs, tuple(s.flatten(0, 1) for s in some), wanted, each=each)
+            copies = maps.output.unflatten(1, (n, each))
+            if not alike(copies, copies[..., :1]):
+                raise InputError(
+                    "references must meet the same image, but the model gives it other logits elsewhere in the batch."
+                )
             found = [_wide(v).unflatten(1, (n, each)).sum(2) for v in (*maps.values, start)]
             sums = [s + v for s, v in zip(sums, found, strict=True)] if sums else found
             if first is None:

@@ -20,12 +20,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import InputError
+from backlit._errors import InputError, ModelStateError, UnsupportedOp
 from backlit.capture import Coverage, CoverageRow, FrozenNetwork, Site, freeze
 from backlit.capture.forms import Scaled
-from backlit.methods.base import Maps, Method, Options, activation_bytes, check
-from backlit.methods.inputs import pick
-from backlit.methods.masks import Masks, RMSprop
+from backlit.methods.base import (
+    MOST_STEPS,
+    Maps,
+    Method,
+    Options,
+    activation_bytes,
+    check,
+    check_positive,
+    check_whole,
+    is_number,
+)
+from backlit.methods.inputs import alike, pick, why_not
+from backlit.methods.masks import Masks, RMSprop, doubled
 from backlit.methods.sites import Sites, check_sites, is_wanted
 
 Variant = Literal["all", "+,-", "+", "nd"]
@@ -84,24 +94,18 @@ class DMBPOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.variant in ("all", "+,-", "+", "nd"), "variant", self.variant, "'all', '+,-', '+' or 'nd'")
-        check(isinstance(self.steps, int) and self.steps >= 1, "steps", self.steps, "a positive integer")
-        check(_is_positive(self.lr), "lr", self.lr, "a positive number")
-        known = callable(self.optimizer) or self.optimizer in OPTIMIZERS
+        check_whole("steps", self.steps, high=MOST_STEPS)
+        check_positive("lr", self.lr)
+        known = callable(self.optimizer) or (isinstance(self.optimizer, str) and self.optimizer in OPTIMIZERS)
         check(known, "optimizer", self.optimizer, f"one of {', '.join(OPTIMIZERS)}, or a function (parameters, lr)")
-        check(isinstance(self.init, (int, float)) or self.init == "normal", "init", self.init, "a number or 'normal'")
-        check(
-            self.tolerance is None or _is_positive(self.tolerance),
-            "tolerance",
-            self.tolerance,
-            "a positive number or None",
-        )
+        check(is_number(self.init) or self.init == "normal", "init", self.init, "a number or 'normal'")
+        check_positive("tolerance", self.tolerance, none=True)
+        check(isinstance(self.compile, bool), "compile", self.compile, "True or False")
+        good = self.callback is None or callable(self.callback)
+        check(good, "callback", self.callback, "a function of a step, or None")
         check_sites(self.sites)
         floating = self.dtype is None or (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point)
         check(floating, "dtype", self.dtype, "a floating-point torch dtype or None")
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and value > 0
 
 
 class DMBP(Method):
@@ -141,8 +145,19 @@ class DMBP(Method):
 
     def frozen(self, inputs: tuple[Tensor, ...]) -> FrozenNetwork:
         """The network frozen at the images, each twice, as the descent runs it."""
-        frozen = freeze(self.model, *(torch.cat([x, x]) for x in inputs))
-        return frozen.to(dtype=self.options.dtype or inputs[0].dtype, memory_format=torch.channels_last)
+        kind: dict[str, Any] = {"dtype": self.options.dtype or inputs[0].dtype, "memory_format": torch.channels_last}
+        twice = tuple(torch.cat([x, x]) for x in inputs)
+        try:
+            frozen = freeze(self.model, *twice)
+            if alike(*frozen.output.chunk(2)):
+                return frozen.to(**kind)
+        except (UnsupportedOp, ModelStateError):
+            raise
+        except Exception:
+            if why_not(self.model, twice) is None:
+                raise
+        # The network takes no more images at once, as with a constant for each.
+        return freeze(self.model, *inputs).to(**kind).mapped(doubled, lambda value: torch.cat([value, value]))
 
     def chosen(self, frozen: FrozenNetwork) -> list[tuple[Site, Scaled]]:
         """The activations that get masks.
@@ -154,10 +169,15 @@ class DMBP(Method):
         found = [(site, form) for site, form in frozen.activations if is_wanted(site, wanted)]
         if found:
             return found
-        there = ", ".join(site.name for site, _ in frozen.activations) or "none that is elementwise"
+        there = ", ".join(site.name for site, _ in frozen.activations)
+        way_out = (
+            f"{there}. sites='activations' takes them all."
+            if there
+            else "none that is elementwise. Use GradientXInput."
+        )
         raise InputError(
             f"sites must leave DMBP an activation to mask, but {wanted!r} matches none on the way to the output. The model "
-            f"has: {there}. Without activations the network is linear: use GradientXInput."
+            f"has: {way_out}"
         )
 
 

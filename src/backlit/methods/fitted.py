@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from backlit._errors import InputError, nearest
+from backlit._state import check_module
 from backlit.inverse import Fitted
 from backlit.inverse.artefact import Layers
 from backlit.inverse.data import Data
@@ -35,8 +36,7 @@ def check_fit(model: object, options: Iterable[str], known: Sequence[str]) -> No
     Raises:
         InputError: If the model is no module, or an option is none that is ``known``.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module, but is {type(model).__name__}.")
+    check_module(model)
     for key in options:
         if key not in known:
             raise InputError(f"{key!r} is no option of this fit: it has {', '.join(known)}.{nearest(key, known)}")

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import BacklitError, InputError, ModelStateError
+from backlit._errors import BacklitError, InputError, ModelStateError, UnsupportedOp
 from backlit._forward import forward
+from backlit._state import check_state
 from backlit.capture.refuse import check_output
 
 
@@ -19,8 +20,9 @@ def check_images(inputs: Any, model: nn.Module) -> tuple[Tensor, ...]:
 
     Raises:
         InputError: If an input is no batch of finite floating-point images (n, c, h, w), or the model has another dtype.
-        ModelStateError: If the model lives on another device.
+        ModelStateError: If the model lives on another device, or is in a state that cannot be explained.
     """
+    check_state(model)
     tensors = inputs if isinstance(inputs, tuple) else (inputs,)
     if not tensors:
         raise InputError("inputs must hold at least one tensor of images (n, c, h, w), but is an empty tuple.")
@@ -37,6 +39,8 @@ def check_images(inputs: Any, model: nn.Module) -> tuple[Tensor, ...]:
         raise InputError(
             f"inputs must have the model's dtype {parameter.dtype}, but are {x.dtype}. Use inputs.to({parameter.dtype})."
         )
+    if x.is_meta:
+        raise InputError("inputs must hold values, but are on the meta device and have only a shape. Load the images.")
     for i, x in enumerate(tensors):
         finite = x.flatten(1).isfinite().all(1)
         if not bool(finite.all()):
@@ -53,10 +57,11 @@ def _check_one(x: Any, name: str, first: Tensor) -> None:
         raise InputError(f"{name} must be a tensor of images (n, c, h, w), but is {type(x).__name__}.")
     shape = tuple(x.shape)
     if x.dim() != 4:
-        hint = (
-            " Add the batch axis: x[None]." if x.dim() == 3 else " Wrap the model so that other inputs are constants."
+        raise InputError(
+            f"{name} must be images of shape (n, c, h, w), but has shape {shape}. {_way_out(x.dim(), first is not x)}"
         )
-        raise InputError(f"{name} must be images of shape (n, c, h, w), but has shape {shape}.{hint}")
+    if x.layout != torch.strided:
+        raise InputError(f"{name} must be a dense tensor, but is of layout {x.layout}. Use x.to_dense().")
     if x.numel() == 0:
         raise InputError(f"{name} must hold at least one image, but has shape {shape}.")
     if x.shape[0] != first.shape[0]:
@@ -70,6 +75,23 @@ def _check_one(x: Any, name: str, first: Tensor) -> None:
         )
     if x.dtype == torch.float16 and x.device.type == "cpu":
         raise InputError(f"{name} is float16 on the CPU, which cannot run it well. Use .float() or .bfloat16().")
+
+
+def _way_out(dims: int, further: bool) -> str:
+    """What to do with an input that is no batch of images."""
+    if further:
+        return "Wrap the model so that other inputs are constants, which the wrapper holds and expands to len(x)."
+    if dims == 3:
+        return (
+            "For one image (c, h, w) add the batch axis: x[None]. Signals (n, c, t) are images of one row: give x[:, :, None], and "
+            "a module whose forward is model(x[:, :, 0])."
+        )
+    if dims == 5:
+        return (
+            "Volumes (n, c, d, h, w) are explained as images of c * d channels: give x.flatten(1, 2), and a module whose forward "
+            "is model(x.unflatten(1, (c, d)))."
+        )
+    return "Features (n, d) are images of one pixel: give x[:, :, None, None], and a module whose forward is model(x.flatten(1))."
 
 
 def check_targets(target: Any, n: int, *, several: bool) -> Tensor | None:
@@ -136,6 +158,50 @@ def check_runs(model: nn.Module, tensors: tuple[Tensor, ...], error: Exception) 
         f"inputs of shape {shapes} do not run through the model: {str(plain).rstrip('.')}. Check the number of channels and the "
         "size that the model expects (its preprocessing says both)."
     ) from error
+
+
+def chunk_of(model: nn.Module, tensors: tuple[Tensor, ...], chunk: int | None) -> int | None:
+    """The chunk size that was asked for; the number of images where the network takes them only together.
+
+    Raises:
+        InputError: If then fewer are asked for.
+    """
+    first, n = tuple(x[:1] for x in tensors), len(tensors[0])
+    if why_not(model, first) is None:
+        return chunk
+    text = None if chunk is None else _only_together(model, tensors, first)
+    if text is not None:
+        raise InputError(f"chunk must be None or at least {n}, but is {chunk}: {text}")
+    return n  # where it does not take all of them, either, the first chunk says so
+
+
+def check_takes(model: nn.Module, tensors: tuple[Tensor, ...], some: tuple[Tensor, ...]) -> None:
+    """Refuse a network that takes the images of ``tensors`` together, but not ``some`` images in another number.
+
+    Raises:
+        InputError: If so, with the way out.
+    """
+    text = _only_together(model, tensors, some)
+    if text is not None:
+        raise InputError(f"model must take any number of images here, but {text}")
+
+
+def alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two runs on the same images gave the same logits, but for rounding: a constant may differ between them."""
+    rounding = max(1e-3, 4 * torch.finfo(one.dtype).eps)
+    return not bool(
+        ((one - other).abs() > rounding * one.abs().amax()).any()
+    )  # NaN is refused elsewhere, by its own name
+
+
+def _only_together(model: nn.Module, tensors: tuple[Tensor, ...], some: tuple[Tensor, ...]) -> str | None:
+    plain = why_not(model, some)
+    if plain is None or isinstance(plain, (ModelStateError, UnsupportedOp)) or why_not(model, tensors) is not None:
+        return None
+    return (
+        f"the model takes these {len(tensors[0])} images only together, and not {len(some[0])} ({str(plain).rstrip('.')}). Does "
+        "it hold a constant for each image? One of shape (1, d), expanded to len(x) in forward, serves any number of images."
+    )
 
 
 def why_not(model: nn.Module, tensors: tuple[Tensor, ...]) -> Exception | None:

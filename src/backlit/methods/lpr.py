@@ -31,8 +31,19 @@ from backlit._types import Heatmap
 from backlit._warn import warn
 from backlit.capture import CONVOLUTIONS, Call, Propagation, Rule, Site, propagate
 from backlit.capture.record import record
+from backlit.capture.refuse import check_output
 from backlit.capture.watch import Watch
-from backlit.methods.base import Maps, Method, Options, activation_bytes, check
+from backlit.methods.base import (
+    MOST_STEPS,
+    Maps,
+    Method,
+    Options,
+    activation_bytes,
+    check,
+    check_positive,
+    check_whole,
+    is_number,
+)
 from backlit.methods.chunks import FIRST
 from backlit.methods.inputs import pick
 from backlit.methods.sites import Sites, check_sites, is_wanted
@@ -120,25 +131,19 @@ class LPROptions(Options):
         check(self.mask in ("sigmoid", "gaussian"), "mask", self.mask, "'sigmoid' or 'gaussian'")
         for name in ("alpha", "beta"):
             value = getattr(self, name)
-            check(_is_number(value) and 0 <= value <= 1, name, value, "from 0 to 1, the scale of Â")
+            check(is_number(value) and 0 <= value <= 1, name, value, "from 0 to 1, the scale of Â")
         for name in ("gamma", "sigma", "lr"):
-            value = getattr(self, name)
-            check(_is_number(value) and value > 0, name, value, "a positive number")
-        check(_is_number(self.lam) and self.lam >= 0, "lam", self.lam, "a number from 0")
-        check(_is_number(self.init) and self.init != 0, "init", self.init, "a number other than 0, where nothing moves")
+            check_positive(name, getattr(self, name))
+        check(is_number(self.lam) and self.lam >= 0, "lam", self.lam, "a number from 0")
+        check(is_number(self.init) and self.init != 0, "init", self.init, "a number other than 0, where nothing moves")
         check(self.score in ("logit", "probability"), "score", self.score, "'logit' or 'probability'")
-        whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
-        check(whole and self.steps >= 1, "steps", self.steps, "a positive integer")
+        check_whole("steps", self.steps, high=MOST_STEPS)
         for name in ("reference", "sign_aware"):
             check(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
         check_sites(self.sites)
         check(
             self.callback is None or callable(self.callback), "callback", self.callback, "a function of a step, or None"
         )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
 class LPR(Method):
@@ -264,6 +269,7 @@ class Learning:
         self._whole = self._score(run.output.detach(), 1)[0]
         self._optimizer: torch.optim.Optimizer | None = None
         self._watched = False
+        self._apart = False
         self._finite = torch.ones(len(target), dtype=torch.bool, device=target.device)
         self._failed = torch.zeros(len(target), dtype=torch.long, device=target.device)  # the step, from 1
         for rule in plugins.rules.values():
@@ -328,14 +334,30 @@ class Learning:
         masks = [self._masks(a) for a in maps]
         names = list(masks[0])
         masked = tuple(torch.cat([x * m[k] for k in names]) for x, m in zip(self._inputs, masks, strict=True))
-        output = _Watched.forward(self._model, masked) if self._watched else forward(self._model, *masked, grad=True)
-        scores = self._score(output, len(names))
+        scores = self._score(self._logits(masked, len(names)), len(names))
         hidden = torch.stack([torch.stack([(1 - m[k]).mean((1, 2, 3)) for k in names]).sum(0) for m in masks]).sum(0)
         positive = scores[0] - self._whole
         negative = self._whole - scores[1] if len(names) > 1 else torch.zeros_like(positive)
         loss = positive + negative + self._options.lam * hidden
         terms = {"loss": loss, "positive": positive, "negative": negative, "mask": hidden}
         return loss, {name: value.detach() for name, value in terms.items()}
+
+    def _logits(self, masked: tuple[Tensor, ...], times: int) -> Tensor:
+        """The logits of masked images, all at once; the n of each mask by themselves where the network takes no more."""
+        if not self._apart:
+            try:
+                output = self._forward(masked)
+                check_output(output, len(masked[0]))
+                return output
+            except Exception:
+                if times == 1:
+                    raise
+                self._apart = True
+        parts = zip(*(x.chunk(times) for x in masked), strict=True)
+        return torch.cat([self._forward(part) for part in parts])
+
+    def _forward(self, images: tuple[Tensor, ...]) -> Tensor:
+        return _Watched.forward(self._model, images) if self._watched else forward(self._model, *images, grad=True)
 
     def _score(self, output: Tensor, times: int) -> Tensor:
         """F of the n images, each ``times`` times in the batch, (times, n).

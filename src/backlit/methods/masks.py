@@ -8,7 +8,7 @@ written where the optimizer reads it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from backlit._errors import UnsupportedOp
 from backlit.capture import Site
 from backlit.capture.forms import Scaled
+from backlit.capture.record import Node
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,24 @@ class _Masked(torch.autograd.Function):
         torch.mul(grad[:n], part.positive, out=grad_z[:n])
         torch.mul(grad[n:], part.negative, out=grad_z[n:])
         return grad_z, None, None
+
+
+def doubled(node: Node) -> Node:
+    """The node of n images as one of each of them twice, which computes the first copies and the second apart."""
+    form = node.form
+    if isinstance(form, Scaled):
+        slope, offset = (None if v is None else torch.cat([v, v]) for v in (form.slope, form.offset))
+        return replace(node, form=replace(form, slope=slope, offset=offset))
+
+    def twice(*signals: Tensor) -> Any:
+        first, second = (
+            (form(*half) for half in zip(*(s.chunk(2) for s in signals), strict=True)) if signals else (form(),) * 2
+        )
+        if isinstance(first, Tensor):
+            return torch.cat([first, second])
+        return tuple(torch.cat(pair) for pair in zip(first, second, strict=True))
+
+    return replace(node, form=twice)
 
 
 def _first_half(site: Site, slope: Tensor, n: int) -> Tensor:

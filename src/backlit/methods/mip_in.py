@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backlit._errors import InputError
+from backlit._forward import of_image
 from backlit.inverse import FitOptions, FitStep, InverseNetwork, fit_inverse
 from backlit.inverse.chain import go_back
 from backlit.inverse.data import Data
@@ -108,7 +109,7 @@ class MIPIN(FittedMethod):
         self.learned.check_inputs(inputs)
         start = self.learned.facts["start"]
         with torch.no_grad():
-            part = find_part(self.model, tuple(x[:1] for x in inputs), start)
+            part = of_image(lambda some, _: find_part(self.model, some, start), inputs)
             values = part.values(self.model, inputs)
         fitted = self.parameters(inputs[0])
         missing = [name for name in part.regressions if name not in fitted]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from backlit._errors import InputError, ModelStateError, UnsupportedOp, nearest
+from backlit._forward import of_image
 from backlit._warn import warn
 from backlit.capture import CARRIERS, LAYERS, Propagation, Rule, Trace, propagate
 from backlit.capture.record import Recording, record
 from backlit.methods.audit import Leak, audit
-from backlit.methods.base import Maps, Method, Options, activation_bytes, check
+from backlit.methods.base import Maps, Method, Options, activation_bytes, check, check_positive, is_number
 from backlit.methods.box import box_of
 from backlit.methods.chunks import FIRST
 from backlit.methods.inputs import pick
@@ -37,7 +39,7 @@ class RelevanceOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(_is_number(self.tolerance) and self.tolerance > 0, "tolerance", self.tolerance, "a positive number")
+        check_positive("tolerance", self.tolerance)
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class LRPOptions(RelevanceOptions):
             f"a table, beside {', '.join(others)}, which it would not read",
             "alone, for it says all of that itself",
         )
+        check(is_number(self.gamma), "gamma", self.gamma, "a number of at least 0")
+        check_positive("epsilon", self.epsilon)
         Gamma(self.gamma)
         for name, argument in (("epsilon", "value"), ("gamma", "gamma")):
             if getattr(self, name) != getattr(type(self), name) and argument not in self._arguments:
@@ -215,11 +219,15 @@ class Relevance(Method):
             return rest
         if not run.flow.mixed:
             return biases
-        alone = []
-        for i in range(len(inputs[0])):
-            run = self.propagated(tuple(x[i : i + 1] for x in inputs), table)
-            alone.append(gradients(run, targets[i : i + 1], to=(run.unit,))[0])
-        return torch.cat(alone, 1)
+
+        def absorbed(some: tuple[Tensor, ...], place: int, i: int) -> Tensor:
+            run = self.propagated(some, table)
+            weights = run.output.new_zeros(targets.shape[1], *run.output.shape)
+            weights[torch.arange(len(weights)), place, targets[i]] = 1
+            found = run.gradient(weights if len(weights) > 1 else weights[0], to=(run.unit,))[0]
+            return found.reshape(len(weights), -1).sum(1)
+
+        return torch.stack([of_image(partial(absorbed, i=i), inputs, i) for i in range(len(inputs[0]))], 1)
 
     def account(
         self, values: tuple[Tensor, ...], biases: Tensor, output: Tensor
@@ -293,7 +301,8 @@ class Relevance(Method):
     def _audited(
         self, inputs: tuple[Tensor, ...], targets: Tensor, table: RuleTable, t: int, i: int
     ) -> tuple[Leak, ...]:
-        return audit(self.model, tuple(x[i : i + 1] for x in inputs), table, int(targets[i, t]))
+        target = int(targets[i, t])
+        return of_image(lambda some, place: audit(self.model, some, table, target, image=place), inputs, i)
 
 
 class LRP(Relevance):
@@ -426,12 +435,8 @@ _OF_PRESETS = frozenset({"preset", "epsilon", "gamma", "attention", "pool"})
 
 def _is_bound(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
-        return bool(value) and all(_is_number(v) for v in value)
-    return value is None or _is_number(value) or isinstance(value, Tensor)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return bool(value) and all(is_number(v) for v in value)
+    return value is None or is_number(value) or isinstance(value, Tensor)
 
 
 __all__ = ["LRP", "DeepTaylor", "ExcitationBackprop", "Relevance", "Trace"]

@@ -15,7 +15,8 @@ from backlit._errors import InputError, nearest
 from backlit._plain import described
 from backlit.attribution import Attribution, Reduce
 from backlit.capture.refuse import check_model
-from backlit.methods.base import Method, check
+from backlit.methods.base import Method, check, check_common
+from backlit.methods.inputs import check_takes
 from backlit.metrics.examples import Examples
 from backlit.metrics.statistics import Estimate, difference, estimate, mean
 
@@ -45,8 +46,7 @@ class MetricOptions:
 
     def __post_init__(self) -> None:
         check(self.reduce in ("sum", "abs", "max", "norm"), "reduce", self.reduce, "'sum', 'abs', 'max' or 'norm'")
-        whole = isinstance(self.chunk, int) and self.chunk > 0
-        check(self.chunk is None or whole, "chunk", self.chunk, "a positive integer or None")
+        check_common(self.chunk, self.seed)
 
 
 @dataclass(frozen=True)
@@ -299,6 +299,8 @@ class Metric(ABC):
             ModelStateError: If the network would draw at random, or change its statistics.
         """
         check_model(network, (examples.inputs,))
+        if len(examples) > 1:
+            check_takes(network, (examples.inputs,), (examples.inputs[:1],))
         have: dict[Need, bool] = {
             "labels": examples.labels is not None,
             "boxes": examples.boxes is not None,

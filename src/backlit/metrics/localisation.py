@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from backlit._errors import InputError
 from backlit._forward import forward
-from backlit.methods.base import check
+from backlit.methods.base import check, check_whole, is_number
 from backlit.methods.chunks import run_in_chunks
 from backlit.metrics.base import Metric, MetricOptions, Scores, to_numbers
 from backlit.metrics.examples import Examples, inside
@@ -36,7 +36,8 @@ class BoxOptions(MetricOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(0 < self.largest <= 1, "largest", self.largest, "above 0 and at most 1")
+        check(is_number(self.largest) and 0 < self.largest <= 1, "largest", self.largest, "above 0 and at most 1")
+        check(isinstance(self.one_box, bool), "one_box", self.one_box, "True or False")
 
 
 class _OnBoxes(Metric):
@@ -101,7 +102,7 @@ class PointingOptions(BoxOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.tolerance >= 0, "tolerance", self.tolerance, "at least 0")
+        check(is_number(self.tolerance) and self.tolerance >= 0, "tolerance", self.tolerance, "at least 0")
 
 
 class PointingGame(_OnBoxes):
@@ -177,7 +178,7 @@ class BorderOptions(MetricOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(isinstance(self.border, int) and self.border > 0, "border", self.border, "a positive integer")
+        check_whole("border", self.border)
 
 
 class BoundaryDependence(Metric):

@@ -12,12 +12,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backlit._errors import InputError
+from backlit._errors import BacklitError, InputError
 from backlit._forward import forward
 from backlit._layout import fast_layout
 from backlit.attribution import Attribution
-from backlit.methods.base import check
+from backlit.methods.base import check, check_positive, check_whole, is_number
 from backlit.methods.chunks import run_in_chunks
+from backlit.methods.inputs import check_takes
 from backlit.metrics.base import Metric, MetricOptions, Scores, to_numbers
 from backlit.metrics.examples import Examples
 from backlit.metrics.ranking import drawn_orders, pixel_ranks
@@ -46,7 +47,7 @@ class PerturbationOptions(MetricOptions):
     """Options of every metric that changes pixels.
 
     Attributes:
-        steps: Number of equal steps; the curve has one point more.
+        steps: Number of equal steps; the curve has one point more. More than there are pixels to change count as as many.
         fraction: Share of the pixels that have been changed at the last step.
         replacement: What stands where the image does not: its "blur" (Gaussian), "zero" (in the network's own,
             normalised input), or the "mean" of its channel.
@@ -69,12 +70,12 @@ class PerturbationOptions(MetricOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(isinstance(self.steps, int) and self.steps > 0, "steps", self.steps, "a positive integer")
-        check(0 < self.fraction <= 1, "fraction", self.fraction, "above 0 and at most 1")
+        check_whole("steps", self.steps)
+        check(is_number(self.fraction) and 0 < self.fraction <= 1, "fraction", self.fraction, "above 0 and at most 1")
         check(self.replacement in ("blur", "zero", "mean"), "replacement", self.replacement, "'blur', 'zero' or 'mean'")
-        odd = isinstance(self.blur_size, int) and self.blur_size > 0 and self.blur_size % 2 == 1
-        check(odd, "blur_size", self.blur_size, "a positive odd integer")
-        check(self.blur_sigma > 0, "blur_sigma", self.blur_sigma, "positive")
+        check_whole("blur_size", self.blur_size)
+        check(self.blur_size % 2 == 1, "blur_size", self.blur_size, "a positive odd integer")
+        check_positive("blur_sigma", self.blur_sigma)
         scores = ("probability", "logit", "logit_ratio", "change")
         check(self.score in scores, "score", self.score, f"one of {', '.join(scores)}")
         object.__setattr__(self, "absolute", self.absolute if isinstance(self.absolute, str) else tuple(self.absolute))
@@ -140,8 +141,21 @@ class Perturbation(Metric):
             names=examples.names,
             values=dict(zip(heat, area, strict=True)),
             curves=dict(zip(heat, numbers, strict=True)),
-            positions=np.linspace(0, self.options.fraction, self.options.steps + 1),
+            positions=np.linspace(0, self.options.fraction, self.steps(examples.inputs) + 1),
             counts=counts,
+            notes=self._notes(examples.inputs),
+        )
+
+    def steps(self, x: Tensor) -> int:
+        """Number of steps on images x (n, c, h, w): no more than there are pixels to change."""
+        return min(self.options.steps, max(1, round(self.options.fraction * x.shape[-2] * x.shape[-1])))
+
+    def _notes(self, x: Tensor) -> tuple[str, ...]:
+        steps, asked = self.steps(x), self.options.steps
+        return (
+            ()
+            if steps == asked
+            else (f"{steps:,} steps of one pixel, of steps={asked:,}: there are no more pixels to change",)
         )
 
     def _own(self, network: nn.Module, examples: Examples, raw: Tensor) -> Tensor | None:
@@ -170,7 +184,7 @@ class Perturbation(Metric):
     def _curves(self, network: nn.Module, examples: Examples, heat: Mapping[str, Tensor]) -> Tensor:
         """Raw scores (m, n, points) of n images under m maps; what all maps of an image share runs once."""
         x, options = fast_layout(network, examples.inputs), self.options
-        (n, _, h, w), m, steps = x.shape, len(heat), options.steps
+        (n, _, h, w), m, steps = x.shape, len(heat), self.steps(x)
         replaced = self.replaced(x)
         first, last = (replaced, x) if self.reveals else (x, replaced)
         drawn = drawn_orders(x, options.seed)
@@ -211,7 +225,14 @@ class Perturbation(Metric):
 
         def run(part: slice) -> Tensor:
             images, which = make(part)
-            return self.read(forward(network, images), examples, which.to(images.device))
+            try:
+                logits = forward(network, images)
+            except BacklitError:
+                raise
+            except Exception:
+                check_takes(network, (examples.inputs,), (images,))
+                raise
+            return self.read(logits, examples, which.to(images.device))
 
         device = examples.inputs.device
         return torch.cat(run_in_chunks(run, lambda _: size, n=jobs, chunk=self.options.chunk, device=device))

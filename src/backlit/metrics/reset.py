@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from backlit._errors import InputError, nearest
+from backlit._forward import of_image
 from backlit._random import seeded, stable_seed
 from backlit.capture import propagate
-from backlit.methods.base import Method, check
+from backlit.methods.base import Method, check, check_whole
 from backlit.metrics.base import Metric, MetricOptions, Scores, to_numbers
 from backlit.metrics.examples import Examples
 from backlit.metrics.ranking import spearman
@@ -75,7 +76,7 @@ class _Reset(Metric):
         maps: Mapping[str, Any],
         methods: Mapping[str, Method],
     ) -> Scores:
-        layers = self.options.layers or layers_from_the_top(network, examples.inputs[:1])
+        layers = self.options.layers or layers_from_the_top(network, examples.inputs)
         stages = self.stages(layers)
         measures = ("spearman", "spearman of magnitudes", *(("ssim",) if min(examples.inputs.shape[-2:]) >= 11 else ()))
         found = {name: {m: np.empty((len(examples), len(stages))) for m in measures} for name in heat}
@@ -133,8 +134,7 @@ class CascadeOptions(ResetOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole = isinstance(self.stages, int) and self.stages > 0
-        check(self.stages is None or whole, "stages", self.stages, "a positive integer or None")
+        check_whole("stages", self.stages, none=True)
 
 
 class CascadingReset(_Reset):
@@ -162,7 +162,7 @@ class CascadingReset(_Reset):
 
 def layers_from_the_top(network: nn.Module, x: Tensor) -> tuple[str, ...]:
     """The paths of the modules with parameters of their own, from the last that the network calls to the first."""
-    trace = propagate(network, x, presets.exact).trace
+    trace = of_image(lambda some, _: propagate(network, some[0], presets.exact).trace, (x,))
     owners = {name for name, module in network.named_modules() if any(True for _ in module.parameters(recurse=False))}
     called = [site.module for site in trace if site.module in owners]
     return tuple(dict.fromkeys(reversed(called)))

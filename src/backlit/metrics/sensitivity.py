@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from backlit._errors import InputError
-from backlit._forward import forward
+from backlit._forward import forward, of_image
 from backlit._random import image_bytes, stable_seed
 from backlit.attribution import Attribution
-from backlit.methods.base import Method, check
+from backlit.methods.base import MOST_STEPS, Method, check, check_positive, check_whole
 from backlit.metrics.base import Metric, MetricOptions, Scores, to_numbers
 from backlit.metrics.examples import Examples
 from backlit.metrics.similarity import scaled
@@ -37,8 +37,9 @@ class ClassOptions(MetricOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.scale in ("max", "none"), "scale", self.scale, "'max' or 'none'")
-        pair = self.classes is None or (len(self.classes) == 2 and self.classes[0] != self.classes[1])
-        check(pair, "classes", self.classes, "two different class indices or None")
+        given = self.classes
+        pair = isinstance(given, (tuple, list)) and len(given) == 2 and all(type(c) is int for c in given)
+        check(given is None or (pair and given[0] != given[1]), "classes", given, "two different class indices or None")
 
 
 class ClassSensitivity(Metric):
@@ -83,7 +84,7 @@ class ClassSensitivity(Metric):
         self._classes(network, examples)
 
     def _classes(self, network: nn.Module, examples: Examples) -> tuple[int, int]:
-        k = int(forward(network, examples.inputs[:1]).shape[1])
+        k = int(of_image(lambda some, _: forward(network, *some), (examples.inputs,)).shape[1])
         if k < 2:
             raise InputError(f"{self.title} needs a network with at least two classes, but this one has {k}.")
         if self.options.classes is None:
@@ -109,6 +110,9 @@ def _generator(purpose: str, seed: int, image: Tensor) -> torch.Generator:
     return torch.Generator().manual_seed(stable_seed(purpose, seed, image_bytes(image)))
 
 
+_AT_ONCE = 64  # noisy images that run together: memory does not grow with the number of samples
+
+
 def _captum() -> Any:
     try:
         from captum import metrics
@@ -131,8 +135,8 @@ class StabilityOptions(MetricOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.radius > 0, "radius", self.radius, "positive")
-        check(isinstance(self.samples, int) and self.samples > 0, "samples", self.samples, "a positive integer")
+        check_positive("radius", self.radius)
+        check_whole("samples", self.samples, high=MOST_STEPS)
 
 
 class MaxSensitivity(_ByCaptum):
@@ -182,6 +186,7 @@ class MaxSensitivity(_ByCaptum):
             examples.inputs[i : i + 1],
             perturb_func=noisy,
             n_perturb_samples=self.options.samples,
+            max_examples_per_batch=_AT_ONCE,
         )
         return float(found[0])
 
@@ -202,8 +207,9 @@ class InfidelityOptions(MetricOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.noise > 0, "noise", self.noise, "positive")
-        check(isinstance(self.samples, int) and self.samples > 0, "samples", self.samples, "a positive integer")
+        check_positive("noise", self.noise)
+        check(isinstance(self.normalise, bool), "normalise", self.normalise, "True or False")
+        check_whole("samples", self.samples, high=MOST_STEPS)
 
 
 class Infidelity(_ByCaptum):
@@ -256,6 +262,7 @@ class Infidelity(_ByCaptum):
             full[i : i + 1],
             target=examples.target[i : i + 1],
             n_perturb_samples=self.options.samples,
+            max_examples_per_batch=_AT_ONCE,
             normalize=self.options.normalise,
         )
         return float(found[0])

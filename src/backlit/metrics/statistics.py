@@ -106,7 +106,7 @@ def mean_band(curves: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndar
     unknown = np.full(curves.shape[1], np.nan)
     if n < FEWEST:
         return (curves.mean(0) if n else unknown), unknown, unknown
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed % 2**64)
     counts = generator.multinomial(n, np.full(n, 1 / n), size=_BAND_DRAWS)  # how often each image is drawn
     low, high = np.quantile(counts @ curves / n, [0.025, 0.975], axis=0)
     return curves.mean(0), low, high
@@ -114,7 +114,7 @@ def mean_band(curves: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndar
 
 def resampled(values: np.ndarray, groups: np.ndarray | None, statistic: Statistic, seed: int) -> np.ndarray:
     """The statistic of each draw of n images with replacement; the same seed draws the same images."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed % 2**64)
     n, found = len(values), []
     block = max(1, _CELLS // n)
     for start in range(0, DRAWS, block):
