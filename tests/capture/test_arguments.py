@@ -147,7 +147,8 @@ NO_RULE = {
                  "cosine_similarity"},
     "FullGrad": {"var_mean"},
 }  # fmt: skip
-MIXED = {"half", "bfloat16", "float"}
+MIXED = {"half", "bfloat16", "float", "masked_scatter"}
+"""Calls that round to another precision, or move values between the images of a batch."""
 
 
 def cases_of_one_image() -> list[tuple[str, int]]:
