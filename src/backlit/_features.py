@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from backlit._errors import UnsupportedOp
+from backlit._forward import of_image
 from backlit._places import (
     PRODUCTS,
     Layout,
@@ -254,13 +255,16 @@ def find_features(model: nn.Module, inputs: tuple[Tensor, ...], trace: Trace | N
     Raises:
         UnsupportedOp: If an operation cannot be seen.
     """
-    for images in (tuple(x[:1] for x in inputs), inputs):
+
+    def read(images: tuple[Tensor, ...], place: int = 0) -> Features | None:
         watch = _Places(model, tuple(x.detach().requires_grad_() for x in images))
         run = propagate(model, images, ReachTable(), keep=lambda site: site.primitive != "setitem")
         found = Features(watch.nodes, run, len(images[0]))
-        same = found if trace is None else found.of(trace)
-        if same is not None:
-            return same
+        return found if trace is None else found.of(trace)
+
+    found = of_image(read, inputs) or read(inputs)
+    if found is not None:
+        return found
     raise UnsupportedOp(
         "The network calls other operations each time it runs on the same images, so its last feature map cannot be found. "
         "Make its forward pass repeat itself."
