@@ -144,17 +144,35 @@ class Features:
         if not layers:
             raise UnsupportedOp(f"{_UNREAD} Grad-CAM and its kin need one.")
         start = features[layers[-1]]
-        after = _until_pool(features[layers[-1] :], count_places(start.mark))  # type: ignore[arg-type]
+        after = self._until_pool(features[layers[-1] :], read)
         maps = {node.name: node for node in (*features[: layers[-1]], *after) if self._is_map(node, read, placed)}
         late = [node for node in after if node.name in maps]
         chosen = _last_whole(late, placed) or (late[-1:] or [None])[0]
-        cone = self._linked(start, lambda n: n.parents)
-        chosen = chosen or _last_whole(
-            [n for n in maps.values() if n.name in cone], [n for n in placed if n.name in cone]
-        )
+        if chosen is None:  # the last layer makes keys or values: what all of its attention's were made from
+            cone = self._read_by_attention(start)
+            chosen = _last_whole([maps[name] for name in maps if name in cone], [n for n in placed if n.name in cone])
         self._check_told(chosen, read)
         assert chosen is not None
         return chosen
+
+    def _until_pool(self, nodes: list[Node], read: Read) -> list[Node]:
+        """The nodes at as many places as the first, but none that was made from a pool of it."""
+        count = count_places(nodes[0].mark)  # type: ignore[arg-type]
+        made = self._linked(nodes[0], lambda n: [c for c in self.children[n.name] if c in read.on_the_way])
+        pools = [self.nodes[name] for name in made if "pool" in self.nodes[name].site.primitive]
+        pooled = set[str]().union(*(self._linked(pool, lambda n: self.children[n.name]) for pool in pools))
+        return [n for n in nodes if n.name not in pooled and count_places(n.mark) == count]  # type: ignore[arg-type]
+
+    def _read_by_attention(self, node: Node) -> set[str]:
+        """What the products of signals behind a layer were made from, itself included."""
+
+        def next_values(n: Node) -> list[str]:
+            return [c for c in self.children[n.name] if self.nodes[c].site.primitive not in LAYERS]
+
+        products = [name for name in self._linked(node, next_values) if self.nodes[name].site.primitive in PRODUCTS]
+        return set[str]().union(
+            *(self._linked(self.nodes[name], lambda n: n.parents) for name in (node.name, *products))
+        )
 
     def _check_told(self, chosen: Node | None, read: Read) -> None:
         """Refuse where the last map is one whose places are not known, rather than take an earlier one."""
@@ -258,7 +276,7 @@ def find_features(model: nn.Module, inputs: tuple[Tensor, ...], trace: Trace | N
 
     def read(images: tuple[Tensor, ...], place: int = 0) -> Features | None:
         watch = _Places(model, tuple(x.detach().requires_grad_() for x in images))
-        run = propagate(model, images, ReachTable(), keep=lambda site: site.primitive != "setitem")
+        run = propagate(model, images, ReachTable(), keep=lambda site: True)
         found = Features(watch.nodes, run, len(images[0]))
         return found if trace is None else found.of(trace)
 
@@ -284,33 +302,18 @@ class _Places(Watch):
         self.follow(model, signals)
 
     def visit(self, call: Call) -> Any:
-        signals = call.signals
-        marks = [self._stands.get(s) for s in signals]
-        parents: list[str] = [self._made[s] for s in signals if s in self._made]
-        before = self._made.get(call.target._base) if call.inplace and call.target._base is not None else None
-        result = call.spelled()
-        target = call.target if call.inplace else result
-        outputs = [target] if isinstance(target, Tensor) else [t for t in target if t.is_floating_point()]
-        if not outputs or not outputs[0].is_floating_point():
-            return result
+        signals, result = call.signals, call.spelled()
+        outputs = [t for t in ((result,) if isinstance(result, Tensor) else result) if t.is_floating_point()]
         with torch.no_grad():
-            found = marks_of(call, marks, outputs)
+            marks = marks_of(call, [self._stands.get(s) for s in signals], outputs) if outputs else []
         depth = max(call.site.depths, default=0) + (call.site.primitive in LAYERS)
-        parents += [before] if before else []
-        for i, (tensor, mark) in enumerate(zip(outputs, found, strict=True)):
+        parents = tuple(dict.fromkeys(self._made[s] for s in signals if s in self._made))
+        for i, (tensor, mark) in enumerate(zip(outputs, marks, strict=True)):
             site = replace(call.site, output_shape=tuple(tensor.shape))
             name = f"{site.name}.{i}" if i else site.name
-            self.nodes[name] = Node(name, site, tuple(parents), mark, depth)
+            self.nodes[name] = Node(name, site, parents, mark, depth)
             self._stands[tensor], self._made[tensor] = mark, name
-        if call.inplace and call.target._base is not None:
-            self._made[call.target._base] = call.site.name
         return result
-
-
-def _until_pool(nodes: list[Node], count: int) -> list[Node]:
-    """The nodes at as many places as the first, up to the first pool."""
-    pool = next((i for i, node in enumerate(nodes) if "pool" in node.site.primitive), len(nodes))
-    return [node for node in nodes[:pool] if count_places(node.mark) == count]  # type: ignore[arg-type]
 
 
 def _last_whole(maps: list[Node], placed: list[Node]) -> Node | None:

@@ -147,6 +147,18 @@ def _written(net: Any, x: Tensor, see: See) -> Tensor:
     return net.l(see(F.relu_(h)).mean((2, 3)))
 
 
+def _sliced_write(net: Any, x: Tensor, see: See) -> Tensor:
+    h = net.b(net.a(x)).clone()
+    h[:, ::2] = torch.relu(h[:, ::2])
+    return net.l(see(h).mean((2, 3)))
+
+
+def _written_view(net: Any, x: Tensor, see: See) -> Tensor:
+    h = net.b(net.a(x))
+    h.flatten(2).relu_()
+    return net.l(see(h).mean((2, 3)))
+
+
 def _five_channels_of_features(net: Any, x: Tensor, see: See) -> Tensor:
     """As many channels as scores, and a linear layer behind them: features."""
     return net.square(see(torch.relu(net.classes(torch.relu(net.a(x))))).mean((2, 3)))
@@ -161,6 +173,23 @@ def _class_tokens(net: Any, x: Tensor, see: See) -> Tensor:
     return net.l(see(torch.relu(net.b(net.a(x))).flatten(2)).transpose(1, 2)).mean(1)
 
 
+def _pool_of_the_same_size(net: Any, x: Tensor, see: See) -> Tensor:
+    return net.l(F.max_pool2d(see(torch.relu(net.b(net.a(x)))), 3, 1, 1).mean((2, 3)))
+
+
+def _pool_beside(net: Any, x: Tensor, see: See) -> Tensor:
+    """An inception block whose pool has no convolution: its concat is the map."""
+    h = torch.relu(net.a(x))
+    return net.wider(see(torch.cat([torch.relu(net.b(h)), F.avg_pool2d(h, 3, 1, 1)], 1)).mean((2, 3)))
+
+
+def _scalar_gate(net: Any, x: Tensor, see: See) -> Tensor:
+    """The gate is made of the map, and pooled before it meets what was made of it."""
+    h = see(torch.relu(net.b(net.a(x))))
+    gate = torch.sigmoid(h).mean((1, 2, 3)).unsqueeze(1)
+    return net.l(h.flatten(2).mean(2)) * gate
+
+
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "a": lambda: conv(3, 8),
     "b": lambda: conv(8, 8),
@@ -171,6 +200,8 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "classes": lambda: conv(8, 5, 1),
     "l": lambda: nn.Linear(8, 5),
     "l2": lambda: nn.Linear(8, 5),
+    "wider": lambda: nn.Linear(16, 5),
+    "along": lambda: nn.Conv1d(8, 8, 3, padding=1),
     "wide": lambda: nn.Linear(96, 5),
     "square": lambda: nn.Linear(5, 5),
     "bilinear": lambda: nn.Linear(64, 5),
@@ -179,6 +210,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "norm2": lambda: nn.LayerNorm(8),
     "qkv": lambda: nn.Linear(8, 24),
     "q": lambda: nn.Linear(8, 8),
+    "l3": lambda: nn.Linear(8, 8),
     "kv": lambda: nn.Linear(8, 16),
     "up": lambda: nn.Linear(8, 16),
     "down": lambda: nn.Linear(16, 8),
@@ -211,6 +243,8 @@ def check(run: Callable[..., Tensor], arrange: Arrange, x: Any = None) -> dict[s
 PLAIN = [
     *(_plain, _decoder, _auxiliary, _clone, _detached, _cut_input, _two_means, _adaptive, _einsum_head, _matrix_head),
     *(_flattened, _normed, _attention_pool, _bilinear_pool, _squeeze_excite, _two_scales, _written),
+    *(_sliced_write, _written_view),
+    *(_pool_of_the_same_size, _pool_beside, _scalar_gate),
     *(_five_channels_of_features, _class_map),
 ]
 
@@ -340,6 +374,43 @@ def _cross_covariance(net: Any, x: Tensor, see: See) -> Tensor:
     return net.l(see(t + mixed).mean(1))
 
 
+def _cross_covariance_alone(net: Any, x: Tensor, see: See) -> Tensor:
+    q, k, v = net.qkv(_embedded(net, x, 0)).chunk(3, -1)
+    return net.l(see(torch.relu((k.mT @ q).softmax(-1) @ v.mT)).mean(2))
+
+
+def _token_convolution(net: Any, x: Tensor, see: See) -> Tensor:
+    """A convolution over the sequence of tokens."""
+    return net.l(see(torch.relu(net.along(_embedded(net, x, 0).transpose(1, 2)))).mean(2))
+
+
+def _queries_apart(net: Any, x: Tensor, see: See) -> Tensor:
+    """Queries of a norm of their own, of which the class token's alone is read."""
+    t = _embedded(net, x, 1)
+    k, v = net.kv(see(net.norm(t))).chunk(2, -1)
+    q = net.norm2(t) * 0.5
+    return net.l((t + F.scaled_dot_product_attention(q, k, v))[:, 0])
+
+
+def _projections_by_layers(net: Any, x: Tensor, see: See) -> Tensor:
+    """Keys and values by two layers each: what both are made from."""
+    t = _embedded(net, x, 1)
+    u = see(net.norm(t))
+    k, v = net.down(F.gelu(net.up(u))), net.l3(torch.relu(net.q(u)))
+    return net.l((t + (u @ k.mT).softmax(-1) @ v)[:, 0])
+
+
+def _two_scales_of_tokens(net: Any, x: Tensor, see: See) -> Tensor:
+    """Two streams with a class token each, interleaved: the last one's, and no stem of both."""
+    t = _embedded(net, x, 0) + 0.2
+    one, two = t, t.unflatten(1, (3, 4))[:, :, ::2].flatten(1, 2)
+    token = t.new_ones(len(t), 1, 8)
+    one, two = (torch.cat([token, s + _mlp(net, s)], 1) for s in (one, two))
+    norms = net.norm(one), see(net.norm(two))
+    heads = [(s + _attend(net, u))[:, 0] for s, u in zip((one, two), norms, strict=True)]
+    return net.l(heads[0] + heads[1])
+
+
 def _mixer(net: Any, x: Tensor, see: See) -> Tensor:
     """A layer over the tokens in place of attention."""
     t = _embedded(net, x, 0)
@@ -363,6 +434,11 @@ TOKENS: list[tuple[Callable[..., Tensor], Arrange]] = [
     (_vit_sequence_first, lambda t: tokens(3, 4, 1)(t.transpose(0, 1))),
     (_class_attention, tokens(3, 4, 1)),
     (_cross_covariance, tokens(3, 4)),
+    (_cross_covariance_alone, lambda t: t.unflatten(2, (3, 4))),
+    (_token_convolution, lambda t: t.unflatten(2, (3, 4))),
+    (_queries_apart, tokens(3, 4, 1)),
+    (_projections_by_layers, tokens(3, 4, 1)),
+    (_two_scales_of_tokens, tokens(3, 2, 1)),
     (_mixer, tokens(3, 4)),
     (_hybrid, first),
 ]
@@ -370,7 +446,7 @@ TOKENS: list[tuple[Callable[..., Tensor], Arrange]] = [
 
 @pytest.mark.parametrize(("run", "arrange"), TOKENS, ids=[run.__name__ for run, _ in TOKENS])
 def test_tokens_get_their_grid_back(run: Callable[..., Tensor], arrange: Arrange) -> None:
-    assert "grid 3 x 4" in check(run, arrange)["layer_axes"]
+    assert f"grid 3 x {2 if run is _two_scales_of_tokens else 4}" in check(run, arrange)["layer_axes"]
     net, x = build(run), images(5)
     targets = torch.tensor([1, 0, 3, 2, 4])
     whole = GradCAM(net)(x, targets).values
@@ -427,6 +503,10 @@ def test_a_layer_whose_gradient_is_zero_is_still_on_the_way() -> None:
     found = GradCAM(net)(images(), 1)
     assert found.provenance["layer"].startswith("relu[1]")
     assert float(found.values.abs().max()) == 0
+    net = build(_plain)
+    with torch.no_grad():
+        net.get_submodule("l").weight[1] = 0  # type: ignore[index]
+    assert GradCAM(net)(images(), 1).provenance["layer"].startswith("relu[1]")
 
 
 # Named layers

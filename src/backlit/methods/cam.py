@@ -237,7 +237,7 @@ def _notes(layers: dict[int, Layer]) -> dict[str, str]:
 
 def _may_be_one(site: Site) -> bool:
     """Asked before the call, when the output's shape is not known."""
-    return site.primitive != "setitem" and any(len(shape) >= 3 for shape in site.input_shapes)
+    return any(len(shape) >= 3 for shape in site.input_shapes)
 
 
 def _enlarged(cam: Tensor, x: Tensor) -> Tensor:
