@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import _properties as properties
 from _networks import build, images
+from backlit import UnsupportedOp
 from backlit.capture import freeze, propagate
 from backlit.rules import presets
 
@@ -217,3 +218,38 @@ def test_a_fold_that_the_probe_contradicts_is_not_made() -> None:
     model.norm.running_mean.fill_(float("inf"))
     names = [n.call.primitive.name for n in freeze(model, x)._recording.nodes]
     assert "batch_norm" in names
+
+
+class _Keeping(nn.Module):
+    """LeViT's and TinyViT's: biases are gathered from a weight once, and kept for the next passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc, self.bias = nn.Conv2d(3, 4, 3), nn.Linear(4, 5), nn.Parameter(torch.randn(9))
+        self.kept: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = self.bias[torch.tensor([4, 0, 8, 4])] * 2
+        return self.fc((torch.relu(self.conv(x)) + self.kept[:, None, None]).mean((2, 3)))
+
+
+def test_what_a_network_made_of_its_weights_and_keeps_is_a_constant() -> None:
+    torch.manual_seed(0)
+    net, x = _Keeping().eval(), torch.randn(2, 3, 6, 6)
+    for _ in range(2):
+        run = propagate(net, x, presets.gradient)
+        torch.testing.assert_close(run.output, net(x))
+        leaf = x.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(net(leaf).sum(), leaf)
+        torch.testing.assert_close(run.gradient(torch.ones_like(run.output))[0], expected)
+
+
+def test_what_a_network_made_of_an_image_and_keeps_is_refused() -> None:
+    torch.manual_seed(0)
+    net, x = _Keeping().eval(), torch.randn(2, 3, 6, 6)
+    net.kept = net.conv(x).mean((0, 2, 3)) + net.bias[:4]
+    torch.testing.assert_close(propagate(net, x, presets.gradient).output, net(x))  # x needs no gradient: weights alone
+    net.kept = net.conv(x.requires_grad_()).mean((0, 2, 3)) + net.bias[:4]
+    with pytest.raises(UnsupportedOp, match="computed by code that cannot be seen"):
+        propagate(net, x.detach(), presets.gradient)

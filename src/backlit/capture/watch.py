@@ -268,8 +268,15 @@ class Watch(TorchFunctionMode):
         return self._marks.get(tensor, _UNMARKED).depth is not None
 
     def _check_origin(self, tensor: Tensor, func: Any) -> None:
-        if tensor.grad_fn is not None and not self._is_signal(tensor) and not self._marks.get(tensor, _UNMARKED).known:
-            raise UnsupportedOp(refuse.UNSEEN.format(self._where(func), type(tensor.grad_fn).__name__))
+        """Refuse a value with a history that was not seen, but for one of weights alone, made in an earlier pass and kept."""
+        if tensor.grad_fn is None or self._is_signal(tensor) or self._marks.get(tensor, _UNMARKED).known:
+            return
+        history = [tensor.grad_fn]
+        for node in history:  # grows as it is walked
+            before = [n for n, _ in node.next_functions if n is not None]
+            history += [n for n in before if n not in history]
+            if not before and not isinstance(getattr(node, "variable", None), nn.Parameter):
+                raise UnsupportedOp(refuse.UNSEEN.format(self._where(func), type(tensor.grad_fn).__name__))
 
     def _check_severed(self, tensor: Tensor) -> None:
         site = self._marks.get(tensor, _UNMARKED).severed
