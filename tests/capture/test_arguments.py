@@ -32,7 +32,7 @@ SLOW: dict[str, Callable[[nn.Module], Any]] = {
     "TR-GBP": lambda net: backlit.TRGBP(net, contrast=None),
 }
 X = torch.linspace(-1, 5, 64, dtype=torch.float64).sin().reshape(2, 2, 4, 4)
-INSIDE = {"gate", "gated", "product", "quotient", "matrix_product", "einsum_product"}
+INSIDE = {"gated", "product", "quotient", "matrix_product", "einsum_product"}
 """Primitives without a spelling of their own: what others become, by their signals."""
 
 

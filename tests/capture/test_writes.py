@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import backlit
 from backlit import UnsupportedOp
-from backlit.capture import freeze, propagate
+from backlit.capture import Tap, freeze, propagate
 from backlit.rules import presets
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -304,3 +304,34 @@ def test_writes_that_cannot_be_followed_are_refused(part: Part, message: str) ->
     for attempt in (lambda: propagate(Around(part), X, presets.guided), lambda: freeze(Around(part), X)):
         with pytest.raises(UnsupportedOp, match=message):
             attempt()
+
+
+def test_a_view_taken_after_a_write_is_read_as_it_is() -> None:
+    trace = propagate(Around(_loop), X, presets.gradient).trace
+    assert [s.primitive for s in trace][1:13] == ["slice", "relu", "setitem"] * 4
+    assert not [s for s in trace if s.spelling.endswith(("read_view", "write_view"))]
+
+
+def test_what_was_written_lies_in_memory_as_the_network_has_it() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def part(h: Tensor) -> Tensor:
+        turned, half = h.permute(0, 2, 3, 1), h[:, ::2]
+        half.relu_()
+        turned.mul_(torch.ones(6, 4, dtype=h.dtype))
+        seen.extend((half.stride(), turned.stride(), h.stride(), half.relu_().stride()))
+        return h
+
+    model = Around(part)
+    with torch.no_grad():
+        model(X.clone())
+    run = propagate(model, X, presets.exact)
+    assert seen[:4] == seen[4:]
+    assert run.output.shape == (2, 4)
+
+
+def test_a_tapped_view_still_shares_its_memory() -> None:
+    model, twin = Around(CASES["narrow"][0]), Around(CASES["narrow"][1])
+    run = propagate(model, X, presets.gradient, tap=lambda call, y: Tap((y.new_zeros(1),), lambda g: (g.sum()[None],)))
+    torch.testing.assert_close(run.output, twin(X))
+    torch.testing.assert_close(run.gradient(WEIGHTS), propagate(twin, X, presets.gradient).gradient(WEIGHTS))

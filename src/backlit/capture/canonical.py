@@ -14,7 +14,7 @@ from backlit.capture.primitives import BY_NAME, SPELLINGS, Arguments, Primitive
 from backlit.capture.sites import Site
 
 Place = tuple[str, int | None]
-Tensors = Callable[[Tensor], bool]
+Tensors = Callable[..., bool]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _put(arguments: Arguments, places: tuple[Place, ...], signals: tuple[Any, ..
 def canonical(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], gates: Tensors) -> tuple[str, Arguments, bool]:
     """The primitive's name, the arguments by canonical name, and whether the call writes in place.
 
-    ``gates`` tells the tensors that were made by comparing signals (``x > 0``).
+    ``gates(gate, *signals)`` says whether a gate was made by comparing these signals (``x > 0``).
     """
     spelling = SPELLINGS[func]
     name = spelling.primitive
@@ -123,7 +123,7 @@ def places_of(arguments: Arguments, live: Tensors) -> tuple[Place, ...]:
     return tuple(found)
 
 
-_PARAMETERS = frozenset("weight bias running_mean running_var exponent min max gate grid attn_mask dim".split())
+_PARAMETERS = frozenset("weight bias running_mean running_var exponent min max grid attn_mask dim".split())
 _TWO_SIGNALS = {"mul": "product", "matmul": "matrix_product", "einsum": "einsum_product", "tensordot": "einsum_product"}
 _FACTORS = {"addmm": {"mat1", "mat2"}, "baddbmm": {"batch1", "batch2"}, "addbmm": {"batch1", "batch2"},
             "addmv": {"mat", "vec"}, "addcmul": {"tensor1", "tensor2"}}  # fmt: skip
@@ -232,16 +232,9 @@ def _div(name: str, arguments: Arguments, gates: Tensors) -> tuple[str, Argument
     return name, arguments
 
 
-def _mul(name: str, arguments: Arguments, gates: Tensors) -> tuple[str, Arguments]:
-    for one, two in (("input", "other"), ("other", "input")):
-        if isinstance(arguments[two], Tensor) and gates(arguments[two]):
-            return "gate", {"input": arguments[one], "gate": arguments[two]}
-    return name, arguments
-
-
 def _masked(name: str, arguments: Arguments, gates: Tensors) -> tuple[str, Arguments]:
-    gated = any(isinstance(v, Tensor) and gates(v) for v in arguments.values())
-    return ("gated" if gated else name), arguments
+    gated = any(gates(v, *arguments.values()) for v in arguments.values())
+    return ("gated", {"function": BY_NAME[name].function, **arguments}) if gated else (name, arguments)
 
 
 _REFINEMENTS: dict[str, Callable[[str, Arguments, Tensors], tuple[str, Arguments]]] = {
@@ -249,8 +242,7 @@ _REFINEMENTS: dict[str, Callable[[str, Arguments, Tensors], tuple[str, Arguments
     **dict.fromkeys(("maximum", "minimum"), _maximum),
     **dict.fromkeys(("max", "min"), _max),
     "div": _div,
-    "mul": _mul,
     **dict.fromkeys(("softmax", "log_softmax"), _softmax),
     "instance_norm": _instance_norm,
-    **dict.fromkeys(("where", "setitem"), _masked),
+    **dict.fromkeys(("mul", "where", "setitem"), _masked),
 }

@@ -27,7 +27,7 @@ from backlit.capture.record import Form
 from backlit.capture.watch import floats
 
 _TANGENT = frozenset(
-    "leaky_relu rrelu prelu threshold hardtanh clamp hardshrink softshrink abs gate gated hardsigmoid frac "
+    "leaky_relu rrelu prelu threshold hardtanh clamp hardshrink softshrink abs gated hardsigmoid frac "
     "log log2 log10 logit".split()  # which are infinite at 0
 )
 

@@ -51,10 +51,6 @@ class Spelling:
     inplace: bool = False
 
 
-def _gate(input: Tensor, gate: Tensor) -> Tensor:  # noqa: A002  torch's own name for it
-    return input * gate
-
-
 def _rrelu(input: Tensor, lower: float = 1 / 8, upper: float = 1 / 3) -> Tensor:  # noqa: A002
     return F.leaky_relu(input, (lower + upper) / 2)
 
@@ -127,8 +123,7 @@ _ROWS: tuple[_Row, ...] = (
     ("rrelu", "activation", _rrelu, "input lower upper training", "Ft.rrelu"),
     ("hardtanh", "activation", F.hardtanh, "input min_val max_val", "F.hardtanh F.relu6"),
     ("clamp", "activation", torch.clamp, "input min max", "tT.clamp tT.clip tT.clamp_min tT.clamp_max"),
-    ("gate", "activation", _gate, "input gate", ""),  # x * (x > 0)
-    ("gated", "activation", torch.where, "", ""),  # torch.where(x > 0, x, 0), x[x < 0] = 0
+    ("gated", "activation", torch.where, "", ""),  # x * (x > 0), torch.where(x > 0, x, 0), x[x < 0] = 0
     # Activations that squash, shrink or bend.
     ("sigmoid", "activation", torch.sigmoid, "input", "FtT.sigmoid S.expit"),
     *_named("activation", *"tanh hardsigmoid logsigmoid softsign tanhshrink sqrt rsqrt exp exp2 expm1 log log2 log10 log1p sin cos "
@@ -207,6 +202,8 @@ CARRIERS: frozenset[str] = frozenset(
 """What, on one signal, only moves, scales or shifts values that another operation made."""
 
 _T: Any = Tensor
+ORDERS: frozenset[str] = frozenset("gt ge lt le greater greater_equal less less_equal sign sgn heaviside".split())
+"""Comparisons by size: what they gate is rectified. Whether two are equal is none, nor whether a value is finite."""
 LIKE: frozenset[Function] = frozenset({_T.expand_as, _T.reshape_as, _T.view_as, _T.to, _T.type_as})
 """Functions that read of a second tensor its shape, type or device, and not its values."""
 # Spellings whose arguments say less, are named otherwise ("theirs:ours"), or stand in another order than the primitive's.
@@ -253,7 +250,7 @@ CONSTANT: frozenset[Any] = frozenset(
     SHADOWS
     | {getattr(_T, f"new_{n}") for n in ("zeros", "ones", "full", "empty", "tensor")}
     | {getattr(torch, f"{n}_like") for n in ("zeros", "ones", "full", "empty", "rand", "randn")}
-    | {getattr(o, n) for o in (torch, _T) for n in "sign sgn round floor ceil trunc fix".split()}
+    | {getattr(o, n) for o in (torch, _T) for n in "sign sgn heaviside round floor ceil trunc fix".split()}
 )
 """Functions whose result does not follow the signal, or follows it in steps: autograd takes it for a constant, and so do we."""
 

@@ -70,8 +70,12 @@ class Recording:
         return done
 
 
-def record(model: nn.Module, inputs: tuple[Tensor, ...], former: Former) -> tuple[Recording, Tensor]:
+def record(
+    model: nn.Module, inputs: tuple[Tensor, ...], former: Former, change: Any = None
+) -> tuple[Recording, Tensor]:
     """Run ``model`` once and record its calls; ``former`` says what each node computes. Returns the output, too.
+
+    ``change(call)`` is what runs in place of a call.
 
     Raises:
         UnsupportedOp: Where an operation cannot be seen.
@@ -80,7 +84,7 @@ def record(model: nn.Module, inputs: tuple[Tensor, ...], former: Former) -> tupl
     with torch.enable_grad():
         # The inputs need gradients only so that values from unseen code betray themselves by their history.
         signals = tuple(x.detach().requires_grad_().clone() for x in inputs)
-    run = _Record(model, signals, former)
+    run = _Record(model, signals, former, change)
     with unchanged(model, inputs):
         output = run.follow(model, signals)
     first = tuple(range(len(inputs)))
@@ -89,9 +93,9 @@ def record(model: nn.Module, inputs: tuple[Tensor, ...], former: Former) -> tupl
 
 
 class _Record(Watch):
-    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], former: Former) -> None:
+    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], former: Former, change: Any) -> None:
         super().__init__(model, inputs)
-        self._former = former
+        self._former, self._change = former, change
         self.slots: Any = WeakIdKeyDictionary()  # signal -> slot
         self._numbers = count()
         self.nodes: list[Node] = []
@@ -107,6 +111,7 @@ class _Record(Watch):
         self.peeked.update(self.slots[t] for t in signals if t in self.slots)
 
     def visit(self, call: Call) -> Any:
+        call = self._change(call) if self._change is not None else call
         sources = tuple(self.slots[s] for s in call.signals)
         signals = tuple(s.detach() for s in call.signals)
         result = call.spelled()

@@ -23,7 +23,7 @@ from backlit._errors import UnsupportedOp
 from backlit.capture import refuse
 from backlit.capture.aliases import Alias, Memory, laid_out, read_view, write_view
 from backlit.capture.canonical import Call, at, canonical, name_by_signals, places_of
-from backlit.capture.primitives import BY_NAME, CARRIERS, CONSTANT, LAYERS, LIKE, SHADOWS, SPELLINGS
+from backlit.capture.primitives import BY_NAME, CARRIERS, CONSTANT, LAYERS, LIKE, ORDERS, SHADOWS, SPELLINGS
 from backlit.capture.sites import Site
 
 INPUT = "input"
@@ -34,7 +34,7 @@ INPUT = "input"
 class Mark:
     """What is known of a tensor: a signal has a depth, the layers with weights behind it, and a maker.
 
-    Of the others: ``known`` says that autograd's history of it was seen, ``gate`` that it was made by comparing signals,
+    Of the others: ``known`` says that autograd's history of it was seen, ``gate`` that it was made by comparing them,
     ``shadow`` that it is a signal without its gradient (``x.detach()``); ``severed`` is the site under ``torch.no_grad`` that
     it comes from. ``alias`` is what it shows of memory that was written in place.
     """
@@ -43,6 +43,7 @@ class Mark:
     maker: str = INPUT
     known: bool = False
     gate: bool = False
+    sources: frozenset[object] = frozenset()
     shadow: bool = False
     severed: Site | None = None
     alias: Alias | None = None
@@ -66,7 +67,7 @@ class Watch(TorchFunctionMode):
         self._opening: list[Any] = []  # functions whose bodies are running
         self.sites: list[Site] = []
         for tensor in inputs:
-            self._mark(tensor).depth = 0
+            self._marks[tensor] = Mark(0, sources=frozenset({object()}))
 
     def visit(self, call: Call) -> Any:
         """What the call returns to the network."""
@@ -113,7 +114,7 @@ class Watch(TorchFunctionMode):
         if func in CONSTANT:
             result = func(*args, **kwargs)
             self.peek(live)
-            self._note(result)
+            self._note(result, gate=func.__name__ in ORDERS, sources=self._sources(live))
             if func in SHADOWS:
                 alias = self._alias(live[0])
                 self._note(result, shadow=True, alias=alias.view(live[0], result, cut=True, writes=alias.memory.writes))
@@ -131,7 +132,7 @@ class Watch(TorchFunctionMode):
             raise UnsupportedOp(refuse.unknown(_name(func), self._where(func)))
         if isinstance(result, (Tensor, float, list)):
             self.peek(live)
-        self._note(result, gate=True)
+        self._note(result, gate=func.__name__.strip("_") in ORDERS, sources=self._sources(live))
         return result
 
     def _off_path(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> Any:
@@ -142,10 +143,10 @@ class Watch(TorchFunctionMode):
         result = func(*args, **kwargs)
         if versions != [t._version for t in shadows]:
             raise UnsupportedOp(refuse.BEHIND.format(self._where(func)))
-        self._note((result, tensors, [t._base for t in tensors]))
+        self._note((tensors, [t._base for t in tensors]))
         cut = shadows or any(mark.severed for mark in marks)
-        if any(mark.gate for mark in marks) or (cut and not floats(result)):
-            self._note(result, gate=True)
+        gate = any(mark.gate for mark in marks) or bool(cut and not floats(result))
+        self._note(result, gate=gate, sources=self._sources(tensors[:1] if func in LIKE else tensors))
         for site in (mark.severed for mark in marks if mark.severed):
             self._note(floats(result), severed=site)
         self._note([t for t in _tensors((result,)) if shadows and t._is_view()], shadow=True)
@@ -162,7 +163,7 @@ class Watch(TorchFunctionMode):
                 raise UnsupportedOp(refuse.SEVERED.format(call.site))
             self.peek(call.signals)
             result = func(*args, **kwargs)
-            self._note(floats(result), severed=call.site)
+            self._note(floats(result), severed=call.site, sources=self._sources(call.signals))
             return result
         for value in _tensors(call.arguments.values()):
             self._check_severed(value)
@@ -180,20 +181,29 @@ class Watch(TorchFunctionMode):
     def _visited(self, call: Call) -> Any:
         """What the call returns to the network, marked."""
         depth = max(call.site.depths, default=0) + (call.site.primitive in LAYERS)
-        alone = call.get("function") in LIKE or len(call.places) == 1  # of two signals it is a new value
-        carried = alone and call.primitive.name in CARRIERS
+        # Of two signals it is a new value.
+        carried = call.primitive.name in CARRIERS and (call.get("function") in LIKE or len(call.places) == 1)
         maker = call.site.makers[0] if carried else call.primitive.name
+        sources = self._sources(call.signals if carried or call.site.kind == "activation" else ()) | {object()}
         result = self.visit(call)
         outputs = floats(result)
         if outputs:
             self.sites.append(replace(call.site, output_shape=tuple(outputs[0].shape)))
         for tensor in outputs:
             mark = self._mark(tensor)
-            mark.depth, mark.maker = depth, maker
+            mark.depth, mark.maker, mark.sources = depth, maker, sources
             if self._wrote and tensor._base is not None:
                 self._alias(tensor).writes = self._alias(tensor).memory.writes
-        self._note(result, gate=True)  # indices and the like
         return result
+
+    def _sources(self, tensors: Iterable[Tensor]) -> frozenset[object]:
+        """The values that these were made of, but for moves, scales and shifts."""
+        return frozenset().union(*(self._marks.get(t, _UNMARKED).sources for t in tensors))
+
+    def _gates(self, gate: Any, *values: Any) -> bool:
+        """Whether the gate was made by comparing the very signals that it gates: then it is part of an activation."""
+        mark = self._marks.get(gate, _UNMARKED) if isinstance(gate, Tensor) else _UNMARKED
+        return mark.gate and all(self._sources([s]) & mark.sources for s in _tensors(values) if self._is_signal(s))
 
     def _alias(self, tensor: Tensor) -> Alias:
         """What the tensor shows of the memory that it shares with others."""
@@ -241,7 +251,7 @@ class Watch(TorchFunctionMode):
         return shadow
 
     def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        name, arguments, inplace = canonical(func, args, kwargs, lambda t: self._marks.get(t, _UNMARKED).gate)
+        name, arguments, inplace = canonical(func, args, kwargs, self._gates)
         places = places_of(arguments, self._is_signal)
         path = module_path(self._paths)
         name = name_by_signals(name, arguments, places, path or "<model>")

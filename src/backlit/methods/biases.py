@@ -34,7 +34,7 @@ Reader = Callable[[Call, Tensor], Tap | None]
 
 # f(s z) = s f(z) for s > 0, so that f(z) = J z: nothing is added. Selections are so, too.
 _HOMOGENEOUS = frozenset(
-    "relu leaky_relu rrelu prelu abs gate matmul einsum mul div neg mean sum dropout interpolate grid_sample reshape permute "
+    "relu leaky_relu rrelu prelu abs matmul einsum mul div neg mean sum dropout interpolate grid_sample reshape permute "
     "slice expand copy unfold identity".split()
 ) | {f"{kind}avg_pool{d}d" for kind in ("", "adaptive_") for d in (1, 2, 3)}
 _NORMS = ("layer_norm", "group_norm", "instance_norm")

@@ -110,7 +110,7 @@ class _Lift(Method):
         An image stands there ``each`` times in a row.
         """
         reveal = self.options.rule == "reveal_cancel"
-        reference = lift.Reference(self.model, references, layers=reveal)
+        reference = lift.Reference(self.model, references, images=inputs, layers=reveal)
         run = propagate(self.model, inputs, self._table(reference))
         reference.check(run.trace)
         targets = pick(run.output, targets)
@@ -146,10 +146,11 @@ class _Lift(Method):
         t, i = divmod(int(share.argmax()), share.shape[1])
 
         def audited(pairs: tuple[Tensor, ...], place: int) -> tuple[Leak, ...]:
-            reference = lift.Reference(self.model, pairs[len(inputs) :], every=True)
+            images, references = pairs[: len(inputs)], pairs[len(inputs) :]
+            reference = lift.Reference(self.model, references, images=images, every=True)
             table = self._table(reference)
             wanted = int(maps.targets[i, t])
-            return audit(self.model, pairs[: len(inputs)], table, wanted, reference.changes, image=place)
+            return audit(self.model, images, table, wanted, reference.changes, image=place)
 
         leaks = of_image(audited, (*inputs, *references), i)
         worst = sorted((x for x in leaks if abs(x.lost) > 0.01 * float(gap[t, i])), key=lambda x: -abs(x.lost))[:5]

@@ -304,9 +304,9 @@ class Learning:
         try:
             maps, terms, thetas, grads = self._gradients()
         except RuntimeError as error:
-            if self._watched or "inplace" not in str(error).replace("-", ""):
+            if self._watched or not any(word in str(error) for word in ("inplace", "in-place", "derivative")):
                 raise
-            self._watched = True  # autograd cannot follow the network's own writes in place
+            self._watched = True  # autograd cannot follow the network's own writes in place, or its heaviside
             maps, terms, thetas, grads = self._gradients()
         if self._optimizer is None:
             fused = self._target.device.type in ("cpu", "cuda")

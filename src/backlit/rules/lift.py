@@ -13,7 +13,7 @@ others are written as such products and elementwise functions, each with its sec
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -38,10 +38,21 @@ Result = tuple[Tensor | None, ...]
 class Reference:
     """What every operation that is not affine reads and gives at the reference.
 
-    With ``layers`` those of weights, too, which reveal-cancel compares; with ``every`` all, for the audit.
+    With ``layers`` those of weights, too, which reveal-cancel compares; with ``every`` all, for the audit. A mask that the
+    network makes of its input by comparing, and lays on another signal, is a constant: at the reference, too, it is that
+    of ``images``.
     """
 
-    def __init__(self, model: nn.Module, inputs: Tensors, *, layers: bool = False, every: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Tensors,
+        *,
+        images: Tensors | None = None,
+        layers: bool = False,
+        every: bool = False,
+    ) -> None:
+        masks = _masks(model, images) if images is not None and _masks(model, inputs) else {}
         self._values: dict[str, tuple[Site, Tensors, Any]] = {}
 
         def keep(call: Call, signals: Tensors, result: Any) -> Callable[..., Any]:
@@ -49,7 +60,13 @@ class Reference:
                 self._values[call.site.name] = (call.site, signals, result)
             return call.without_signals().run
 
-        recording, self.output = record(model, inputs, keep)
+        def held(call: Call) -> Call:
+            if call.site.name not in masks:
+                return call
+            changed = replace(call, arguments={**call.arguments, **masks[call.site.name]})
+            return replace(changed, spelled=lambda: changed.run(*call.signals))
+
+        recording, self.output = record(model, inputs, keep, held)
         self.trace: Trace = recording.trace
 
     def of(self, call: Call) -> tuple[Tensors, Any]:
@@ -80,6 +97,27 @@ class Reference:
             _, output0 = self.of(call.joined[-1])
         y, y0 = (output, output0) if isinstance(output, Tensor) else (output[0], output0[0])
         return tuple(x - x0 for x, x0 in zip(inputs, inputs0, strict=True)), y - y0
+
+
+def _masks(model: nn.Module, inputs: Tensors) -> dict[str, dict[str, Tensor]]:
+    """The masks that affine calls lay on signals, by site and argument: tensors of zeros and ones, or of signs."""
+    found: dict[str, dict[str, Tensor]] = {}
+
+    def note(call: Call, signals: Tensors, result: Any) -> Callable[..., Any]:
+        if call.primitive.name in ("mul", "where", "setitem"):
+            given = {k: v for k, v in call.arguments.items() if isinstance(v, Tensor) and (k, None) not in call.places}
+            masks = {
+                k: v for k, v in given.items() if v.dtype == torch.bool or bool(torch.isin(2 * v, _HALVES.to(v)).all())
+            }
+            if masks:
+                found[call.site.name] = masks
+        return call.without_signals().run
+
+    record(model, inputs, note)
+    return found
+
+
+_HALVES = torch.arange(-2, 3)
 
 
 def _alike(site: Site, other: Site) -> bool:
@@ -437,7 +475,7 @@ class RevealCancel:
         changes = Layer(inputs[0] - x0, layer.weight, None, call, layer.place)
         up, down = Part.of(changes, 1), Part.of(changes, -1)
         z_up, z_down, z = z0 + up.z, z0 + down.z, z0 + up.z + down.z
-        written = after.primitive.name in ("gate", "gated")  # its condition is that of the values that were seen
+        written = after.primitive.name == "gated"  # its condition is that of the values that were seen
         f, slope = (torch.relu, _step) if written else (after.run, after)
         y_up, y_down, y = f(z_up), f(z_down), f(z)
         s_up = g * (secant(z_up, y_up, z0, y0, slope) + secant(z, y, z_down, y_down, slope)) / 2

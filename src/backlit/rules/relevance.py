@@ -17,7 +17,7 @@ from backlit.rules import activation, attention, norm, structural
 from backlit.rules.table import TRUE, RuleTable, rule_name
 
 # f(z) = z f'(z): the true derivative passes the relevance.
-_HOMOGENEOUS = "relu leaky_relu rrelu prelu abs gate gated hardshrink".split()
+_HOMOGENEOUS = "relu leaky_relu rrelu prelu abs gated hardshrink".split()
 _MOVES = frozenset("cat stack pad interpolate reshape permute slice expand copy dropout where setitem".split())
 _AVERAGES = frozenset([*(p.name for p in PRIMITIVES if "avg_pool" in p.name), "mean", "sum", "unfold", "grid_sample"])
 _ELEMENTWISE = frozenset("add sub mul div neg addcmul lerp batch_norm".split())
