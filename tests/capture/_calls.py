@@ -224,6 +224,7 @@ EXAMPLES: dict[str, list[Example]] = {
     "copy": [of(src=G)],
     "zero": [of()],
     "fill": [of(value=0.5)],
+    "put": [of(first=True, index=torch.tensor([0, 5]), source=c(2))],
     "index_copy": [of(dim=1, index=torch.tensor([1, 0]), source=G)],
     "index_fill": [of(dim=1, index=torch.tensor([1]), value=0.5)],
     "scatter": [of(dim=1, index=torch.ones(2, 1, 4, 4, dtype=torch.int64), src=c(2, 1, 4, 4))],
@@ -267,7 +268,7 @@ _SAME = {
     "__truediv__": "div", "multiply": "mul", "__mul__": "mul", "__rmul__": "mul", "subtract": "sub", "negative": "neg", "__neg__": "neg",
     "concat": "cat", "concatenate": "cat", "__matmul__": "matmul", "fmax": "maximum", "fmin": "minimum", "dropout1d": "dropout",
     "dropout2d": "dropout", "dropout3d": "dropout", "alpha_dropout": "dropout", "__pos__": "positive", "cuda": "",
-    "__rtruediv__": "__rdiv__", "log_sigmoid": "logsigmoid", "read_view": "", "write_view": "",
+    "__rtruediv__": "__rdiv__", "log_sigmoid": "logsigmoid", "read_view": "",
 }  # fmt: skip
 
 # Other names that an argument may have somewhere, torch's own and NumPy's.

@@ -54,13 +54,7 @@ class Alias:
 
 def read_view(whole: Tensor, positions: Tensor, stride: tuple[int, ...]) -> Tensor:
     """The elements of a memory's whole at the positions of a view."""
-    return laid_out(whole.flatten().index_select(0, positions.flatten()).view(positions.shape), stride)
-
-
-def write_view(whole: Tensor, positions: Tensor, value: Tensor) -> Tensor:
-    """The whole of a memory with other elements at the positions of a view."""
-    written = whole.flatten().index_copy(0, positions.flatten(), value.flatten())
-    return laid_out(written.view(whole.shape), whole.stride())
+    return laid_out(whole.take(positions), stride)
 
 
 def laid_out(value: Tensor, stride: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:

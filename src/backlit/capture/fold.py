@@ -19,6 +19,9 @@ from backlit.capture.primitives import CONVOLUTIONS, Primitive
 from backlit.capture.record import Recording, record
 from backlit.capture.sites import Trace
 
+Plan = dict[tuple[str, str], Callable[[Call], Call]]
+"""What the call of each site (name, module) becomes."""
+
 
 def folded(recording: Recording) -> Recording:
     """The recording with every batch norm that can be folded gone, its layer computing both."""
@@ -29,15 +32,13 @@ def folded(recording: Recording) -> Recording:
     return replace(recording, nodes=tuple(node for node in nodes if node.outputs))
 
 
-def fold_plan(
-    model: nn.Module, inputs: tuple[Tensor, ...]
-) -> tuple[dict[tuple[str, str], Callable[[Call], Call]], Trace]:
+def fold_plan(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Plan, Trace]:
     """For each site (name, module) of a pair that folds, what its call becomes: the layer does both, the norm nothing.
 
     Also the recorded trace: the plan holds for runs that make the same calls.
     """
     recording, _ = record(model, inputs, lambda call, signals, result: call.without_signals().run)
-    plan: dict[tuple[str, str], Callable[[Call], Call]] = {}
+    plan: Plan = {}
     for layer, norm, call in _folds(recording):
         site, absorbed = recording.nodes[layer].call.site, recording.nodes[norm].call.site
         changes = {"weight": call["weight"], "bias": call["bias"]}

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backlit._errors import InputError
-from backlit.capture.aliases import read_view, write_view
+from backlit.capture.aliases import read_view
 from backlit.capture.sites import Kind
 
 Function = Callable[..., Any]
@@ -163,7 +163,7 @@ _ROWS: tuple[_Row, ...] = (
         copy="tT.clone T.contiguous T.to T.float T.double T.half T.bfloat16 T.type T.type_as T.cpu T.cuda tT.positive T.__pos__",
         where="tT.where tT.masked_fill",
         setitem="T.__setitem__ T.masked_fill_ T.copy_ T.zero_ T.fill_ T.index_copy_ T.index_fill_ T.scatter_ "
-        "T.masked_scatter_",
+        "T.masked_scatter_ T.put_",
     ),
     # Selections.
     ("maximum", "selection", torch.maximum, "input other", "tT.maximum tT.fmax"),
@@ -226,7 +226,7 @@ def _spellings() -> Iterator[tuple[Any, Spelling]]:
         for function, word in _functions(spelled, in_place=bool(signature)):
             yield function, _spelling(name, own.get(function), signature, function, word)
     yield from ((transpose.__get__, Spelling("permute", "")) for transpose in (_T.T, _T.mT))
-    yield from ((read_view, Spelling("slice", "")), (write_view, Spelling("setitem", "")))
+    yield from ((read_view, Spelling("slice", "")), (_T.put, Spelling("setitem", "")))
 
 
 def _spelling(name: str, own: Any, signature: str, function: Any, word: str) -> Spelling:

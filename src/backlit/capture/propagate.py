@@ -15,7 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from backlit._errors import RuleMismatch
 from backlit._forward import of_image, unchanged
 from backlit.capture.canonical import Call
-from backlit.capture.fold import fold_plan, foldable
+from backlit.capture.fold import Plan, fold_plan, foldable
 from backlit.capture.refuse import check_model
 from backlit.capture.sites import Coverage, CoverageRow, Site, Trace
 from backlit.capture.watch import Watch
@@ -63,7 +63,6 @@ class Tap:
 Reader = Callable[[Call, Tensor], Tap | None]
 """``reader(call, output)``: what is read off the gradient of a site's output."""
 Keep = Callable[[Site], bool]
-Plan = dict[tuple[str, str], Callable[[Call], Call]]
 
 
 @dataclass(frozen=True)

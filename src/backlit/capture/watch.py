@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from types import FunctionType
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from backlit._draws import module_path
 from backlit._errors import UnsupportedOp
 from backlit.capture import refuse
-from backlit.capture.aliases import Alias, Memory, laid_out, read_view, write_view
+from backlit.capture.aliases import Alias, Memory, laid_out, read_view
 from backlit.capture.canonical import Call, at, canonical, name_by_signals, places_of
 from backlit.capture.primitives import BY_NAME, CARRIERS, CONSTANT, LAYERS, LIKE, ORDERS, SHADOWS, SPELLINGS
 from backlit.capture.sites import Site
@@ -185,7 +185,7 @@ class Watch(TorchFunctionMode):
         carried = call.primitive.name in CARRIERS and (call.get("function") in LIKE or len(call.places) == 1)
         maker = call.site.makers[0] if carried else call.primitive.name
         sources = self._sources(call.signals if carried or call.site.kind == "activation" else ()) | {object()}
-        result = self.visit(call)
+        result = self.visit(replace(call, spelled=partial(_owned, call)))
         outputs = floats(result)
         if outputs:
             self.sites.append(replace(call.site, output_shape=tuple(outputs[0].shape)))
@@ -219,7 +219,7 @@ class Watch(TorchFunctionMode):
         memory = alias.memory
         memory.writes += 1
         if alias.positions is not None:
-            memory.kept = whole = self._visit(write_view, (memory.whole(), alias.positions(), value), {})
+            memory.kept = whole = self._visit(Tensor.put, (memory.whole(), alias.positions(), value), {})
             self._mark(whole).alias = Alias(memory, writes=memory.writes)
         memory.whole = weakref.ref(whole)
         alias.value, alias.writes = value, memory.writes
@@ -325,6 +325,14 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 def floats(result: Any) -> list[Tensor]:
     """The floating-point tensors of a call's result."""
     return [t for t in _tensors((result,)) if t.is_floating_point()]
+
+
+def _owned(call: Call) -> Any:
+    """What a call returns; of a tensor that shows memory made inside the call (``einsum``), one that stands for all of it."""
+    result = call.spelled()
+    if getattr(result, "_base", None) is None or any(result._base is b for s in call.signals for b in (s, s._base)):
+        return result
+    return torch.ops.aten._unsafe_view(result, result.shape)  # the same elements, and no view to autograd
 
 
 @cache
