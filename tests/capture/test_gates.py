@@ -183,3 +183,14 @@ def test_the_forward_values_are_the_networks_own() -> None:
             plain = model(X.clone())
         assert torch.equal(propagate(model, X, presets.gradient).output, plain)
         torch.testing.assert_close(freeze(model, X)(X), plain)
+
+
+def test_what_is_written_where_a_signal_is_negative_holds_its_biases() -> None:
+    def part(h: Tensor, x: Tensor) -> Tensor:
+        h[h < 0] *= 0.2
+        return h
+
+    found = backlit.BBp(Around(part))(X, 1)
+    assert float(found.completeness["gap"].abs().max()) < 1e-9 * float(found.completeness["biases"].abs().max())
+    for method in ("Gradient", "FullGrad", "LRP"):
+        torch.testing.assert_close(map_of(method, part), map_of(method, lambda h, x: F.leaky_relu(h, 0.2)))

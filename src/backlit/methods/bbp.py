@@ -14,6 +14,7 @@ from backlit.methods.base import Maps, Options, activation_bytes, check
 from backlit.methods.biases import BiasMethod, check_told, offset, propagated, with_biases
 from backlit.methods.inputs import pick
 from backlit.rules import TRUE, RuleTable, presets
+from backlit.rules.exact import exact
 
 Alpha = Literal["ratio", "equal"]
 Grads = tuple[Tensor | None, ...]
@@ -146,7 +147,12 @@ def whole(b: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> 
 
 
 def halves(b: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Grads:
-    """Each factor of a product gets half, each value that ``torch.where(x > 0, f, g)`` chooses from likewise."""
+    """Each factor of a product gets half, each value that ``torch.where(x > 0, f, g)`` chooses from likewise.
+
+    What ``h[h < 0] = f`` writes has a shape of its own: it gets what stands where it was written.
+    """
+    if call.primitive.name == "gated" and any(z.dim() != b.dim() for z in inputs):
+        return exact(b, inputs, output, call)
     return tuple((b / len(inputs)).sum_to_size(z.shape) for z in inputs)
 
 
