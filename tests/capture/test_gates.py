@@ -194,3 +194,32 @@ def test_what_is_written_where_a_signal_is_negative_holds_its_biases() -> None:
     assert float(found.completeness["gap"].abs().max()) < 1e-9 * float(found.completeness["biases"].abs().max())
     for method in ("Gradient", "FullGrad", "LRP"):
         torch.testing.assert_close(map_of(method, part), map_of(method, lambda h, x: F.leaky_relu(h, 0.2)))
+
+
+LEAKY: dict[str, Callable[[Tensor], Tensor]] = {
+    "where": lambda h: torch.where(h > 0, h, 0.2 * h),
+    "where, turned": lambda h: torch.where(h < 0, h * 0.2, h),
+    "where, divided": lambda h: torch.where(h.gt(0), h, h / 5),
+    "where, both scaled": lambda h: torch.where(h > 0, h * 1.0, h.mul(0.2)),
+    "maximum": lambda h: torch.maximum(h, 0.2 * h),
+    "max, turned": lambda h: torch.max(h * 0.2, h),
+    "maximum, divided": lambda h: torch.maximum(h.div(5), h),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("case", LEAKY)
+def test_a_leaky_rectifier_is_one(case: str, method: str) -> None:
+    part = LEAKY[case]
+    ours, twin = map_of(method, lambda h, x: part(h)), map_of(method, lambda h, x: F.leaky_relu(h, 0.2))
+    torch.testing.assert_close(ours, twin)
+    model = Around(lambda h, x: part(h))
+    assert torch.equal(propagate(model, X, presets.gradient).output, model(X.clone()))
+
+
+def test_a_rectifier_that_amplifies_is_one_and_an_absolute_value_none() -> None:
+    for method in METHODS:
+        ours = map_of(method, lambda h, x: torch.minimum(h, 3 * h))
+        torch.testing.assert_close(ours, map_of(method, lambda h, x: F.leaky_relu(h, 3.0)), msg=method)
+    trace = propagate(Around(lambda h, x: torch.maximum(h, -1 * h)), X, presets.gradient).trace
+    assert "maximum[0]" in [site.name for site in trace]

@@ -87,12 +87,8 @@ def at(arguments: Arguments, place: Place) -> Tensor:
 def _put(arguments: Arguments, places: tuple[Place, ...], signals: tuple[Any, ...]) -> Arguments:
     arguments = dict(arguments)
     for (name, position), signal in zip(places, signals, strict=True):
-        if position is None:
-            arguments[name] = signal
-        else:
-            items = list(arguments[name])
-            items[position] = signal
-            arguments[name] = items
+        items = arguments[name]
+        arguments[name] = signal if position is None else [*items[:position], signal, *items[position + 1 :]]
     return arguments
 
 

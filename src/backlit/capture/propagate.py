@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
@@ -163,14 +163,10 @@ def propagate(
         run = _Propagate(model, signals, rules, keep, plan, tap)
         with unchanged(model, leaves):
             output = run.follow(model, signals)
-        if planned is None or _same_calls(run.sites, planned):
+        if planned is None or [(s.name, s.module) for s in run.sites] == [(s.name, s.module) for s in planned]:
             break
         (plan, _), planned = fold_plan(model, leaves), None  # it goes another way with all images than with one
     return Propagation(leaves, output, Trace(tuple(run.sites)), run.coverage(), run.kept, run.taps, run.unit, run.flow)
-
-
-def _same_calls(one: Iterable[Site], other: Iterable[Site]) -> bool:
-    return [(s.name, s.module) for s in one] == [(s.name, s.module) for s in other]
 
 
 @dataclass(eq=False)
@@ -190,9 +186,7 @@ class _Chain:
 
 
 class _Propagate(Watch):
-    def __init__(
-        self, model: nn.Module, inputs: tuple[Tensor, ...], rules: Rules, keep: Keep, plan: Plan, tap: Reader | None
-    ) -> None:
+    def __init__(self, model: nn.Module, inputs: Any, rules: Rules, keep: Keep, plan: Plan, tap: Reader | None) -> None:
         super().__init__(model, inputs)
         self._rules, self._keep, self._plan, self._tap = rules, keep, plan, tap
         self._links: Any = WeakIdKeyDictionary()  # the output of a chain's member -> chain, position in it
@@ -282,9 +276,7 @@ class _Ruled(torch.autograd.Function):
     """One call whose derivative is a rule. All that the rule reads has its graph, so second order goes through it."""
 
     @staticmethod
-    def forward(
-        ctx: Any, call: Call, rule: Any, link: Any, flow: Any, spelled: Any, unit: Any, *signals: Tensor
-    ) -> Any:
+    def forward(ctx: Any, call: Call, rule: Any, link: Any, flow: Any, spelled: Any, unit: Any, *signals: Any) -> Any:
         result = spelled()
         outputs = (result,) if isinstance(result, Tensor) else tuple(result)
         ctx.mark_non_differentiable(*(o for o in outputs if not o.is_floating_point()))

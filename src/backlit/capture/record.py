@@ -70,9 +70,7 @@ class Recording:
         return done
 
 
-def record(
-    model: nn.Module, inputs: tuple[Tensor, ...], former: Former, change: Any = None
-) -> tuple[Recording, Tensor]:
+def record(model: nn.Module, inputs: Any, former: Former, change: Any = None) -> tuple[Recording, Tensor]:
     """Run ``model`` once and record its calls; ``former`` says what each node computes. Returns the output, too.
 
     ``change(call)`` is what runs in place of a call.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -90,10 +91,7 @@ class Coverage:
 
     def count(self) -> dict[str, int]:
         """Number of sites per rule name."""
-        counts: dict[str, int] = {}
-        for row in self.rows:
-            counts[row.rule] = counts.get(row.rule, 0) + 1
-        return counts
+        return dict(Counter(row.rule for row in self.rows))
 
     def to_json(self) -> list[dict[str, str]]:
         """Rows as plain dictionaries."""

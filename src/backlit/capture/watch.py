@@ -36,7 +36,8 @@ class Mark:
 
     Of the others: ``known`` says that autograd's history of it was seen, ``gate`` that it was made by comparing them,
     ``shadow`` that it is a signal without its gradient (``x.detach()``); ``severed`` is the site under ``torch.no_grad`` that
-    it comes from. ``alias`` is what it shows of memory that was written in place.
+    it comes from. ``alias`` is what it shows of memory that was written in place, ``scaled`` the signal that it is a positive
+    multiple of, and the call that made it so.
     """
 
     depth: int | None = None
@@ -44,6 +45,7 @@ class Mark:
     known: bool = False
     gate: bool = False
     sources: frozenset[object] = frozenset()
+    scaled: tuple[Tensor, Call] | None = None
     shadow: bool = False
     severed: Site | None = None
     alias: Alias | None = None
@@ -192,6 +194,8 @@ class Watch(TorchFunctionMode):
         for tensor in outputs:
             mark = self._mark(tensor)
             mark.depth, mark.maker, mark.sources = depth, maker, sources
+            if call.primitive.name in ("mul", "div") and isinstance(call["other"], (int, float)) and call["other"] > 0:
+                mark.scaled = call.signals[0], call.without_signals()
             if self._wrote and tensor._base is not None:
                 self._alias(tensor).writes = self._alias(tensor).memory.writes
         return result
@@ -253,6 +257,8 @@ class Watch(TorchFunctionMode):
     def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         name, arguments, inplace = canonical(func, args, kwargs, self._gates)
         places = places_of(arguments, self._is_signal)
+        if name in ("gated", "maximum", "minimum") and len(places) == 2:
+            name, arguments, places = self._of_one(name, arguments, places)
         path = module_path(self._paths)
         name = name_by_signals(name, arguments, places, path or "<model>")
         refuse.check_mode(name, arguments, path or "<model>")
@@ -268,6 +274,17 @@ class Watch(TorchFunctionMode):
         constants = len(list(_tensors(arguments.values()))) > len(places)
         site = Site(name, self._counts[name], primitive.kind, path, spelling, shapes, (), depths, makers, constants)
         return Call(site, primitive, lean, places, lambda: func(*lean_args, **lean_kwargs), inplace)
+
+    def _of_one(self, name: str, arguments: dict[str, Any], places: Any) -> tuple[str, dict[str, Any], Any]:
+        """A choice between multiples of one signal, as a function of that: ``torch.where(h > 0, h, 0.2 * h)``."""
+        nowhere: Any = None
+        choice = Call(nowhere, BY_NAME[name], arguments, places, nowhere)
+        scaled = [self._marks[s].scaled or (s, None) for s in choice.signals]
+        if scaled[0][0] is not scaled[1][0]:
+            return name, arguments, places
+        bare, steps = choice.without_signals(), [step for _, step in scaled]
+        function = lambda z: bare.run(*(z if step is None else step.run(z) for step in steps))  # noqa: E731
+        return "gated", {"function": function, "#0": scaled[0][0]}, (("#0", None),)
 
     def _lean(self, value: Any) -> Any:
         """A parameter without its need for a gradient: the graph then keeps no input for the sake of a weight."""

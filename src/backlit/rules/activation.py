@@ -39,7 +39,7 @@ def _mish_slope(z: Tensor) -> Tensor:
 # f'(z) of every activation whose derivative is more than a call of its own; the others go through `exact`.
 DERIVATIVES: dict[str, Callable[[Tensor, Call], Tensor]] = {
     "relu": lambda z, c: (z > 0).to(z.dtype),
-    "leaky_relu": lambda z, c: torch.where(z > 0, 1.0, c.get("negative_slope", 0.01)).to(z.dtype),
+    "leaky_relu": lambda z, c: torch.where(z > 0, z.new_ones(()), c.get("negative_slope", 0.01)),
     "elu": lambda z, c: _elu_slope(z, c.get("alpha", 1.0)),
     "celu": lambda z, c: torch.where(z > 0, 1, (z.clamp(max=0) / c.get("alpha", 1.0)).exp()),
     "selu": lambda z, c: _elu_slope(z, _SELU_ALPHA, _SELU_SCALE),
