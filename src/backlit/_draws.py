@@ -44,7 +44,7 @@ def refuse_draws(model: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[None]
         ModelStateError: With the module that drew. Draws by a seed that forward sets itself are none, nor are those that do
             not reach the output.
     """
-    streams = _Streams(inputs[0].device)
+    streams = _Streams(model, inputs[0].device)
     before, calls = streams.states(), _Calls()
     try:
         with calls:
@@ -90,50 +90,88 @@ _CALL = nn.Module._call_impl.__code__
 
 
 class _Streams:
-    """The random streams that everybody shares: torch's, of the CPU and of one device, Python's, and NumPy's."""
+    """The random streams that a network may draw from: torch's, of the CPU and of one device, Python's, NumPy's, its own."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.generators = [torch.default_generator]
         if device.type == "cuda":
             index = torch.cuda.current_device() if device.index is None else device.index
             self.generators.append(torch.cuda.default_generators[index])
+        self._hosts: list[tuple[str, _Host]] = [("Python's random", _PYTHON), ("numpy.random", _NUMPY), *_own(model)]
 
     def states(self) -> tuple[Any, ...]:
         """All states, so that they can be compared."""
-        return (*(_bytes(g) for g in self.generators), *self.others())
+        return (*(_bytes(g) for g in self.generators), *self.others().values())
 
-    @staticmethod
-    def others() -> tuple[Any, Any]:
-        """The states of Python's stream and of NumPy's."""
-        return random.getstate(), _frozen(np.random.get_state(legacy=False))
+    def others(self) -> dict[str, Any]:
+        """The states of all that torch does not see, by what to call them."""
+        return {name: _state(host) for name, host in self._hosts}
 
     def restore(self, states: tuple[Any, ...]) -> None:
         """Set all streams to these states."""
-        *own, python, numpy = states
-        for g, state in zip(self.generators, own, strict=True):
+        for g, state in zip(self.generators, states, strict=False):
             _set(g, state)
-        random.setstate(python)
-        np.random.set_state(_thawed(numpy))
+        for (_, host), state in zip(self._hosts, states[len(self.generators) :], strict=True):
+            if isinstance(host, random.Random):
+                host.setstate(state)
+            elif isinstance(host, np.random.RandomState):
+                host.set_state(_thawed(state))
+            else:
+                host.bit_generator.state = _thawed(state)
 
     def seed(self, seed: int) -> None:
         """Seed all streams."""
         for g in self.generators:
             g.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)
+        for _, host in self._hosts:
+            if isinstance(host, np.random.Generator):
+                host.bit_generator.state = type(host.bit_generator)(seed).state  # type: ignore[call-arg]
+            else:
+                host.seed(seed)
+
+
+_Host = random.Random | np.random.RandomState | np.random.Generator
+_PYTHON: random.Random = random._inst  # type: ignore[attr-defined]
+_NUMPY: np.random.RandomState = np.random.mtrand._rand  # type: ignore[attr-defined]
+_MODULE = frozenset(vars(nn.Module()))  # what every module has
+
+
+def _own(model: nn.Module) -> Iterator[tuple[str, _Host]]:
+    """Streams of Python's and NumPy's kinds that modules keep, as attributes or in lists and dictionaries there."""
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name in _MODULE:
+                continue
+            held = (
+                value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
+            )
+            for i, host in enumerate(held):
+                if isinstance(host, _Host) and not isinstance(host, random.SystemRandom):  # which has no state
+                    yield f"stream {'.'.join(filter(None, (path, name)))}{f'[{i}]' if len(held) > 1 else ''}", host
+
+
+def _state(host: _Host) -> Any:
+    """A stream's state, so that it can be compared."""
+    if isinstance(host, random.Random):
+        return host.getstate()
+    return _frozen(
+        host.get_state(legacy=False) if isinstance(host, np.random.RandomState) else host.bit_generator.state
+    )
 
 
 def _frozen(state: Any) -> Any:
     """NumPy's state, a dictionary with arrays, as what can be compared."""
     if isinstance(state, dict):
         return tuple((key, _frozen(value)) for key, value in state.items())
-    return state.tobytes() if isinstance(state, np.ndarray) else state
+    return (state.tobytes(), state.dtype) if isinstance(state, np.ndarray) else state
 
 
 def _thawed(state: Any) -> Any:
-    if isinstance(state, tuple):
-        return {key: _thawed(value) for key, value in state}
-    return np.frombuffer(state, np.uint32) if isinstance(state, bytes) else state
+    if not isinstance(state, tuple):
+        return state
+    if isinstance(state[0], bytes):
+        return np.frombuffer(*state)
+    return {key: _thawed(value) for key, value in state}
 
 
 def _bytes(generator: torch.Generator) -> bytes:
@@ -203,11 +241,11 @@ class _Draws(TorchDispatchMode):
             self.look(frame.f_back if event == "call" else frame)
 
     def look(self, frame: FrameType | None = None) -> None:
-        """Note draws from Python's stream and NumPy's since the last look."""
+        """Note draws from streams that torch does not see since the last look."""
         now = self._streams.others()
-        for name, old, new in zip(("Python's random", "numpy.random"), self._others, now, strict=True):
-            if old != new:
-                self._note(name, new, frame=frame)
+        for name, state in now.items():
+            if state != self._others[name]:
+                self._note(name, state, frame=frame)
         self._others = now
 
     def _note(self, what: str, state: Any, can_change: bool = False, frame: FrameType | None = None) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from backlit._errors import UnsupportedOp
-from backlit._forward import of_image
+from backlit._forward import of_image, unchanged
 from backlit._places import (
     PRODUCTS,
     Layout,
@@ -299,7 +299,8 @@ class _Places(Watch):
         self._made: Any = WeakIdKeyDictionary()
         self.nodes: dict[str, Node] = {}
         self._stands.update((x, image_mark(x)) for x in signals)
-        self.follow(model, signals)
+        with unchanged(model, inputs):
+            self.follow(model, signals)
 
     def visit(self, call: Call) -> Any:
         signals, result = call.signals, call.spelled()

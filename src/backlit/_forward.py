@@ -63,37 +63,53 @@ def unchanged(model: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[None]:
 
 
 class _State:
-    """The tensors of a network, with copies of the buffers that a forward pass might write to."""
+    """The tensors of a network, with a copy of the buffers, which a forward pass might write to."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._tensors: list[tuple[str, Tensor, int]] = []
-        self._copies: list[tuple[str, nn.Module, str, Tensor, Tensor]] = []
+        self._held: list[tuple[str, dict[str, Any], str, Tensor, int | None]] = []
+        self._buffers: dict[tuple[torch.dtype, torch.device], list[tuple[str, Tensor]]] = {}
         for prefix, module in model.named_modules():
             dot = prefix and f"{prefix}."
-            # In eval mode torch's own modules write nothing.
-            copied = module.training or not type(module).__module__.startswith("torch.nn.modules.")
+            for table in (module._parameters, module._buffers):
+                for name, tensor in table.items():
+                    if tensor is not None:
+                        version = None if tensor.is_inference() else tensor._version
+                        self._held.append((dot + name, table, name, tensor, version))
             for name, buffer in module._buffers.items():
-                if buffer is not None and copied:
-                    self._copies.append((dot + name, module, name, buffer, buffer.detach().clone()))
-            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-                if tensor is not None and not tensor.is_inference():
-                    self._tensors.append((dot + name, tensor, tensor._version))
+                if buffer is not None and buffer.layout is torch.strided:
+                    self._buffers.setdefault((buffer.dtype, buffer.device), []).append((dot + name, buffer))
+        self._copies = {kind: _flat(buffers) for kind, buffers in self._buffers.items()}
 
     @torch.no_grad()
     def restore(self) -> str | None:
-        """Put back the buffers that were written since, or replaced by others; the name of the first such tensor."""
-        written = [name for name, tensor, version in self._tensors if tensor._version != version]
-        for path, module, name, buffer, copy in self._copies:
-            # Batch norm writes its statistics without a new version.
-            if path in written or (module.training and not _same(buffer, copy)):
-                written.append(path)
-                buffer.copy_(copy)
-            now = module._buffers.get(name)
-            if now is not buffer:
-                if now is not None and now.shape == copy.shape and not _same(now, copy):
+        """Put back the buffers that were written since, and what was replaced by others; the name of the first such tensor."""
+        written = [p for p, _, _, tensor, version in self._held if version is not None and tensor._version != version]
+        for kind, buffers in self._buffers.items():
+            # Batch norm writes its statistics without a new version, and so does what writes to .data.
+            if written or not torch.equal(_flat(buffers), self._copies[kind]):
+                copies = self._copies[kind].split([buffer.numel() for _, buffer in buffers])
+                written += [path for (path, b), copy in zip(buffers, copies, strict=True) if _put_back(b, copy)]
+        for path, table, name, tensor, _ in self._held:
+            now = table.get(name)
+            if now is not tensor:
+                if now is not None and now.shape == tensor.shape and not _same(now, tensor):
                     written.append(path)  # of another shape it is a cache, made for these inputs
-                module._buffers[name] = buffer
+                table[name] = tensor
         return written[0] if written else None
+
+
+def _flat(buffers: list[tuple[str, Tensor]]) -> Tensor:
+    """Copies of all values in one tensor, so that they are made, and compared, in one step."""
+    return torch.cat([buffer.detach().flatten() for _, buffer in buffers])
+
+
+def _put_back(buffer: Tensor, copy: Tensor) -> bool:
+    """Whether the buffer was another; it is as its copy now."""
+    was = copy.view(buffer.shape)
+    changed = not _same(buffer, was)
+    if changed:
+        buffer.copy_(was)
+    return changed
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -197,7 +197,7 @@ def _fresh(call: Call, mark: Mark | None, out: Tensor) -> Mark | None:
     if mark is None or call.primitive.name not in CONVOLUTIONS or "transpose" in call.primitive.name:
         return None
     weight = call["weight"]
-    taps = torch.zeros(weight.shape, device=out.device)
+    taps = torch.zeros(weight.shape, device=out.device, dtype=torch.float32)
     middle = tuple(slice((k - 1) // 2, k // 2 + 1) for k in weight.shape[2:])
     taps[:, :, *middle] = 1
     full = mark.expand(3, *call.site.input_shapes[0])
@@ -221,12 +221,12 @@ def _is_plane(mark: Mark) -> bool:
 def _grid(shape: Shape, like: Tensor) -> Mark:
     h, w = shape[-2:]
     y, x = ((torch.arange(size, device=like.device, dtype=torch.float32) + 0.5) / size for size in (h, w))
-    grid = torch.stack([torch.ones(h, w, device=like.device), y[:, None].expand(h, w), x[None].expand(h, w)])
+    grid = torch.stack([torch.ones_like(y[:, None] * x), y[:, None].expand(h, w), x[None].expand(h, w)])
     return _lean(grid.view(3, *[1] * (len(shape) - 2), h, w))
 
 
 def _nowhere(dims: int, like: Tensor) -> Mark:
-    return torch.zeros(3, *[1] * dims, device=like.device)
+    return torch.zeros(3, *[1] * dims, device=like.device, dtype=torch.float32)
 
 
 def _mean(mark: Mark, axis: int) -> Mark:
@@ -277,7 +277,7 @@ def _is_constant(call: Call, name: str) -> bool:
 
 
 def _ones(value: Tensor) -> Tensor:
-    return torch.ones(value.shape, device=value.device)
+    return torch.ones(value.shape, device=value.device, dtype=torch.float32)
 
 
 def _listed(result: Any) -> list[Tensor]:

@@ -209,3 +209,28 @@ def test_options_that_cannot_be(option: dict[str, object], message: str) -> None
 def test_make_network_must_make_one() -> None:
     with pytest.raises(InputError, match=r"make_network must return a new torch.nn.Module, but returned NoneType"):
         new_network(lambda: None, 0, torch.device("cpu"))  # type: ignore[arg-type,return-value]
+
+
+class Drawing(nn.Module):
+    """A network that draws, or writes to a buffer, in eval mode, too."""
+
+    def __init__(self, *, draws: bool) -> None:
+        super().__init__()
+        self.draws = draws
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = x.flatten(1)[:, :3]
+        if self.draws:
+            return logits + torch.rand(3)
+        self.count += 1
+        return logits
+
+
+@pytest.mark.parametrize(("draws", "match"), [(True, "draws at random"), (False, "writes to 'count'")])
+def test_what_is_predicted_by_a_network_that_changes_is_refused(draws: bool, match: str) -> None:
+    network, state = Drawing(draws=draws).eval(), torch.get_rng_state()
+    with pytest.raises(ModelStateError, match=match):
+        predicted(network, torch.zeros(2, 1, 2, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert float(network.count) == 0

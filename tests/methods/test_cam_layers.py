@@ -256,6 +256,15 @@ def test_the_layer_of_a_convolutional_network(run: Callable[..., Tensor]) -> Non
     assert "on the way to the score" in provenance["layer_choice"]
 
 
+@pytest.mark.parametrize("run", [_sliced_write, _written_view, _class_map, _einsum_head, _auxiliary])
+def test_the_layer_does_not_depend_on_the_default_dtype(run: Callable[..., Tensor]) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        check(run, first)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_tokens_of_class_scores_are_no_features() -> None:
     assert check(_class_tokens, lambda t: t.unflatten(2, (12, 16)))["layer"].startswith("relu[0]")
 

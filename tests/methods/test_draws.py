@@ -115,6 +115,66 @@ def test_the_engine_and_the_metrics_refuse_it_too(kind: str) -> None:
         assert _states() == before
 
 
+class Keeps(nn.Module):
+    """A module that keeps a random stream of Python's or NumPy's, and draws from it; seeded there first, if asked."""
+
+    def __init__(self, stream: Any, *, within: str, seed: Callable[[Any], None] = lambda stream: None) -> None:
+        super().__init__()
+        self._stream, self.seed = {"alone": stream, "list": [1, stream], "dict": {"a": stream}}[within], seed
+
+    @property
+    def stream(self) -> Any:
+        held = self._stream
+        return held[1] if isinstance(held, list) else held["a"] if isinstance(held, dict) else held
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seed(self.stream)
+        return x * float(self.stream.uniform(1, 2))
+
+    def state(self) -> str:
+        stream = self.stream
+        if isinstance(stream, np.random.Generator):
+            return repr(stream.bit_generator.state)
+        return repr(stream.getstate() if isinstance(stream, random.Random) else stream.get_state())
+
+
+STREAMS: dict[str, Callable[[], Any]] = {
+    "random.Random": lambda: random.Random(3),
+    "RandomState": lambda: np.random.RandomState(3),
+    "default_rng": lambda: np.random.default_rng(3),
+    "MT19937": lambda: np.random.Generator(np.random.MT19937(3)),
+    "Philox": lambda: np.random.Generator(np.random.Philox(3)),
+    "SFC64": lambda: np.random.Generator(np.random.SFC64(3)),
+}
+
+
+@pytest.mark.parametrize("within", ["alone", "list", "dict"])
+@pytest.mark.parametrize("kind", STREAMS)
+@pytest.mark.parametrize("how", [backlit.Gradient, backlit.methods.Random])
+def test_a_stream_that_a_module_keeps(kind: str, within: str, how: type[Method]) -> None:
+    model, shared = Net(lambda x: x), _states()
+    model.part.inner = part = Keeps(STREAMS[kind](), within=within)
+    model.part.run = part
+    before = part.state()
+    with pytest.raises(ModelStateError, match=r"'part.inner' \(Keeps, stream part.inner._stream.*draws at random"):
+        how(model)(X, 1)
+    assert part.state() == before
+    assert _states() == shared
+    part.forward = lambda x: x * 2  # type: ignore[method-assign]
+    how(model)(X, 1)  # it may be kept
+
+
+def test_a_stream_that_a_module_keeps_and_seeds_is_explained() -> None:
+    for make in (STREAMS["random.Random"], STREAMS["RandomState"]):
+        model, part = Net(lambda x: x), Keeps(make(), within="alone", seed=lambda stream: stream.seed(7))
+        model.part.inner = model.part.run = part
+        before = part.state()
+        expected = torch.autograd.grad(model(leaf := X.clone().requires_grad_())[:, 1].sum(), leaf)[0]
+        part.stream.seed(3)
+        torch.testing.assert_close(backlit.Gradient(model).attribute(X, 1), expected)
+        assert part.state() == before
+
+
 def _seeded(x: Tensor) -> Tensor:
     torch.manual_seed(5)
     return x * torch.rand(1)

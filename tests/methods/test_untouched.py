@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import _properties as properties
 from backlit import DMBP, LPR, TRGBP, ModelStateError
+from backlit._forward import forward
 from backlit.methods import BASELINES, METHODS, FittedMethod, Method
 
 X = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -31,6 +32,17 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.part(F.relu(self.norm(self.conv(x)))).flatten(1))
+
+
+class Part(nn.Module):
+    """A module that runs a function."""
+
+    def __init__(self, run: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x)
 
 
 @pytest.fixture(params=METHODS + BASELINES, ids=lambda m: m.name)
@@ -103,13 +115,48 @@ def _indexed(own: Running, mean: Tensor) -> None:
     own.mean[0] += 1
 
 
-@pytest.mark.parametrize("update", [_in_place, _assigned, _copied, _indexed])
+def _behind(own: Running, mean: Tensor) -> None:
+    own.mean.data.add_(1)
+
+
+def _by_torch(own: Running, mean: Tensor) -> None:
+    F.batch_norm(mean[None].expand(2, -1) + torch.ones(2, 1), own.mean, torch.ones(2), training=True)
+
+
+@pytest.mark.parametrize("update", [_in_place, _assigned, _copied, _indexed, _behind, _by_torch])
 @pytest.mark.parametrize("training", [True, False])
 def test_what_the_forward_pass_writes_is_put_back_and_refused(
     method: Method, update: Callable[[Running, Tensor], None], training: bool
 ) -> None:
     method.model.part = Running(update).train(training)
     _refused(method, r"its forward pass writes to 'part.mean', so that each call changes the next. Call model.eval\(\)")
+
+
+def test_a_parameter_that_forward_replaces_is_put_back_and_refused(method: Method) -> None:
+    def update(own: Running, mean: Tensor) -> None:
+        own.scale = nn.Parameter(own.scale * 0.9)
+
+    method.model.part = Running(update)
+    _refused(method, "its forward pass writes to 'part.scale'")
+
+
+def test_a_norm_in_eval_mode_whose_statistics_a_function_writes() -> None:
+    """The norm itself writes nothing there, but its buffers are anybody's; batch norm writes them without a new version."""
+    model = Net()
+    model.part = Part(lambda x: F.batch_norm(x, model.norm.running_mean, model.norm.running_var, training=True))
+    before = _values(model)
+    with pytest.raises(ModelStateError, match=r"its forward pass writes to 'norm\.running_mean'"):
+        forward(model, X)
+    _assert_same(model, before)
+
+
+def test_statistics_that_are_nan_are_not_taken_for_written() -> None:
+    model = Net()
+    model.register_buffer("unused", torch.tensor([torch.nan, 1]))
+    assert torch.equal(forward(model, X), model(X).detach())
+    model.part = Running(_in_place)
+    with pytest.raises(ModelStateError, match=r"writes to 'part\.mean'"):
+        forward(model, X)
 
 
 def test_spectral_norm_in_train_mode_is_refused_and_not_moved(method: Method) -> None:

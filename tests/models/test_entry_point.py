@@ -55,6 +55,12 @@ SOURCE = """
         net.linear.bias.data[1] = float("inf")
         return net
 
+    def drawing():
+        class Drawing(Net):
+            def forward(self, x):
+                return super().forward(x + torch.rand(1))
+        return Drawing()
+
     instance = Net()
 """
 
@@ -142,3 +148,8 @@ def test_infinite_weights() -> None:
 def test_random_is_refused() -> None:
     with pytest.raises(InputError, match="'random' has no meaning for 'my_nets:Net'"):
         load_model("my_nets:Net", weights="random")
+
+
+def test_a_network_that_draws_is_refused() -> None:
+    with pytest.raises(ModelStateError, match="draws at random"):
+        load_model("my_nets:drawing")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backlit._errors import FileError, InputError, ModelStateError
+from backlit._forward import forward
 from backlit._packed import pack, unpack
 from backlit._random import seeded, stable_seed
 from backlit.methods.base import check
@@ -148,10 +149,9 @@ def train(
     return Trained(network.eval(), tuple(losses))
 
 
-@torch.no_grad()
 def predicted(network: nn.Module, images: Float[Tensor, "n c h w"], batch: int = 500) -> Int64[Tensor, " n"]:
     """The class of the largest logit of each image."""
-    return torch.cat([network(x).argmax(1) for x in images.split(batch)])
+    return torch.cat([forward(network, x).argmax(1) for x in images.split(batch)])
 
 
 def _one_epoch(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from backlit._forward import forward
 from backlit._version import __version__
 from backlit.attribution import Attribution
 from backlit.cli.console import bars, console, shown
@@ -44,8 +45,7 @@ def run(out: Path, compute: Compute) -> Path:
     ]
     x = model.placed(torch.stack([model.preprocess(image) for image, _, _ in cases]))
     target = torch.tensor([label for _, label, _ in cases])
-    with torch.no_grad():
-        chances = model.network(x).float().softmax(1)
+    chances = forward(model.network, x).float().softmax(1)
     into = console()
     with said_when_stopped(lambda: "the page is written at the end, so there is none yet"):
         found = _explain(model, x, target, compute, into)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from backlit._errors import BacklitError, InputError, nearest, reason
+from backlit._forward import forward
 from backlit.models.loaded import LoadedModel
 from backlit.models.preprocess import Preprocess
 from backlit.models.request import Request
@@ -120,9 +121,8 @@ def _first_channels(network: nn.Module) -> int | None:
 def _count_outputs(loaded: LoadedModel) -> int:
     shape = (1, loaded.preprocess.channels, *loaded.preprocess.size)
     try:
-        with torch.no_grad():
-            output = loaded.network(loaded.placed(torch.zeros(shape)))
-    except KeyboardInterrupt:
+        output = forward(loaded.network, loaded.placed(torch.zeros(shape)))
+    except (KeyboardInterrupt, BacklitError):
         raise
     except BaseException as error:
         raise InputError(
