@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 import backlit
 from backlit import UnsupportedOp
+from backlit.capture import propagate
 from backlit.capture.primitives import BY_NAME, LAYERS, PRIMITIVES, SPELLINGS
+from backlit.rules import presets
 
 FAST: dict[str, Callable[[nn.Module], Any]] = {
     "Gradient": backlit.Gradient,
@@ -183,3 +185,17 @@ def _attribution(method: Any) -> Any:
         return method(X, 1)
     except UnsupportedOp as error:
         return error
+
+
+@pytest.mark.parametrize("name", ["max", "min", "median", "sort", "topk", "kthvalue", "cummax"])
+def test_results_keep_their_names_under_a_rule(name: str) -> None:
+    class Named(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            given = {"k": 2} if name in ("topk", "kthvalue") else {}
+            found = getattr(x.flatten(2), name)(dim=2, **given)
+            return (found.values * (1 + found.indices)).reshape(len(x), 2, -1).sum(2)
+
+    weights = torch.ones(2, 2, dtype=X.dtype)
+    (ours,) = propagate(Named(), X, presets.exact).gradient(weights)
+    x = X.clone().requires_grad_()
+    torch.testing.assert_close(ours, torch.autograd.grad(Named()(x).sum(), x)[0])

@@ -115,14 +115,12 @@ class Propagation:
         With a leading axis t, t weightings are propagated at once through the same graph: each result is then
         (t, n, ...).
         """
-        to = self.inputs if to is None else to
-        batched = weights.dim() == self.output.dim() + 1
+        to, lead = self.inputs if to is None else to, weights.shape[:-2]
         self.flow.once = not (retain_graph or create_graph)
         grads = torch.autograd.grad(
-            self.output, to, weights, retain_graph, create_graph, is_grads_batched=batched, allow_unused=True
+            self.output, to, weights, retain_graph, create_graph, is_grads_batched=len(lead) > 0, allow_unused=True
         )
-        shape = weights.shape[:1] if batched else ()
-        return tuple(x.new_zeros((*shape, *x.shape)) if g is None else g for g, x in zip(grads, to, strict=True))
+        return tuple(x.new_zeros((*lead, *x.shape)) if g is None else g for g, x in zip(grads, to, strict=True))
 
 
 def propagate(
@@ -209,12 +207,13 @@ class _Propagate(Watch):
         link = self._link(call, rule)
         ruled = partial(_Ruled.apply, call.without_signals(), rule, link, self.flow, call.spelled, self.unit)
         own = call.spelled() if rule is None else ruled(*call.signals)
+        if isinstance(own, tuple):  # named as the network reads it: .values, .indices
+            own = getattr(torch.return_types, site.spelling.rpartition(".")[2], tuple)(own)
         result = self._tapped(call, own)
         if link is not None and result is own:  # what a tap reads is not passed over
             self._links[result] = link
         if self._keep(site):
-            output = result if isinstance(result, Tensor) else result[0]
-            self.kept[site.name] = Kept(output, call.without_signals())
+            self.kept[site.name] = Kept(result if isinstance(result, Tensor) else result[0], call.without_signals())
         return result
 
     def _tapped(self, call: Call, output: Any) -> Any:
