@@ -201,6 +201,8 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "l": lambda: nn.Linear(8, 5),
     "l2": lambda: nn.Linear(8, 5),
     "wider": lambda: nn.Linear(16, 5),
+    "heads": lambda: nn.Conv2d(2, 2, 1),
+    "pixels": lambda: nn.Linear(48, 24),
     "along": lambda: nn.Conv1d(8, 8, 3, padding=1),
     "wide": lambda: nn.Linear(96, 5),
     "square": lambda: nn.Linear(5, 5),
@@ -420,6 +422,21 @@ def _two_scales_of_tokens(net: Any, x: Tensor, see: See) -> Tensor:
     return net.l(heads[0] + heads[1])
 
 
+ORDER = torch.tensor([5, 0, 11, 2, 7, 1, 3, 10, 4, 9, 8, 6])
+
+
+def _shuffled(net: Any, x: Tensor, see: See) -> Tensor:
+    """Tokens in a fixed order of their own."""
+    return net.l(see(torch.relu(net.q(_embedded(net, x, 0)[:, ORDER]))).mean(1))
+
+
+def _talking_heads(net: Any, x: Tensor, see: See) -> Tensor:
+    """A convolution over the heads of the attention's own matrix, which is no plane of the image."""
+    q, k, v = net.qkv(_embedded(net, x, 0)).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+    mixed = net.heads(q @ k.mT).softmax(-1) @ v
+    return net.l(see(F.elu(net.q(8 * mixed.transpose(1, 2).flatten(2)))).mean(1))
+
+
 def _mixer(net: Any, x: Tensor, see: See) -> Tensor:
     """A layer over the tokens in place of attention."""
     t = _embedded(net, x, 0)
@@ -448,6 +465,8 @@ TOKENS: list[tuple[Callable[..., Tensor], Arrange]] = [
     (_queries_apart, tokens(3, 4, 1)),
     (_projections_by_layers, tokens(3, 4, 1)),
     (_two_scales_of_tokens, tokens(3, 2, 1)),
+    (_shuffled, lambda t: tokens(3, 4)(t[:, ORDER.argsort()])),
+    (_talking_heads, tokens(3, 4)),
     (_mixer, tokens(3, 4)),
     (_hybrid, first),
 ]
@@ -604,6 +623,18 @@ def test_some_of_the_tokens_are_no_grid() -> None:
         GradCAM(build(run))(images(), TARGETS)
 
 
+def test_the_image_itself_is_no_feature_map() -> None:
+    """Attention reads the pixels of each patch: no layer stands before it."""
+
+    def run(net: Any, x: Tensor, see: See) -> Tensor:
+        t = F.pixel_unshuffle(x, 4).flatten(2).transpose(1, 2) * 2
+        q, k, v = net.pixels(torch.cat([t.new_ones(len(t), 1, 48), t], 1)).chunk(3, -1)
+        return net.l(F.scaled_dot_product_attention(q, k, v)[:, 0])
+
+    with pytest.raises(UnsupportedOp, match=r"reads no feature map .* Name a layer: layer='a module path'"):
+        GradCAM(build(run))(images(), TARGETS)
+
+
 def test_axes_that_are_given_are_checked() -> None:
     net = build(_plain)
     with pytest.raises(InputError, match="channels must be 'first', 'last', or None, but is 'middle'"):
@@ -735,7 +766,7 @@ TIMM = [
     ("mixer_s32_224", {}, 224, "norm", square(7)),
     ("pvt_v2_b0", {}, 96, "stages.3.norm", square(3)),
     ("mobilevit_xxs", {}, 64, "final_conv", first),
-    ("levit_128s", {}, 224, "stages.2.blocks.3.mlp", square(4)),
+    ("levit_128s", {}, 224, "stages.2.blocks.3", square(4)),
     ("poolformer_s12", {}, 64, "stages.3", first),
     ("visformer_tiny", {}, 224, "norm", first),
 ]
