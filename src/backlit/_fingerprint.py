@@ -55,7 +55,7 @@ def _add(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
     header = f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode()
     digest.update(len(header).to_bytes(8, "little"))
     digest.update(header)
-    digest.update(_bytes(tensor).numpy().data)
+    digest.update(_bytes(tensor.dequantize() if tensor.is_quantized else tensor).numpy().data)
 
 
 def _bytes(tensor: Tensor) -> Tensor:

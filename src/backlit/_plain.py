@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import platform
+import random
 import types
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as all_modules
 
 from backlit._callables import Local, class_of, code_of, token, told_by_name
 from backlit._errors import InputError
@@ -32,7 +34,15 @@ from backlit._version import __version__
 _CALLED_BACK = "callback"  # is told how far a run is, and changes no number
 _FREE = (_CALLED_BACK, "chunk")  # a run may go on with another chunk: each image's result is its own
 _LONGEST = 2000  # characters of one value; of a longer one, its digest
-_WITH_STATE = (torch.Generator, np.random.Generator, np.random.RandomState, Iterator)
+_FEW = 16  # numbers of a tensor that are told beside its digest, for whoever reads the record
+_WITH_STATE = (
+    torch.Generator,
+    np.random.Generator,
+    np.random.RandomState,
+    np.random.BitGenerator,
+    random.Random,
+    Iterator,
+)
 
 
 def described(options: Any, *, argument: str = "", exact: bool = False) -> dict[str, Any]:
@@ -76,39 +86,54 @@ def versions() -> dict[str, str]:
     return {"backlit": __version__, "torch": str(torch.__version__), "numpy": np.__version__, "python": python}
 
 
-def network_of(network: nn.Module) -> dict[str, Any]:
-    """What a network computes: class, weights, architecture, plain attributes, and the code of its own forward passes."""
-    architecture = code_of(str(network))
-    kinds = sorted({kind for module in network.modules() for kind in type(module).__mro__}, key=class_of)
-    codes = [code_of(kind) for kind in kinds]
-    attributes = [
-        (path, name, _Plain(name, exact=False, shallow=True).of(value))
-        for path, module in network.named_modules()
-        for name, value in sorted(vars(module).items())
-        if name not in _MODULE and not isinstance(value, nn.Module)
-    ]
+def kind_of(kind: type, options: Any, argument: str) -> dict[str, Any]:
+    """Return what can change the numbers of a method or metric: its class, code and options.
+
+    Args:
+        kind: The class.
+        options: Its options, a dataclass.
+        argument: What comes before an option's name in errors.
+
+    Raises:
+        InputError: If an option cannot be known again in another process.
+    """
     return {
-        "class": class_of(type(network)),
-        "weights": fingerprint(network),
-        "architecture": _sha256([architecture, codes, attributes]),
+        "class": class_of(kind),
+        "code": _Plain("class", exact=False, by_code=True).code(kind),
+        "options": described(options, argument=argument, exact=True),
     }
+
+
+def network_of(network: nn.Module) -> dict[str, Any]:
+    """What a network computes: class, weights, architecture, attributes, hooks, and the code of its own forward passes."""
+    return _Plain("model", exact=False, by_code=True).network(network)
 
 
 _MODULE = frozenset(vars(nn.Module()))
 
 
 class _Plain:
-    """One walk through a value; ``shallow`` tells an object by its class, and what has no name by its code alone."""
+    """One walk through a value.
 
-    def __init__(self, argument: str, exact: bool, *, shallow: bool = False) -> None:
-        self._argument, self._exact, self._shallow = argument, exact, shallow
+    Args:
+        argument: What errors call the value.
+        exact: Refuse what another process cannot know again.
+        by_code: Tell what has no name by its code and content alone, instead of by which object it is.
+    """
+
+    def __init__(self, argument: str, exact: bool, *, by_code: bool = False) -> None:
+        self._argument, self._exact, self._by_code = argument, exact, by_code
         self._inside: list[int] = []
+        self._modules: dict[int, str] = {}  # of the networks that are being told, by path
+        self._codes: dict[int, str] = {}
 
     def of(self, value: Any) -> Any:
         if value is None or type(value) in (bool, int, str):
             return value
         if id(value) in self._inside:
-            return self._nameless(value, "holds itself; give it without")
+            if self._exact:
+                return self._nameless(value, "holds itself; give it without")
+            return {"itself": len(self._inside) - self._inside.index(id(value))}
         self._inside.append(id(value))
         found = self._of(value)
         self._inside.pop()
@@ -118,16 +143,45 @@ class _Plain:
             return {**short, "name": name} if isinstance(name, str) else short
         return found
 
+    def code(self, value: Any) -> str:
+        """A digest of a function's or class's code, and of all that it was given."""
+        if id(value) not in self._codes:
+            walk = self if self._by_code else _Plain(self._argument, exact=False, by_code=True)
+            walk._inside, walk._modules = self._inside, self._modules
+            self._codes[id(value)] = code_of(value, walk.of)
+        return self._codes[id(value)]
+
+    def network(self, network: nn.Module) -> dict[str, Any]:
+        """See :func:`network_of`."""
+        modules = dict(network.named_modules())
+        self._modules |= {id(module): path for path, module in modules.items()}
+        kinds = sorted({type(module) for module in modules.values()}, key=class_of)
+        codes = [[class_of(kind), self.code(kind)] for kind in kinds]
+        attributes = [
+            [path, name, self.of(value)]
+            for path, module in modules.items()
+            for name, value in _attributes(module).items()
+            if name not in _MODULE
+        ]
+        hooks = [[path, self.of(_hooks(module))] for path, module in modules.items() if any(_hooks(module))]
+        return {
+            "class": class_of(type(network)),
+            "weights": fingerprint(network),
+            "architecture": _sha256(
+                [code_of(str(network), self.of), codes, attributes, hooks, self.of(_hooks_of_all())]
+            ),
+        }
+
     def _of(self, value: Any) -> Any:
         if isinstance(value, Enum):
             return {"enum": f"{class_of(type(value))}.{value.name}"}
         if isinstance(value, (float, int, str)):
             return _number_or_text(value)
-        if isinstance(value, (list, tuple)):
+        if isinstance(value, (list, tuple)) and not _has_more(value):
             return [self.of(v) for v in value]
-        if isinstance(value, Mapping):  # in its order, which may decide what comes first
+        if isinstance(value, Mapping) and not _has_more(value):  # in its order, which may decide what comes first
             return {"mapping": [[self.of(k), self.of(v)] for k, v in value.items()]}
-        if isinstance(value, AbstractSet):
+        if isinstance(value, AbstractSet) and not _has_more(value):
             return {"set": sorted((self.of(v) for v in value), key=json.dumps)}
         if isinstance(value, np.ndarray) and value.dtype.hasobject:
             return {"array": _kind(value.dtype.str, value.shape), "values": self.of(value.tolist())}
@@ -141,16 +195,20 @@ class _Plain:
 
     def _callable(self, value: Any) -> Any:
         if isinstance(value, nn.Module):
-            return {"network": network_of(value)}
+            if id(value) in self._modules:
+                return {"module": self._modules[id(value)]}
+            walk = self if self._by_code else _Plain(self._argument, exact=False, by_code=True)
+            return {"network": walk.network(value)}
         if isinstance(value, functools.partial):
             return {"partial": [self.of(value.func), self.of(value.args), self.of(value.keywords)]}
         owner = getattr(value, "__self__", None)
         if isinstance(value, types.MethodType):
-            return {"method": value.__name__, "of": self.of(owner)}
+            of_class = isinstance(owner, type)  # whose code tells its methods
+            return {"method": value.__name__ if of_class else self.of(value.__func__), "of": self.of(owner)}
         if isinstance(value, types.BuiltinMethodType) and not isinstance(owner, (types.ModuleType, type, type(None))):
             return {"method": value.__name__, "of": self.of(owner)}
         try:
-            return told_by_name(value)
+            return told_by_name(value, self.code)
         except Local as error:
             if isinstance(value, (type, types.FunctionType)):
                 why = f"{error}; write it with def at the top of a module, and give that function"
@@ -158,22 +216,21 @@ class _Plain:
         return self._object(value)
 
     def _object(self, value: Any) -> Any:
-        if hasattr(value, "__plain__"):
+        if hasattr(type(value), "__plain__"):
             return self.of(value.__plain__())
-        if is_dataclass(value) and not isinstance(value, type):
-            content = {f.name: getattr(value, f.name) for f in fields(value)}
-        elif hasattr(value, "__dict__") and not self._shallow:
-            content = vars(value)
-        else:
+        content = _content_of(value)
+        if content is None:
             return self._nameless(
                 value, "has no content that can be read; give numbers, texts, tensors, or a dataclass of them"
             )
+        kind = type(value)
         try:
-            told_by_name(type(value))
+            told_by_name(kind, self.code)
         except Local as error:
             if self._exact:
                 return self._nameless(value, f"is of a class that {error}; write the class at the top of a module")
-        return {"class": class_of(type(value)), "code": code_of(type(value)), "content": self.of(content)}
+        named = {"name": value.name} if isinstance(getattr(value, "name", None), str) else {}  # to be read
+        return {**named, "class": class_of(kind), "code": self.code(kind), "content": self.of(content)}
 
     def _nameless(self, value: Any, why: str) -> Any:
         """Tell what cannot be known again: by which object it is, in this process.
@@ -186,9 +243,48 @@ class _Plain:
                 f"{self._argument} must be something that can be known again when the run goes on, but "
                 f"{getattr(value, '__qualname__', type(value).__qualname__)!r} {why}."
             )
-        found = {"nameless": class_of(value if isinstance(value, (type, types.FunctionType)) else type(value))}
-        found["code"] = code_of(value)
-        return found if self._shallow else {**found, "object": token(value)}
+        named = value if isinstance(value, (type, types.FunctionType)) else type(value)
+        found = {"nameless": class_of(named), "code": self.code(named)}
+        return found if self._by_code else {**found, "object": token(value)}
+
+
+def _has_more(value: Any) -> bool:
+    """Whether a list or mapping of a class of its own holds more than its elements."""
+    return type(value) not in (list, tuple, dict, set, frozenset) and bool(getattr(value, "__dict__", None))
+
+
+def _content_of(value: Any) -> list[Any] | dict[str, Any] | None:
+    """What an object holds: its attributes and elements, or what its class takes along to a copy; None if that cannot be read."""
+    kind = type(value)
+    if kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__:
+        try:
+            made: Any = value.__reduce_ex__(4)
+        except Exception:  # whatever its class says: it is not to be copied
+            return None
+        given, state, items, pairs = (*made[1:], None, None, None)[:4] if isinstance(made, tuple) else (made,) * 4
+        return [given, state, list(items or ()), list(pairs or ())]
+    slots = [n for k in kind.__mro__ for n, v in vars(k).items() if isinstance(v, types.MemberDescriptorType)]
+    held = _attributes(value) | {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    inner = [list(value.items())] if isinstance(value, Mapping) else []
+    inner += [list(value)] if isinstance(value, (list, tuple)) else []
+    inner += [frozenset(value)] if isinstance(value, AbstractSet) else []
+    if inner:
+        return [held, *inner]
+    return held if held or hasattr(value, "__dict__") else None
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """The attributes of an object by name, but for what its cached properties keep."""
+    kept = sorted(getattr(value, "__dict__", {}).items(), key=lambda item: str(item[0]))
+    return {n: v for n, v in kept if not isinstance(getattr(type(value), str(n), None), functools.cached_property)}
+
+
+def _hooks(module: nn.Module) -> list[list[Any]]:
+    return [list(module._forward_pre_hooks.values()), list(module._forward_hooks.values())]
+
+
+def _hooks_of_all() -> list[list[Any]]:
+    return [list(all_modules._global_forward_pre_hooks.values()), list(all_modules._global_forward_hooks.values())]
 
 
 def _number_or_text(value: Any) -> Any:
@@ -204,7 +300,9 @@ def _number_or_text(value: Any) -> Any:
 def _data(value: Any) -> Any:
     """Plain data, by kind; None if it is none."""
     if isinstance(value, Tensor):
-        return {"tensor": _kind(value.dtype, value.shape), "sha256": tensor_digest(value)}
+        found = {"tensor": _kind(value.dtype, value.shape), "sha256": tensor_digest(value)}
+        few = value.numel() <= _FEW and value.layout == torch.strided and not value.is_quantized
+        return {**found, "values": [repr(v) for v in value.flatten().tolist()]} if few else found
     if isinstance(value, np.ndarray):
         data = np.ascontiguousarray(value).tobytes()
         return {"array": _kind(value.dtype.str, value.shape), "sha256": hashlib.sha256(data).hexdigest()}
@@ -212,6 +310,8 @@ def _data(value: Any) -> Any:
         return {"array": _kind(value.dtype.str, ()), "value": repr(value.item())}
     if isinstance(value, (bytes, bytearray)):
         return {"bytes": len(value), "sha256": hashlib.sha256(value).hexdigest()}
+    if isinstance(value, types.ModuleType):
+        return {"python module": value.__name__}
     if isinstance(value, complex):
         return {"complex": repr(value)}
     if isinstance(value, (torch.dtype, torch.device, torch.layout, torch.memory_format, slice, range, PurePath)):

@@ -240,6 +240,11 @@ def test_options_are_recorded_as_numbers_and_names() -> None:
     c, h, w = x.shape[1:]
     low, high = x.amin((0, 2, 3)) - 1, torch.full((c, h, w), 9.0)
     found = LRP(net, preset="epsilon_gamma_box", low=low, high=high)(x).provenance["options"]
-    assert found["low"] == low.tolist()
-    assert found["high"] == f"tensor of shape {(c, h, w)}"
-    assert LRP(net, rules=presets.epsilon_plus())(x).provenance["options"]["rules"] == "epsilon_plus"
+    assert found["low"]["values"] == [repr(v) for v in low.tolist()]
+    assert found["high"]["tensor"] == f"float32 {(c, h, w)}"
+    assert "values" not in found["high"]  # too many to be read; its digest tells it
+    assert (
+        found["low"]["sha256"]
+        == LRP(net, preset="epsilon_gamma_box", low=low.clone(), high=9.0)(x).provenance["options"]["low"]["sha256"]
+    )
+    assert LRP(net, rules=presets.epsilon_plus())(x).provenance["options"]["rules"]["name"] == "epsilon_plus"

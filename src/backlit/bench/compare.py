@@ -17,12 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backlit._callables import class_of, code_of
 from backlit._errors import BacklitError, InputError
 from backlit._fingerprint import fingerprint, tensor_digest
 from backlit._forward import forward
 from backlit._layout import fast_layout
-from backlit._plain import described, identity, network_of, versions
+from backlit._plain import described, identity, kind_of, network_of, versions
 from backlit._store import claim
 from backlit._version import __version__
 from backlit._warn import warn
@@ -490,7 +489,6 @@ def _asked(one: Method | Metric, argument: str) -> dict[str, Any]:
         InputError: If an option cannot be known again by another process.
     """
     try:
-        options = described(one.options, argument=argument, exact=True)
+        return kind_of(type(one), one.options, argument)
     except InputError as error:
         raise InputError(f"{error} Or keep nothing on the disk (out=None).") from error
-    return {"class": class_of(type(one)), "code": code_of(type(one)), "options": options}

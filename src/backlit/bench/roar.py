@@ -40,9 +40,9 @@ from backlit.bench.roar_setup import (
     RoarData,
     RoarOptions,
     RoarStep,
+    asked_of,
     check_labels,
     check_methods,
-    kind_of,
     removed_pixels,
 )
 from backlit.bench.training import MakeNetwork, Trained, TrainingOptions, predicted, train
@@ -95,7 +95,7 @@ def roar(
     options = options or RoarOptions()
     check_methods(methods)
     check_labels(data, make_network, options)
-    kinds = {name: kind_of(name, make) for name, make in {RANDOM: _nothing, **methods}.items()}
+    kinds = {name: asked_of(name, make) for name, make in {RANDOM: _nothing, **methods}.items()}
     protocol = protocol_of(data, make_network, options)
     with claim(out, ROAR, protocol) as store:
         journal = store.journal(RUNS)

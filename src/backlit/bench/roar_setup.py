@@ -11,9 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from backlit._callables import class_of, code_of
 from backlit._errors import InputError
-from backlit._plain import described, plain
+from backlit._plain import kind_of, plain
 from backlit.attribution import Reduce
 from backlit.bench.roar_ranks import LARGEST, Explain
 from backlit.bench.roar_result import ORIGINAL, RANDOM
@@ -176,7 +175,7 @@ def check_labels(data: RoarData, make_network: MakeNetwork, options: RoarOptions
             )
 
 
-def kind_of(name: str, make: Callable[[nn.Module], Explain]) -> dict[str, Any]:
+def asked_of(name: str, make: Callable[[nn.Module], Explain]) -> dict[str, Any]:
     """What a method is, to know it again: its class or function, and all that changes its maps.
 
     Raises:
@@ -186,9 +185,5 @@ def kind_of(name: str, make: Callable[[nn.Module], Explain]) -> dict[str, Any]:
     inner = make.func if isinstance(make, partial) else make
     if isinstance(inner, type) and issubclass(inner, Method) and not getattr(make, "args", ()):
         options = inner.Options(**(make.keywords if isinstance(make, partial) else {}))
-        return {
-            "method": class_of(inner),
-            "code": code_of(inner),
-            "options": described(options, argument=f"{argument}.", exact=True),
-        }
+        return kind_of(inner, options, f"{argument}.")
     return {"method": plain(make, argument=argument, exact=True)}
