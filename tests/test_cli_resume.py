@@ -136,6 +136,18 @@ class TestAgain:
         assert sorted(results(out)) == sorted(results(fresh))
         assert sorted(p.name for p in out.glob("*.png")) == sorted(p.name for p in fresh.glob("*.png"))
 
+    def test_an_image_named_like_a_map_of_another_is_its_own(self, photos: Path, tmp_path: Path) -> None:
+        """The files of ``a.saliency.png`` begin like the maps of ``a.png``."""
+        out = tmp_path / "out"
+        (photos / "b.png").rename(photos / "a.saliency.png")
+        assert explain(photos / "a.saliency.png", out, methods="saliency", target="3").returncode == 0
+        first = results(out)
+        done = explain(photos / "a.png", out, "--force", methods="saliency", target="3")
+        assert done.returncode == 0
+        assert "replaces" not in done.stdout
+        assert results(out)[:1] == first
+        assert len(results(out)) == 2
+
     @pytest.mark.parametrize("name", ["summary.json", "a.saliency.3.png", "a.saliency.3.safetensors", "maps.jsonl"])
     @pytest.mark.parametrize("kind", ["file", "link"])
     def test_files_of_others_stay(self, photos: Path, tmp_path: Path, name: str, kind: str) -> None:

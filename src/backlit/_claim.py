@@ -64,7 +64,7 @@ class Claim:
     @property
     def list_is_damaged(self) -> bool:
         """Whether the list of files cannot tell for certain which are Backlit's."""
-        return self.list_is_lost or None in sound_entries(self.folder / HIDDEN / FILES)
+        return self.list_is_lost or has_lost(sound_entries(self.folder / HIDDEN / FILES))
 
     @property
     def list_is_lost(self) -> bool:
@@ -150,6 +150,12 @@ class Claim:
         return FileError(f"{self.kind.argument}: {str(self.folder)!r} {what}. {way_out}.")
 
 
+def has_lost(entries: Iterable[Entry | None]) -> bool:
+    """Whether a line of a journal is damaged, or its number is missing among the others."""
+    numbers = {entry.line if entry else None for entry in entries}
+    return numbers != set(range(1, len(numbers) + 1))
+
+
 def listed_files(entries: Iterable[Entry | None]) -> list[Entry]:
     """Take the entries of a list of files that are sound, and name a file inside the folder."""
     return [e for e in entries if e is not None and _inside(e.row.get("file")) and isinstance(e.row.get(DIGEST), str)]
@@ -171,7 +177,7 @@ def plan_identity(asked: dict[str, Any]) -> str:
 def read_plan(path: Path) -> dict[str, Any] | None:
     """Read a plan; None if there is none, or it is damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if not path.is_symlink() else None
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and not path.is_symlink() else None
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

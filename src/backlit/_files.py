@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from backlit._errors import FileError
@@ -43,6 +44,43 @@ def write_whole(path: str | Path, data: bytes, argument: str = "path") -> None:
         if partial is not None:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def refusals(argument: str) -> Iterator[None]:
+    """Turn what the system refuses (no permission, no space, a disk that only reads) into an error that says what to do.
+
+    Raises:
+        FileError: With the file and the reason; names ``argument``.
+    """
+    try:
+        yield
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(
+            f"{argument}: cannot use {str(error.filename)!r} ({error.strerror or error}). Check that you may read and write it and "
+            "its folder, or choose another folder."
+        ) from error
+
+
+def absolute(path: str | Path, argument: str = "out") -> Path:
+    """Return a path that stays the same when the process goes to another folder.
+
+    Raises:
+        FileError: If no file can have that name; names ``argument``.
+    """
+    found = Path(path).absolute()
+    try:
+        os.lstat(found)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise FileError(
+            f"{argument}: {str(path)!r} cannot be a name of a file ({why}). Choose another name."
+        ) from error
+    return found
 
 
 def make_folder(path: str | Path, argument: str = "out") -> None:

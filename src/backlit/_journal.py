@@ -33,7 +33,7 @@ class Journal:
     A line is its row, then ``plan`` (the identity of what was asked), ``line`` (its number) and ``sha256`` (of all before).
 
     Attributes:
-        rows: The rows of this plan, in the order of the file.
+        rows: The rows of this plan, in the order in which they were written.
         entries: The sound lines, of other plans, too, if ``any_plan``.
 
     Args:
@@ -59,6 +59,7 @@ class Journal:
             else:
                 known.add(entry.line)
                 self.entries.append(entry)
+        self.entries.sort(key=lambda entry: entry.line)  # the order of writing, whatever became of the file's
         self.rows = [entry.row for entry in self.entries if entry.plan == plan]
         self._next = max(known, default=0) + 1
         if bad or (data and not data.endswith(b"\n")):
@@ -121,9 +122,13 @@ def free_name(path: Path) -> Path:
 
 def _read(path: Path, argument: str) -> bytes:
     try:
+        if path.exists() and not path.is_file():
+            raise OSError(0, "it is no file, but a folder or a pipe")
         return path.read_bytes() if path.exists() else b""
     except OSError as error:
-        raise FileError(f"{argument}: cannot read {str(path)!r} ({error.strerror or error}).") from error
+        raise FileError(
+            f"{argument}: cannot read {str(path)!r} ({error.strerror or error}). Move it away, or choose another folder."
+        ) from error
 
 
 def _text(entry: Entry) -> bytes:

@@ -26,24 +26,38 @@ What it promises:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from backlit._claim import DIGEST, FILES, HIDDEN, Claim, Kind, foreign, listed_files, plan_identity, read_plan
+from backlit._claim import DIGEST, FILES, HIDDEN, Claim, Kind, foreign, has_lost, listed_files, plan_identity, read_plan
 from backlit._errors import FileError
-from backlit._files import PARTIAL, file_digest, make_folder, write_whole
+from backlit._files import PARTIAL, absolute, file_digest, make_folder, refusals, write_whole
 from backlit._journal import Journal, free_name, sound_entries
 from backlit._lock import HOLDER, LOCK, alone
 from backlit._version import __version__
 from backlit._warn import warn
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _JOURNAL = "journal"  # in the place of a checksum: its lines have their own
+
+
+def _refusals(method: Callable[Concatenate[Store, P], T]) -> Callable[Concatenate[Store, P], T]:
+    """Let a method of :class:`Store` raise the system's refusals as FileError."""
+
+    @functools.wraps(method)
+    def wrapped(self: Store, *args: P.args, **kwargs: P.kwargs) -> T:
+        with refusals(self._argument):
+            return method(self, *args, **kwargs)
+
+    return wrapped
 
 
 class Store:
@@ -64,6 +78,7 @@ class Store:
         self.path, self.plan, self._argument, self._damaged = path, plan, argument, damaged
         self._open_list()
 
+    @_refusals
     def write(self, name: str, data: bytes) -> Path:
         """Write a file whole, and list it; returns its path. ``name`` is relative and may have folders, by slash.
 
@@ -75,6 +90,7 @@ class Store:
         write_whole(path, data, self._argument)
         return path
 
+    @_refusals
     def sound(self, name: str) -> Path | None:
         """Return the path of a file that is as this run wrote it; None if it is missing or changed.
 
@@ -94,6 +110,7 @@ class Store:
             self._set_aside(name, path)
         return None
 
+    @_refusals
     def remove(self, name: str) -> None:
         """Remove a file that this run wrote, if it is there."""
         if self.sound(name) is not None:
@@ -103,6 +120,7 @@ class Store:
         """One file of the folder, by itself."""
         return StoredFile(self, name)
 
+    @_refusals
     def journal(self, name: str) -> Journal:
         """Open a journal of this run: its sound rows, and a place for more.
 
@@ -116,6 +134,7 @@ class Store:
             self._add(name, _JOURNAL)
         return Journal(path, self.plan, argument=self._argument)
 
+    @_refusals
     def dissolve(self) -> None:
         """Remove all that Backlit wrote, and the folder, if nothing else is in it."""
         folders = {self._at(name).parent for name in self._listed} - {self.path}
@@ -244,19 +263,27 @@ def claim(path: str | Path, kind: Kind, asked: Mapping[str, Any], *, force: bool
         FileError: If the folder cannot be written, is in use, or holds another run or other files.
     """
     text = json.dumps({"backlit": __version__, "kind": kind.noun, **asked}, indent=1) + "\n"
-    wanted = Claim(Path(path), kind, json.loads(text), force)
-    wanted.anew()  # refuses before anything is written
+    wanted = Claim(absolute(path, kind.argument), kind, json.loads(text), force)
+    with refusals(kind.argument):
+        wanted.anew()  # refuses before anything is written
     make_folder(wanted.folder, kind.argument)
     with _locked(wanted.folder, kind.argument):
-        anew, damaged = wanted.anew(), wanted.list_is_damaged
-        store = Store(wanted.folder, wanted.plan, kind.argument, damaged=damaged)
-        store.remove_partial(kind.folders)
-        if anew and store.there:
-            _say_replaced(wanted, store.there)
-            store.clear()
-        if store.sound(kind.plan_file) is None:
-            store.write(kind.plan_file, text.encode())
+        with refusals(kind.argument):
+            store = _taken(wanted, text)
         yield store
+
+
+def _taken(wanted: Claim, plan: str) -> Store:
+    """The folder as this run's own, with its plan in it."""
+    kind, anew, damaged = wanted.kind, wanted.anew(), wanted.list_is_damaged
+    store = Store(wanted.folder, wanted.plan, kind.argument, damaged=damaged)
+    store.remove_partial(kind.folders)
+    if anew and store.there:
+        _say_replaced(wanted, store.there)
+        store.clear()
+    if store.sound(kind.plan_file) is None:
+        store.write(kind.plan_file, plan.encode())
+    return store
 
 
 @contextmanager
@@ -266,7 +293,7 @@ def reopen(path: str | Path, kind: Kind) -> Iterator[Store]:
     Raises:
         FileError: If it is no such folder, or in use.
     """
-    folder = Path(path)
+    folder = absolute(path, kind.argument)
     found = read_plan(folder / kind.plan_file)
     if found is None or found.get("kind") != kind.noun or not (folder / HIDDEN).is_dir():
         raise FileError(
@@ -283,21 +310,23 @@ def share(path: str | Path, journal: str, argument: str = "out") -> Iterator[Sto
     Raises:
         FileError: If it cannot be written, or is in use.
     """
-    folder = Path(path)
+    folder = absolute(path, argument)
     make_folder(folder, argument)
     with _locked(folder, argument):
         listed = list(sound_entries(folder / HIDDEN / FILES))
         lost = not any(listed) and any(sound_entries(folder / journal))
-        store = Store(folder, plan_identity({"kind": "shared"}), argument, damaged=lost or None in listed)
-        store.remove_partial(())
+        store = Store(folder, plan_identity({"kind": "shared"}), argument, damaged=lost or has_lost(listed))
+        with refusals(argument):
+            store.remove_partial(())
         yield store
 
 
 @contextmanager
 def _locked(folder: Path, argument: str) -> Iterator[None]:
     hidden = folder / HIDDEN
-    if hidden.is_symlink():
-        raise foreign(hidden, argument)
+    with refusals(argument):
+        if hidden.is_symlink():
+            raise foreign(hidden, argument)
     make_folder(hidden, argument)
     with alone(hidden, folder, argument):
         yield

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from backlit._errors import InputError
-from backlit._fingerprint import fingerprint
-from backlit._plain import versions
+from backlit._files import absolute
+from backlit._plain import network_of, versions
 from backlit._version import __version__
 from backlit._warn import warn
 from backlit.inverse.artefact import Fitted, weights_of
@@ -115,6 +115,7 @@ def fit_inverse(
             to another fit or is in use.
     """
     check_data(data)
+    out = None if out is None else absolute(out)
     first = next(iter(batches(data, model)))
     part = find_part(model, tuple(x[:2] for x in first.inputs), options.start)
     classes = _classes(options.classes, part.classes)
@@ -130,7 +131,7 @@ def fit_inverse(
     shapes = tuple(tuple(x.shape[1:]) for x in first.inputs)
     asked = {**facts, "network": weights_of(model), "classes": classes, "input_shapes": [list(s) for s in shapes]}
     asked["dtype"] = str(first.inputs[0].dtype)
-    asked |= {"weights": fingerprint(model), "device": first.inputs[0].device.type, "versions": versions()}
+    asked |= {"model": network_of(model), "device": first.inputs[0].device.type, "versions": versions()}
     with PartsFolder.beside(out, "mip_in", {**asked, "memory": options.memory}) as folder:
         fit.folder = folder
         found = [fit.run(number, chunk) for number, chunk in enumerate(fit.chunks(classes))]

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backlit._errors import InputError, UnsupportedOp
-from backlit._fingerprint import fingerprint
-from backlit._plain import versions
+from backlit._files import absolute
+from backlit._plain import network_of, versions
 from backlit._version import __version__
 from backlit.capture.canonical import Call
 from backlit.inverse.artefact import Fitted, weights_of
@@ -143,6 +143,7 @@ def fit_patterns(
             to another fit or is in use.
     """
     check_data(data)
+    out = None if out is None else absolute(out)
     if precision not in (torch.float32, torch.float64):
         raise InputError(f"precision must be torch.float32 or torch.float64, but is {precision!r}.")
     first = next(iter(batches(data, model)))
@@ -151,7 +152,7 @@ def fit_patterns(
     shapes = tuple(tuple(x.shape[1:]) for x in first.inputs)
     asked: dict[str, Any] = {"network": weights_of(model), "input_shapes": [list(s) for s in shapes]}
     asked |= {"precision": str(precision).removeprefix("torch."), "dtype": str(first.inputs[0].dtype)}
-    asked |= {"weights": fingerprint(model), "device": first.inputs[0].device.type, "versions": versions()}
+    asked |= {"model": network_of(model), "device": first.inputs[0].device.type, "versions": versions()}
     with PartsFolder.beside(out, "pattern", asked) as folder:
         kept = _Kept(folder, first.inputs[0].device)
         sums, digest = kept.sums, Digest()
