@@ -236,6 +236,36 @@ class TestOneImage:
         assert "\x1b" not in done.stdout + done.stderr
 
     @pytest.mark.usefixtures("here")
+    def test_that_is_a_pipe_or_a_device(self) -> None:
+        """Reading it would not end."""
+        os.mkfifo("pipe.png")
+        done, summary = explain("black.png", "pipe.png", "/dev/zero")
+        assert done.returncode == 1
+        assert [row["image"] for row in summary["maps"]] == ["black.png"]
+        assert ["is not a regular file" in failure["error"] for failure in summary["failures"]] == [True, True]
+
+    @pytest.mark.usefixtures("here")
+    def test_in_a_folder_that_cannot_be_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The pictures of the other folders are explained."""
+        for folder in ("all/locked", "all/open"):
+            Path(folder).mkdir(parents=True)
+            Image.new("L", (32, 32)).save(f"{folder}/x.png")
+        scan = os.scandir
+
+        def locked(path: str) -> Iterator:
+            if Path(path).name == "locked":
+                raise PermissionError(13, "Permission denied", path)
+            return scan(path)
+
+        monkeypatch.setattr(os, "scandir", locked)
+        done, summary = explain("all")
+        assert done.returncode == 1
+        assert [row["image"] for row in summary["maps"]] == ["all/open/x.png"]
+        assert [failure["image"] for failure in summary["failures"]] == ["all/locked"]
+        assert "cannot be read: Permission denied" in summary["failures"][0]["error"]
+        assert command("explain", "all/locked", "--out", "out-2").returncode == 2
+
+    @pytest.mark.usefixtures("here")
     def test_of_a_shape_that_would_fill_the_memory(self) -> None:
         Image.new("L", (3_000_000, 1)).save("thin.png")
         Image.new("L", (1, 3_000_000)).save("tall.png")
@@ -380,6 +410,18 @@ def test_weights_of_another_network(here: Path) -> None:
         ("explain empty", "holds no image"),
         ("compare --out afile --limit 2 --methods gradient --metrics insertion", "out: "),
         ("compare --limit 0", "--limit"),
+        ("compare --boxes own", "boxes is for --data imagenet, but data is images"),
+        ("compare black.png --class-index own", "class-index is for --data imagenet or folder, but data is images"),
+        ("compare --target 3", "the true classes of the embedded scenes are known"),
+        ("compare own --data folder --target 3", "the true classes of folder are known"),
+        ("compare own --data folder --mosaic 1000000000", "mosaic must be 2 or 3, or 0 for none"),
+        ("compare --metrics insertion --option insertion.absolute=3", "absolute must be a tuple of names"),
+        ("compare --metrics insertion --option insertion.blur_sigma=1e300", "blur_sigma must be from 0.001"),
+        ("compare --metrics last_layer_reset --option layers=3", "layers must be a tuple of module paths"),
+        ("roar --data empty --methods random", "methods must name one beside random"),
+        ("roar --data empty --methods gradient --batch 1000000000000000000000", "--batch"),
+        ("fit --batch 1000000000000000000000", "--batch"),
+        ("trace --method gradient,dmbp", "method must be one, whose rules are shown"),
         ("compare --classes 0", "--classes"),
         ("roar --data empty --methods gradient --seeds 1000000000000", "--seeds"),
         ("roar --data empty --methods gradient --width 1000000000", "--width"),
@@ -401,7 +443,7 @@ def test_what_cannot_be_is_one_message_and_exit_code_2(
     Path("empty").mkdir()
     Path("own").mkdir()
     Path("own/index.html").write_text("my own page")
-    done = command(*words.split(), *(() if "--out" in words else ("--out", "out")))
+    done = command(*words.split(), *(() if "--out" in words or "trace" in words else ("--out", "out")))
     assert done.returncode == 2, done.stdout
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -419,6 +461,7 @@ def test_what_cannot_be_is_one_message_and_exit_code_2(
         ('{"a": 0, "b": NaN}', "holds NaN"),
         ('{"a": 0, "b": 1e999}', "out of range"),
         ('{"a": 0, "b": 1.5}', "must hold"),
+        ('"ab"', "must hold"),
         ('[{"index": 0, "index": 1, "wnid": "a"}]', "has the key 'index' twice"),
         ("\udcff", "is not JSON"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,23 @@ class TestOut:
                 assert "only an earlier fit of pattern would be replaced" in done.stderr
         assert (tmp_path / "thesis.txt").read_bytes() == (tmp_path / "linked.txt").read_bytes() == content
         assert (tmp_path / "link").is_symlink()
+
+    def test_the_same_words_for_other_images_need_force(self, digits: Path, tmp_path: Path) -> None:
+        """The folder's name and the number of its images do not tell that one of them is another."""
+        folder, out = tmp_path / "data", tmp_path / "a.pattern"
+        shutil.copytree(digits, folder)
+        words = ("fit", "--method", "pattern", "--data", folder, "--out", out)
+        for _ in range(2):
+            assert command(*words).returncode == 0
+        first = out.read_bytes()
+        one = next(folder.rglob("*.png"))
+        Image.new("L", (32, 32), 7).save(one)
+        done = command(*words)
+        assert done.returncode == 2
+        assert "This one has another content of its images, or labels" in done.stderr
+        assert out.read_bytes() == first
+        assert command(*words, "--force").returncode == 0
+        assert out.read_bytes() != first
 
     def test_another_fit_needs_force(self, tmp_path: Path) -> None:
         out = tmp_path / "a.pattern"

@@ -104,6 +104,29 @@ class TestAgain:
         assert explain(photos / "a.png", out, methods="saliency", target="3").returncode == 0
         assert len(calls) == 4
 
+    @pytest.mark.parametrize("words", [(), ("--force",)])
+    def test_images_whose_names_begin_alike(self, photos: Path, tmp_path: Path, words: tuple) -> None:
+        """What one image is called is no part of another's maps."""
+        out = tmp_path / "out"
+        for name in ("a.saliency", "a.saliency.3", "a"):
+            Image.new("L", (32, 32), len(name)).save(photos / f"{name}.png")
+            done = explain(photos / f"{name}.png", out, *words, methods="saliency", target="3")
+            assert done.returncode == 0, done.stderr
+        names = ["a.saliency.saliency.3.png", "a.saliency.3.saliency.3.png", "a.saliency.3.png"]
+        assert [row["picture"] for row in summary(out)["maps"]] == names
+        assert len(results(out)) == 3
+
+    def test_its_own_pictures_are_no_images(self, photos: Path, calls: list[str]) -> None:
+        """A folder that holds the results as well, of this command or in a folder of their own, is explained once."""
+        for out in (photos, photos / "results"):
+            del calls[:]
+            assert explain(photos, out, methods="saliency").returncode == 0
+            first = results(out)
+            assert len(first) == 6
+            assert explain(photos, out, methods="saliency").returncode == 0
+            assert results(out) == first
+            assert len(calls) == 3
+
     @pytest.mark.parametrize("change", ["options", "picture", "weights", "preprocessing", "precision"])
     def test_another_map_of_the_same_name_is_refused(self, photos: Path, tmp_path: Path, change: str) -> None:
         out = tmp_path / "out"

@@ -156,6 +156,13 @@ def has_lost(entries: Iterable[Entry | None]) -> bool:
     return numbers != set(range(1, len(numbers) + 1))
 
 
+def written_in(folder: Path) -> set[str]:
+    """Return the names of the files that Backlit says it wrote in a folder; reads nothing else than its list."""
+    if not (folder / HIDDEN / FILES).is_file():
+        return set()
+    return {entry.row["file"] for entry in listed_files(sound_entries(folder / HIDDEN / FILES))}
+
+
 def listed_files(entries: Iterable[Entry | None]) -> list[Entry]:
     """Take the entries of a list of files that are sound, and name a file inside the folder."""
     return [e for e in entries if e is not None and _inside(e.row.get("file")) and isinstance(e.row.get(DIGEST), str)]

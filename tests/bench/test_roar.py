@@ -465,6 +465,9 @@ def test_data_that_cannot_be(small: RoarData, tmp_path: Path) -> None:
         ({"target": "true"}, "target must be 'predicted' or 'label', but is 'true'"),
         ({"ranking": "best"}, "ranking must be 'largest first' or 'smallest first', but is 'best'"),
         ({"reduce": "mean"}, "reduce must be"),
+        ({"fractions": 0.5}, "fractions must be a tuple of numbers, but is 0.5"),
+        ({"seeds": 3}, "seeds must be a tuple of numbers, but is 3"),
+        ({"mask_only": "no"}, "mask_only must be True or False, but is 'no'"),
         ({"training": 3}, "training must be TrainingOptions, but is 3"),
     ],
 )

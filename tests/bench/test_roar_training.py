@@ -192,8 +192,14 @@ def test_a_loss_that_is_not_finite_ends_the_training(data: tuple[Tensor, Tensor]
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"epochs": 0}, "epochs must be a positive integer, but is 0"),
-        ({"batch": 2.5}, "batch must be a positive integer, but is 2.5"),
+        ({"epochs": 0}, "epochs must be a positive integer up to 1,000,000, but is 0"),
+        ({"epochs": 10**9}, "epochs must be a positive integer up to 1,000,000, but is 1000000000"),
+        ({"batch": 2.5}, "batch must be a positive integer up to 1,000,000, but is 2.5"),
+        ({"batch": True}, "batch must be a positive integer"),
+        ({"learning_rate": "1"}, "learning_rate must be a positive number, but is '1'"),
+        ({"weight_decay": None}, "weight_decay must be 0 or a positive number, but is None"),
+        ({"momentum": 10**400}, "momentum must be at least 0 and below 1"),
+        ({"flip": 1}, "flip must be True or False, but is 1"),
         ({"optimizer": "lion"}, "optimizer must be 'adamw', 'adam' or 'sgd', but is 'lion'"),
         ({"learning_rate": float("nan")}, "learning_rate must be a positive number, but is nan"),
         ({"weight_decay": -1.0}, "weight_decay must be 0 or a positive number, but is -1.0"),

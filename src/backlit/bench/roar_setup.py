@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -53,8 +53,10 @@ class RoarOptions:
     training: TrainingOptions = field(default_factory=TrainingOptions)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "fractions", tuple(self.fractions))
-        object.__setattr__(self, "seeds", tuple(self.seeds))
+        for name in ("fractions", "seeds"):
+            found = getattr(self, name)
+            check(isinstance(found, Iterable) and not isinstance(found, str), name, found, "a tuple of numbers")
+            object.__setattr__(self, name, tuple(found))
         inside = all(isinstance(f, float) and 0 < f < 1 for f in self.fractions)
         check(inside and _distinct(self.fractions), "fractions", self.fractions, "different shares above 0 and below 1")
         whole = all(type(s) is int and s >= 0 for s in self.seeds)
@@ -64,6 +66,7 @@ class RoarOptions:
         check(self.ranking in orders, "ranking", self.ranking, "'largest first' or 'smallest first'")
         check(self.target in ("predicted", "label"), "target", self.target, "'predicted' or 'label'")
         check(self.reduce in ("sum", "abs", "max", "norm"), "reduce", self.reduce, "'sum', 'abs', 'max' or 'norm'")
+        check(isinstance(self.mask_only, bool), "mask_only", self.mask_only, "True or False")
         training = isinstance(self.training, TrainingOptions)
         check(training, "training", self.training, "TrainingOptions")
 

@@ -18,7 +18,7 @@ from backlit._errors import FileError, InputError, ModelStateError
 from backlit._forward import forward
 from backlit._packed import pack, unpack
 from backlit._random import seeded, stable_seed
-from backlit.methods.base import check
+from backlit.methods.base import MOST_STEPS, check, check_positive, check_whole, is_number
 
 MakeNetwork = Callable[[], nn.Module]
 OnEpoch = Callable[[int, float], None]
@@ -63,12 +63,13 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch"):
-            value = getattr(self, name)
-            check(type(value) is int and value > 0, name, value, "a positive integer")
+            check_whole(name, getattr(self, name), high=MOST_STEPS)
         check(self.optimizer in ("adamw", "adam", "sgd"), "optimizer", self.optimizer, "'adamw', 'adam' or 'sgd'")
-        check(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "a positive number")
-        check(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or a positive number")
-        check(0 <= self.momentum < 1, "momentum", self.momentum, "at least 0 and below 1")
+        check_positive("learning_rate", self.learning_rate)
+        decay, momentum = self.weight_decay, self.momentum
+        check(is_number(decay) and decay >= 0, "weight_decay", decay, "0 or a positive number")
+        check(is_number(momentum) and 0 <= momentum < 1, "momentum", momentum, "at least 0 and below 1")
+        check(isinstance(self.flip, bool), "flip", self.flip, "True or False")
         check(self.schedule in ("cosine", "constant"), "schedule", self.schedule, "'cosine' or 'constant'")
 
     def optimizer_of(self, network: nn.Module) -> torch.optim.Optimizer:

@@ -64,6 +64,7 @@ app = typer.Typer(
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")]
 DType = Annotated[str, typer.Option(help="Precision: float32, float64, bfloat16.")]
 _MOST_SEED = 2**63 - 1  # what torch and NumPy take, both
+_MOST_AT_ONCE = 1_000_000  # images
 Seed = Annotated[
     int, typer.Option(help="Seed of whatever is drawn; recorded with every result.", min=0, max=_MOST_SEED)
 ]
@@ -208,7 +209,7 @@ def roar(
     ] = "0.4,0.5,0.6,0.7,0.8,0.9",
     seeds: Annotated[int, typer.Option(help="Number of retrainings of each.", min=1, max=1000)] = 3,
     epochs: Annotated[int, typer.Option(help="Epochs of each training.", min=1, max=100_000)] = 30,
-    batch: Annotated[int, typer.Option(help="Images a step.", min=1)] = 128,
+    batch: Annotated[int, typer.Option(help="Images a step.", min=1, max=_MOST_AT_ONCE)] = 128,
     optimizer: Annotated[str, typer.Option(help="adamw, adam or sgd.")] = "adamw",
     learning_rate: Annotated[float, typer.Option(help="Of the first step; goes down to 0 by a cosine.")] = 1e-3,
     weight_decay: Annotated[float, typer.Option(help="As the optimizer means it.")] = 1e-2,
@@ -261,7 +262,7 @@ def fit(
         bool, typer.Option("--test", help="The test part of cifar10 or mnist, not the training part.")
     ] = False,
     limit: Annotated[int | None, typer.Option(help="Number of images to take, evenly spread.", min=1)] = None,
-    batch: Annotated[int, typer.Option(help="Images at once.", min=1)] = 64,
+    batch: Annotated[int, typer.Option(help="Images at once.", min=1, max=_MOST_AT_ONCE)] = 64,
     start: Annotated[
         str | None,
         typer.Option(
@@ -334,7 +335,9 @@ def trace(
     loaded = settings.load(
         model, weights or "random", compute, settings.preprocessing(size, None, None), bare=weights is None
     )
-    chosen = settings.with_fitted(settings.methods(method, [], seed), fitted or [])
+    if len(named := settings.methods(method, [], seed)) > 1:
+        raise InputError(f"method must be one, whose rules are shown, but is {method!r}. Ask for one after the other.")
+    chosen = settings.with_fitted(named, fitted or [])
     print_trace(loaded, settings.with_bounds(chosen, loaded.preprocess)[0], compute)
 
 

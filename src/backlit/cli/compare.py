@@ -122,24 +122,17 @@ def _placed(examples: Examples, loaded: LoadedModel) -> Examples:
 
 def read(source: Source, loaded: LoadedModel) -> tuple[Examples, str, list[Failure]]:
     """The examples, what their targets are, and the files that could not be read."""
+    _refuse_unread(source)
     if source.data == "images":
         if source.mosaic:
             raise InputError("mosaic needs images with known classes: --data folder, imagenet, cifar10 or mnist.")
         if not source.paths:
             return _scenes(loaded, source.limit), "ground truth", []
         return _images(source, loaded)
-    if source.data not in READERS:
-        raise InputError(f"data must be one of images, {', '.join(READERS)}, but is {source.data!r}.")
     if len(source.paths) != 1:
         raise InputError(
             f"IMAGES must be the one folder of the data set for --data {source.data}, but are {len(source.paths)} paths."
         )
-    for option, given, kinds in (
-        ("boxes", source.boxes, ("imagenet",)),
-        ("class-index", source.index, ("imagenet", "folder")),
-    ):
-        if given is not None and source.data not in kinds:
-            raise InputError(f"{option} is for --data {' or '.join(kinds)}, but data is {source.data}.")
     data = READERS[source.data](source)
     if len(data.class_names) != len(loaded.class_names):
         raise InputError(
@@ -154,6 +147,30 @@ def read(source: Source, loaded: LoadedModel) -> tuple[Examples, str, list[Failu
     samples = data if source.limit is None else take(data, min(source.limit, len(data)))
     boxed = source.data == "voc" or source.boxes is not None
     return load_examples(samples, loaded.preprocess, boxes=boxed, classes=len(loaded.class_names)), "ground truth", []
+
+
+def _refuse_unread(source: Source) -> None:
+    """Refuse an option that the images have no use for: it was meant for others.
+
+    Raises:
+        InputError: Names the option and what it is for.
+    """
+    if source.data not in ("images", *READERS):
+        raise InputError(f"data must be one of images, {', '.join(READERS)}, but is {source.data!r}.")
+    for option, given, kinds in (
+        ("boxes", source.boxes, ("imagenet",)),
+        ("class-index", source.index, ("imagenet", "folder")),
+    ):
+        if given is not None and source.data not in kinds:
+            raise InputError(f"{option} is for --data {' or '.join(kinds)}, but data is {source.data}. Leave it out.")
+    if source.target != "predicted" and (source.data != "images" or not source.paths):
+        known = source.data if source.paths else "the embedded scenes"
+        raise InputError(
+            f"target is for images without labels, but is {source.target!r}, and the true classes of {known} are known. Leave it "
+            "out."
+        )
+    if source.mosaic not in (0, 2, 3):
+        raise InputError(f"mosaic must be 2 or 3, or 0 for none, but is {source.mosaic}.")
 
 
 def _scenes(loaded: LoadedModel, limit: int | None) -> Examples:

@@ -21,7 +21,7 @@ from backlit.cli.images import Failure, found_images
 from backlit.cli.record import JOURNAL, Record
 from backlit.cli.settings import Chosen, Compute, logits_of
 from backlit.cli.stopping import Hopeless, one_failure, said_when_stopped
-from backlit.data.images import load_batch
+from backlit.data.images import check_file, load_batch
 from backlit.methods import FittedMethod
 from backlit.models import LoadedModel
 
@@ -133,6 +133,7 @@ class _Work:
         digests = {}
         for image in images:
             with one_failure(partial(self.fail, image)):
+                check_file(image)
                 try:
                     digests[image] = file_digest(image)
                 except OSError as error:

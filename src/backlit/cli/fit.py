@@ -24,6 +24,7 @@ from backlit.data.batches import Batches
 from backlit.data.sample import Dataset
 from backlit.inverse import FitStep, Fitted
 from backlit.inverse.artefact import check_free, weights_of
+from backlit.inverse.data import digest_of
 from backlit.models import LoadedModel
 from backlit.models.digits import digits_images
 
@@ -84,7 +85,7 @@ def run(
     data, description, failures = _data(source, loaded)
     for failure in failures:
         say_failed(into, "left out", failure.image, failure.error)
-    _make_room(kind, loaded, out, {"description": description, **options}, force)
+    _make_room(kind, loaded, out, data, {"description": description, **options}, force)
     images = getattr(data, "images", None)
     kept = f"the same command goes on from what {out}.parts keeps"
     with (
@@ -99,7 +100,7 @@ def run(
     return failures
 
 
-def _make_room(kind: str, loaded: LoadedModel, out: Path, asked: dict[str, Any], force: bool) -> None:
+def _make_room(kind: str, loaded: LoadedModel, out: Path, data: Any, asked: dict[str, Any], force: bool) -> None:
     """See that no other fit is replaced unasked; the same one is made again, and other files are the library's to refuse.
 
     Raises:
@@ -116,6 +117,10 @@ def _make_room(kind: str, loaded: LoadedModel, out: Path, asked: dict[str, Any],
     wanted = {"network": weights_of(loaded.network), **asked}
     known = {"network": there.network, "classes": list(there.classes), **there.facts}
     differs = [name for name, value in wanted.items() if known.get(name) != value]
+    if not differs:  # of the same name; whether of the same content is told by a pass over the data
+        now, then = digest_of(data, loaded.network), there.facts.get("data")
+        if not isinstance(then, dict) or (then.get("samples"), then.get("hash")) != (now.samples, now.hash):
+            differs = ["content of its images, or labels"]
     if not differs:
         return
     said = f"an earlier fit: {there}, from {there.facts.get('description')}"

@@ -25,12 +25,16 @@ class Failure:
 
 
 def found_images(paths: list[Path]) -> tuple[list[Path], list[Failure]]:
-    """The images of all paths; a path that has none is a failure of its own, unless it is the only one."""
+    """The images of all paths; what has none or cannot be read is a failure of its own, unless it is the only path."""
     images: dict[Path, None] = {}
     failures: list[Failure] = []
+
+    def unreadable(folder: str, error: FileError) -> None:
+        failures.append(Failure(shown(folder), str(error)))
+
     for path in paths:
         try:
-            images |= dict.fromkeys(find_images([path]))
+            images |= dict.fromkeys(find_images([path], unreadable=unreadable))
         except BacklitError as error:
             if len(paths) == 1:
                 raise

@@ -81,9 +81,8 @@ class Record:
 
     def others(self, image: Path, asked: Mapping[str, Any]) -> dict[str, str]:
         """Return the names of the maps of this image and method that were asked for otherwise, each with what differs."""
-        stem, method = self._stem(image), asked["method"]
-        found = {name: row["asked"] for name, row in self._rows.items() if row["stem"] == stem}
-        found = {name: known for name, known in found.items() if known["method"] == method}
+        of = (self._stem(image), asked["method"])
+        found = {name: row["asked"] for name, row in self._rows.items() if (row["stem"], row["asked"]["method"]) == of}
         return {name: differences(known, dict(asked)) for name, known in found.items() if known != asked}
 
     def drop(self, names: Sequence[str]) -> None:

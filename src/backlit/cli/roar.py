@@ -80,6 +80,8 @@ def run(setting: Setting, methods: Sequence[Chosen], options: RoarOptions) -> Ro
 def chosen(names: str, options: list[str], seed: int) -> list[Chosen]:
     """The methods named, by comma, without the random ranking, which always runs beside."""
     others = [name for name in names.split(",") if name.strip() and name.strip() != _RANDOM]
+    if not others:
+        raise InputError(f"methods must name one beside {_RANDOM}, which always runs, but is {names!r}.")
     return settings.methods(",".join(others), options, seed)
 
 

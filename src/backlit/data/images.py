@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from backlit._claim import written_in
 from backlit._errors import FileError, InputError
 from backlit.models.pixels import FORMATS, open_image, to_image, to_rgb
 
@@ -35,7 +36,7 @@ def load_image(path: str | Path, *, upright: bool = True) -> Image.Image:
 
     """
     path = Path(path)
-    _check_file(path)
+    check_file(path)
     try:
         with open_image(path) as image:
             image.load()
@@ -67,7 +68,12 @@ def path_text(path: str | Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """See that there is a file with bytes to be read: opening something else may never end.
+
+    Raises:
+        FileError: missing, a folder, a device or a pipe, empty, or not readable.
+    """
     try:
         if path.is_dir():
             raise FileError(f"image: {str(path)!r} is a folder, not a file.")
@@ -92,11 +98,17 @@ def _upright(image: Image.Image) -> Image.Image:
         return image.copy()
 
 
-def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+def find_images(
+    paths: str | Path | Iterable[str | Path], *, unreadable: Callable[[str, FileError], None] | None = None
+) -> list[Path]:
     """Return the image files among ``paths``: files as they are, folders searched through all levels, in sorted order.
 
-    A file named outright is taken whatever its name; in folders the extension decides, and hidden entries and links to
-    folders are passed over. A file found twice is returned once.
+    A file named outright is taken whatever its name; in folders the extension decides, and hidden entries, links to
+    folders and pictures that Backlit wrote there are passed over. A file found twice is returned once.
+
+    Args:
+        paths: Files and folders.
+        unreadable: Called with each folder inside of another that cannot be read, and why; None makes it an error.
 
     Raises:
         InputError: no paths.
@@ -114,18 +126,22 @@ def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
             raise FileError(f"image: {str(path)!r} cannot be opened: {error.strerror or error}.") from error
         if not there:
             raise FileError(f"image: {str(path)!r} does not exist.")
-        found += _in_folder(path) if folder else [path]
+        found += _in_folder(path, unreadable) if folder else [path]
     return list(dict.fromkeys(found))
 
 
-def _in_folder(folder: Path) -> list[Path]:
+def _in_folder(folder: Path, unreadable: Callable[[str, FileError], None] | None) -> list[Path]:
     def stop(error: OSError) -> None:
-        raise FileError(f"image: folder {error.filename!r} cannot be read: {error.strerror}.") from error
+        refused = FileError(f"image: folder {error.filename!r} cannot be read: {error.strerror}.")
+        if unreadable is None or Path(error.filename) == folder:
+            raise refused from error
+        unreadable(error.filename, refused)
 
     found = []
     for root, folders, files in os.walk(folder, onerror=stop):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        wanted = (name for name in files if name.lower().endswith(EXTENSIONS) and not name.startswith("."))
+        made = written_in(Path(root))
+        wanted = (n for n in files if n.lower().endswith(EXTENSIONS) and not n.startswith(".") and n not in made)
         found += [Path(root, name) for name in wanted]
     if not found:
         raise FileError(

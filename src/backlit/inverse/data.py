@@ -65,6 +65,18 @@ class Digest:
         return f"{self.samples} images of digest {self.hash % 2**64:016x}"
 
 
+def digest_of(data: Data, model: nn.Module) -> Digest:
+    """Go over the data once, and return what tells them from others.
+
+    Raises:
+        InputError: If a batch cannot be used; names it.
+    """
+    digest = Digest()
+    for batch in batches(data, model):
+        digest.add(batch)
+    return digest
+
+
 _ODD = -7046029254386353131  # 2^64 over the golden ratio, odd, as a signed number
 
 

@@ -76,11 +76,12 @@ class PerturbationOptions(MetricOptions):
         check_whole("blur_size", self.blur_size)
         check(self.blur_size % 2 == 1, "blur_size", self.blur_size, "a positive odd integer")
         check_positive("blur_sigma", self.blur_sigma)
+        check(1e-3 <= self.blur_sigma <= 1e6, "blur_sigma", self.blur_sigma, "from 0.001 to 1,000,000 pixels")
         scores = ("probability", "logit", "logit_ratio", "change")
         check(self.score in scores, "score", self.score, f"one of {', '.join(scores)}")
-        object.__setattr__(self, "absolute", self.absolute if isinstance(self.absolute, str) else tuple(self.absolute))
-        names = isinstance(self.absolute, tuple) and all(isinstance(name, str) for name in self.absolute)
-        check(names, "absolute", self.absolute, "a tuple of names of methods")
+        listed = isinstance(self.absolute, (list, tuple)) and all(isinstance(name, str) for name in self.absolute)
+        check(listed, "absolute", self.absolute, "a tuple of names of methods")
+        object.__setattr__(self, "absolute", tuple(self.absolute))
         check(self.activation in ("softmax", "sigmoid"), "activation", self.activation, "'softmax' or 'sigmoid'")
 
 

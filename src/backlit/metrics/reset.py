@@ -39,7 +39,9 @@ class ResetOptions(MetricOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         given = (self.layers,) if isinstance(self.layers, str) else self.layers
-        object.__setattr__(self, "layers", None if given is None else tuple(given))
+        listed = isinstance(given, (list, tuple)) and all(isinstance(path, str) for path in given)
+        check(given is None or listed, "layers", given, "a tuple of module paths, or None")
+        object.__setattr__(self, "layers", given and tuple(given))
         check(self.draw in ("normal", "own"), "draw", self.draw, "'normal' or 'own'")
 
 

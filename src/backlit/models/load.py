@@ -84,7 +84,7 @@ def _device(device: str | torch.device) -> torch.device:
         torch.empty(0, device=found)
         said = "it holds no values" if found.type == "meta" else None
     except Exception as error:  # each backend that is not there raises its own
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        said = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]  # some list every backend
     if found is None or said is not None:
         raise InputError(f"device: {str(device)!r} cannot be used ({said}). At hand: {', '.join(at_hand)}.")
     return found
