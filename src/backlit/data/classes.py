@@ -61,11 +61,11 @@ def class_index(classes: Classes) -> ClassIndex:
     content = _read(Path(classes)) if isinstance(classes, str | Path) else classes
     if isinstance(content, Mapping) and content and all(_is_index(value) for value in content.values()):
         return _by_index(source, {int(index): str(folder) for folder, index in content.items()}, len(content))
-    listed = isinstance(content, Sequence) and not isinstance(content, str) and content
-    if listed and all(isinstance(entry, str) for entry in content):
-        return _by_index(source, dict(enumerate(content)), len(set(content)))
-    if listed and all(_is_entry(entry) for entry in content):
-        return _of_entries(source, content)
+    listed = content if isinstance(content, Sequence) and not isinstance(content, str) else ()
+    if listed and all(isinstance(entry, str) for entry in listed):
+        return _by_index(source, dict(enumerate(listed)), len(set(listed)))
+    if listed and all(_is_entry(entry) for entry in listed):
+        return _of_entries(source, listed)
     raise InputError(f"classes: {source} must hold {_FORMS}, indices from 0, but it does not.")
 
 

@@ -198,6 +198,9 @@ def _only_together(model: nn.Module, tensors: tuple[Tensor, ...], some: tuple[Te
     plain = why_not(model, some)
     if plain is None or isinstance(plain, (ModelStateError, UnsupportedOp)) or why_not(model, tensors) is not None:
         return None
+    # What the network itself raises may be about one image, and not about their number.
+    if not isinstance(plain, BacklitError) and not _by_torch(plain):
+        return None
     return (
         f"the model takes these {len(tensors[0])} images only together, and not {len(some[0])} ({str(plain).rstrip('.')}). Does "
         "it hold a constant for each image? One of shape (1, d), expanded to len(x) in forward, serves any number of images."
