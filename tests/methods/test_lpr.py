@@ -428,6 +428,7 @@ def test_a_network_that_takes_another_way_for_zero_needs_no_reference() -> None:
         ({"reference": "off"}, "reference must be True or False"),
         ({"sign_aware": "no"}, "sign_aware must be True or False"),
         ({"sites": 5}, "sites must be 'rectifiers'"),
+        ({"sites": torch.tensor(1)}, "sites must be 'rectifiers'"),
         ({"callback": 5}, "callback must be a function"),
         ({"reading": "tanh"}, "reading must be one of gradient, gated"),
         ({"plugin": "pixel"}, "plugin must be 'element', 'channel'"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
+from torch import Tensor
+
 from backlit.capture import RECTIFIERS, Site
 from backlit.methods.base import check
 
@@ -28,5 +30,9 @@ def check_sites(wanted: object) -> None:
     Raises:
         InputError: Unless it is one of the two words, a function, a name or names.
     """
-    names = isinstance(wanted, Collection) and all(isinstance(name, str) for name in wanted)
+    names = (
+        isinstance(wanted, Collection)
+        and not isinstance(wanted, Tensor)
+        and all(isinstance(name, str) for name in wanted)
+    )
     check(callable(wanted) or names, "sites", wanted, "'rectifiers', 'activations', a function of the site, or names")
