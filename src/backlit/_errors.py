@@ -33,6 +33,16 @@ class FileError(BacklitError, OSError):
     """A file or folder cannot be read or written."""
 
 
+def check(holds: bool, name: str, found: object, must_be: str) -> None:
+    """Refuse an argument's value.
+
+    Raises:
+        InputError: Unless ``holds``.
+    """
+    if not holds:
+        raise InputError(f"{name} must be {must_be}, but is {found!r}.")
+
+
 def reason(error: BaseException) -> str:
     """Say in one line what somebody else's code failed with: the type, the text, the innermost place of theirs."""
     if isinstance(error, BacklitError):

@@ -223,3 +223,47 @@ def test_a_rectifier_that_amplifies_is_one_and_an_absolute_value_none() -> None:
         torch.testing.assert_close(ours, map_of(method, lambda h, x: F.leaky_relu(h, 3.0)), msg=method)
     trace = propagate(Around(lambda h, x: torch.maximum(h, -1 * h)), X, presets.gradient).trace
     assert "maximum[0]" in [site.name for site in trace]
+
+
+# Of a signal the part that is compared, and what that gates: other elements than itself.
+PARTS: dict[str, tuple[Callable[[Tensor], Tensor], Gate]] = {
+    "the other half": (lambda h: h.chunk(2, 1)[1], lambda h, m: h.chunk(2, 1)[0] * m),
+    "another slice": (lambda h: h[:, 2:], lambda h, m: h[:, :2] * m),
+    "flipped": (lambda h: h.flip(1), lambda h, m: h * m),
+    "rolled": (lambda h: h.roll(1, 1), lambda h, m: h * m),
+    "where": (lambda h: h.narrow(1, 2, 2), lambda h, m: torch.where(m, h.narrow(1, 0, 2), 0)),
+}
+# Of a signal the part that gates itself, and the same by a ReLU.
+OWN_PARTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "halves": (lambda h: torch.cat([a * (a > 0) for a in h.chunk(2, 1)], 1), F.relu),
+    "the same slice": (lambda h: h.narrow(1, 0, 2) * (h[:, :2] > 0), lambda h: F.relu(h[:, :2])),
+    "both sliced": (lambda h: h[:, 2:] * (h > 0)[:, 2:], lambda h: F.relu(h[:, 2:])),
+    "both flipped": (lambda h: (h.flip(1) * (h > 0).flip(1)).flip(1), F.relu),
+    "all of it": (lambda h: h * (h[:, None] > 0)[:, 0], F.relu),
+    "permuted": (lambda h: (h.permute(0, 2, 3, 1) * (h > 0).permute(0, 2, 3, 1)).permute(0, 3, 1, 2), F.relu),
+}
+
+
+def _four(h: Tensor) -> Tensor:
+    return h if h.shape[1] == 4 else torch.cat([h, h], 1)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("LPR", "DeepLIFT")])  # they compare anew
+@pytest.mark.parametrize("first", [False, True], ids=["moved, then compared", "compared, then moved"])
+@pytest.mark.parametrize("case", PARTS)
+def test_a_gate_by_other_elements_of_the_signal_is_a_constant(case: str, first: bool, method: str) -> None:
+    take, gate = PARTS[case]
+    known = take(Around(lambda h, x: h).a(X)).detach() > 0
+
+    def constant(h: Tensor, x: Tensor) -> Tensor:
+        return _four(gate(h, known.repeat(h.shape[0] // len(X), 1, 1, 1) if h.shape[0] % 2 == 0 else known[:1]))
+
+    ours = map_of(method, lambda h, x: _four(gate(h, take(h > 0) if first else take(h) > 0)))
+    torch.testing.assert_close(ours, map_of(method, constant))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("case", OWN_PARTS)
+def test_a_part_of_a_signal_that_gates_itself_is_rectified(case: str, method: str) -> None:
+    part, twin = OWN_PARTS[case]
+    torch.testing.assert_close(map_of(method, lambda h, x: _four(part(h))), map_of(method, lambda h, x: _four(twin(h))))

@@ -333,7 +333,10 @@ def test_more_bad_options() -> None:
         (lambda: LRP(net, gamma=-4), "gamma must be a number of at least 0, but is -4"),
         (lambda: LRP(net, gamma=0.5), "gamma must be left out with preset='epsilon_plus', which has no such rule"),
         (lambda: LRP(net, preset="z_plus", epsilon=0.1), "epsilon must be left out with preset='z_plus'"),
-        (lambda: LRP(net, rules=presets.guided), "rules must be a table made by .*, but is \"the table 'guided'\""),
+        (
+            lambda: LRP(net, rules=presets.guided),
+            "rules must be rules by primitive, a table made by .*, but is \"the table 'guided'\"",
+        ),
         (lambda: DeepTaylor(net, low=torch.ones(3), high=2)(x), "they are a tensor from 1 to 1 and 2"),
         (lambda: LRP(net, low="black"), "low must be a number, one for each channel, or None, but is 'black'"),
         (lambda: DeepTaylor(net, high=[None, 1, 2]), "high must be a number, one for each channel, or None"),

@@ -80,7 +80,7 @@ def test_a_constant_shaped_like_a_signal_is_a_constant(
         (lambda h, s: h * (1 - s), "sigmoid"),
         (lambda h, s: h * (s + h), "add"),
         (lambda h, s: h * torch.where(torch.arange(6) < 3, s, 0), "sigmoid"),
-        (lambda h, s: h * torch.where(h > 1, s, h), "gated"),
+        (lambda h, s: h * torch.where(h > 1, s, h), "where"),
         (lambda h, s: _written(h, s, 0.0), "sigmoid"),
         (lambda h, s: _written(h, s, h[:, :1]), "setitem"),
         (lambda h, s: h * torch.cat([s, h], 1)[:, 2:6], "cat"),

@@ -20,7 +20,7 @@ class Memory:
     The whole lives as long as a view does; one that no tensor of the network stands for is ``kept``.
     """
 
-    whole: Callable[[], Tensor | None]
+    whole: Callable  # of nothing, to the tensor or None
     writes: int = 0
     kept: Tensor | None = None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -75,9 +75,7 @@ class FrozenNetwork:
         read = {slot for node in left for slot in node.sources} | {recording.output}
         return FrozenNetwork(recording, self.output, {k: v for k, v in values.items() if k in read})
 
-    def to(
-        self, *, dtype: torch.dtype | None = None, memory_format: torch.memory_format | None = None
-    ) -> FrozenNetwork:
+    def to(self, *, dtype: torch.dtype | None = None, memory_format: torch.memory_format | None = None) -> Self:
         """The same map with its weights, slopes and constants in another precision or memory format."""
 
         def convert(tensor: Tensor) -> Tensor:
@@ -89,11 +87,11 @@ class FrozenNetwork:
 
         return self.mapped(lambda node: _converted(node, convert), convert)
 
-    def mapped(self, change: Callable[[Node], Node], convert: Callable[[Tensor], Tensor]) -> FrozenNetwork:
+    def mapped(self, change: Callable[[Node], Node], convert: Callable[[Tensor], Tensor]) -> Self:
         """The map with its nodes changed, and its fixed values and its output converted."""
         nodes = tuple(map(change, self._recording.nodes))
         constants = {k: convert(v) for k, v in self._constants.items()}
-        return FrozenNetwork(replace(self._recording, nodes=nodes), convert(self.output), constants)
+        return type(self)(replace(self._recording, nodes=nodes), convert(self.output), constants)
 
 
 def freeze(model: nn.Module, *inputs: Tensor, fold: bool = True) -> FrozenNetwork:

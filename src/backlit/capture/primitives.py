@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backlit._errors import InputError
+from backlit._errors import check
 from backlit.capture.aliases import read_view
 from backlit.capture.sites import Kind
 
@@ -274,17 +274,12 @@ def extend(function: Function, kind: Kind, name: str, signature: str = "") -> No
     written = getattr(function, "__name__", "")
     good = callable(function) and (not written.endswith("_") or written.endswith("__"))
     words = isinstance(signature, str) and f"_{signature}".replace(" ", "_").isidentifier()
-    _require(good, "function", "callable, and write nothing in place", written or function)
-    _require(kind in get_args(Kind), "kind", f"one of {', '.join(get_args(Kind))}", kind)
-    _require(isinstance(name, str) and name.isidentifier(), "name", "a word", name)
-    _require(words, "signature", "names separated by spaces", signature)
+    check(good, "function", written or function, "callable, and write nothing in place")
+    check(kind in get_args(Kind), "kind", kind, f"one of {', '.join(get_args(Kind))}")
+    check(isinstance(name, str) and name.isidentifier(), "name", name, "a word")
+    check(words, "signature", signature, "names separated by spaces")
     own, known = SPELLINGS.get(function), BY_NAME.get(name)
-    _require(known is None or (own is not None and own.primitive == name), "name", "new", known and known.name)
+    check(known is None or (own is not None and own.primitive == name), "name", known and known.name, "new")
     if known is None or known not in PRIMITIVES:
         BY_NAME[name] = Primitive(name, kind, function, signature)
         SPELLINGS[function] = Spelling(name, signature)
-
-
-def _require(holds: bool, name: str, must_be: str, found: object) -> None:
-    if not holds:
-        raise InputError(f"{name} must be {must_be}, but is {found!r}.")

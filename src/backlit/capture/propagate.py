@@ -332,12 +332,8 @@ def check_result(result: tuple[Tensor | None, ...], inputs: tuple[Tensor, ...], 
     Raises:
         RuleMismatch: With the site, what was returned and what it must be.
     """
-    if len(result) != len(inputs):
-        raise RuleMismatch(
-            f"The rule at {call.site} returned {len(result)} gradients for {len(inputs)} inputs; return one each."
-        )
-    for i, (grad, x) in enumerate(zip(result, inputs, strict=True)):
-        if grad is not None and grad.shape != x.shape:
-            raise RuleMismatch(
-                f"The rule at {call.site} returned a gradient of shape {tuple(grad.shape)} for input {i} of shape {tuple(x.shape)}."
-            )
+    found = [None if grad is None else tuple(grad.shape) for grad in result]
+    wanted = [tuple(x.shape) for x in inputs]
+    if len(found) != len(wanted) or any(f not in (None, w) for f, w in zip(found, wanted, strict=True)):
+        told = f"{len(found)} gradients for {len(wanted)} inputs, of shapes {found}; return one each, of shapes {wanted}, or None."
+        raise RuleMismatch(f"The rule at {call.site} returned {told}")

@@ -28,19 +28,12 @@ UNSEEN = (
     "autograd.Function, or an extension ({}). Use the plain PyTorch version of that part of the model."
 )
 SEVERED = (
-    "{} runs under torch.no_grad inside the model, so the gradient would be cut there in silence. Remove the no_grad, or "
-    "write .detach() where the value is meant to be a constant."
+    "{} runs under torch.no_grad inside the model, which cuts the gradient. Remove it, or write .detach() on constants."
 )
 BEHIND = "{} writes to the memory of a signal behind autograd's back (.data, .detach()). Write to the tensor itself."
 OUT = "{} is called with out=, which has no gradient. Call it without, and write with tensor.copy_(result)."
-AUTOCAST = (
-    "{} runs under torch.autocast, but its rule would run in another precision. Remove the autocast; for lower precision "
-    "convert model and inputs, e.g. model.bfloat16()."
-)
-HOOKS = (
-    "The model uses hooks on saved tensors (torch.utils.checkpoint, save_on_cpu), so that its backward pass would read "
-    "other values than its forward pass saw. Switch checkpointing off for the explanation."
-)
+AUTOCAST = "{} runs under torch.autocast, its rule in another precision. Remove it; model.bfloat16() and x.bfloat16() work instead."
+HOOKS = "Hooks on saved tensors (torch.utils.checkpoint, save_on_cpu) change what backward passes read. Switch checkpointing off."
 CUT_OFF = (
     "The output does not depend on the input through operations that can be seen: the model cuts the gradient "
     "(.detach(), .data, a conversion to NumPy), looks values up by index (an embedding; explain what follows it, with its "
@@ -108,13 +101,12 @@ def check_output(output: Any, n: int) -> None:
     Raises:
         InputError: With what it is.
     """
-    if not isinstance(output, Tensor):
-        raise InputError(
-            f"model must return one tensor of logits (n, k), but returned {type(output).__name__}. Wrap it in a module "
-            "whose forward returns the logits."
+    floats = isinstance(output, Tensor) and output.is_floating_point()
+    if not floats or output.dim() != 2 or output.shape[0] != n or output.shape[1] == 0:
+        found = (
+            f"{output.dtype} of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         )
-    if output.dim() != 2 or output.shape[0] != n or output.shape[1] == 0 or not output.is_floating_point():
         raise InputError(
-            f"model must return logits of shape (n, k), one row an image, but returned {output.dtype} of shape "
-            f"{tuple(output.shape)} for {n}. Wrap it in a module that returns one score per class (a global mean, say)."
+            f"model must return one tensor of logits (n, k), one row an image, but returned {found} for {n}. Wrap it in "
+            "a module whose forward returns one score per class (a global mean, say)."
         )

@@ -68,8 +68,7 @@ class Watch(TorchFunctionMode):
         self._counts: dict[str, int] = {}
         self._opening: list[Any] = []  # functions whose bodies are running
         self.sites: list[Site] = []
-        for tensor in inputs:
-            self._marks[tensor] = Mark(0, sources=frozenset({object()}))
+        self._marks.update((tensor, Mark(0, sources=frozenset({object()}))) for tensor in inputs)
 
     def visit(self, call: Call) -> Any:
         """What the call returns to the network."""
@@ -148,7 +147,10 @@ class Watch(TorchFunctionMode):
         self._note((tensors, [t._base for t in tensors]))
         cut = shadows or any(mark.severed for mark in marks)
         gate = any(mark.gate for mark in marks) or bool(cut and not floats(result))
-        self._note(result, gate=gate, sources=self._sources(tensors[:1] if func in LIKE else tensors))
+        others = [func, *args[1:], *kwargs.values()]
+        parts = _parts(func, lambda t: func(t, *args[1:], **kwargs), others, tensors[0]) if gate else {}
+        for i, tensor in enumerate(_tensors((result,))):
+            self._note(tensor, gate=gate, sources=self._sources(tensors[:1] if func in LIKE else tensors, parts.get(i)))
         for site in (mark.severed for mark in marks if mark.severed):
             self._note(floats(result), severed=site)
         self._note([t for t in _tensors((result,)) if shadows and t._is_view()], shadow=True)
@@ -186,23 +188,26 @@ class Watch(TorchFunctionMode):
         # Of two signals it is a new value.
         carried = call.primitive.name in CARRIERS and (call.get("function") in LIKE or len(call.places) == 1)
         maker = call.site.makers[0] if carried else call.primitive.name
-        sources = self._sources(call.signals if carried or call.site.kind == "activation" else ()) | {object()}
+        kept = call.signals if carried or call.site.kind == "activation" else ()
+        others = [v for n, v in call.arguments.items() if (n, None) not in call.places]
+        parts = _parts(call.get("function"), call.run, others, call.signals[0])
         result = self.visit(replace(call, spelled=partial(_owned, call)))
         outputs = floats(result)
         if outputs:
             self.sites.append(replace(call.site, output_shape=tuple(outputs[0].shape)))
-        for tensor in outputs:
+        for i, tensor in enumerate(outputs):
             mark = self._mark(tensor)
-            mark.depth, mark.maker, mark.sources = depth, maker, sources
+            mark.depth, mark.maker, mark.sources = depth, maker, self._sources(kept, parts.get(i)) | {object()}
             if call.primitive.name in ("mul", "div") and isinstance(call["other"], (int, float)) and call["other"] > 0:
                 mark.scaled = call.signals[0], call.without_signals()
             if self._wrote and tensor._base is not None:
                 self._alias(tensor).writes = self._alias(tensor).memory.writes
         return result
 
-    def _sources(self, tensors: Iterable[Tensor]) -> frozenset[object]:
-        """The values that these were made of, but for moves, scales and shifts."""
-        return frozenset().union(*(self._marks.get(t, _UNMARKED).sources for t in tensors))
+    def _sources(self, tensors: Iterable[Tensor], part: object = None) -> frozenset[object]:
+        """The values that these were made of, but for moves, scales and shifts; of a part of them, that part of each."""
+        found = frozenset().union(*(self._marks.get(t, _UNMARKED).sources for t in tensors))
+        return found if part is None else frozenset((source, part) for source in found)
 
     def _gates(self, gate: Any, *values: Any) -> bool:
         """Whether the gate was made by comparing the very signals that it gates: then it is part of an activation."""
@@ -223,7 +228,11 @@ class Watch(TorchFunctionMode):
         memory = alias.memory
         memory.writes += 1
         if alias.positions is not None:
-            memory.kept = whole = self._visit(Tensor.put, (memory.whole(), alias.positions(), value), {})
+            before, at = memory.whole(), alias.positions()
+            func, args = Tensor.put, (before, at, value)
+            if at.numel() == before.numel():  # all of it is written, only in another order
+                func, args = read_view, (value, at.flatten().argsort().view(before.shape), before.stride())
+            memory.kept = whole = self._visit(func, args, {})
             self._mark(whole).alias = Alias(memory, writes=memory.writes)
         memory.whole = weakref.ref(whole)
         alias.value, alias.writes = value, memory.writes
@@ -306,8 +315,7 @@ class Watch(TorchFunctionMode):
                 raise UnsupportedOp(refuse.UNSEEN.format(self._where(func), type(tensor.grad_fn).__name__))
 
     def _check_severed(self, tensor: Tensor) -> None:
-        site = self._marks.get(tensor, _UNMARKED).severed
-        if site is not None:
+        if (site := self._marks.get(tensor, _UNMARKED).severed) is not None:
             raise UnsupportedOp(refuse.SEVERED.format(site))
 
     def _mark(self, tensor: Tensor) -> Mark:
@@ -323,6 +331,19 @@ class Watch(TorchFunctionMode):
         return f"{_name(func)} at {module_path(self._paths) or '<model>'}"
 
 
+def _parts(function: Any, run: Any, others: list[Any], like: Tensor) -> dict[int, object]:
+    """Which elements of a tensor each output of a slice has, or how it turns them; equal for equal ones."""
+    if getattr(function, "__name__", "") in _TURNS:
+        return {0: repr(others)}
+    if function not in SPELLINGS or SPELLINGS[function].primitive != "slice":
+        return {}
+    if any(isinstance(v, Tensor) for v in others):  # an index, whose values are not looked at
+        return {0: object()}
+    views = list(_tensors((run(torch.empty(like.shape, device="meta")),)))
+    return {i: (v.storage_offset(), v.stride(), v.shape) for i, v in enumerate(views) if v.numel() != like.numel()}
+
+
+_TURNS = frozenset("flip fliplr flipud roll rot90 channel_shuffle pixel_shuffle pixel_unshuffle".split())
 _HOOKS = (Tensor.register_hook, Tensor.grad_fn.__get__)  # type: ignore[attr-defined]
 _OPEN = frozenset("torch.nn.functional torch.functional torch._tensor torch._jit_internal".split())
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import BacklitError, InputError, nearest
+from backlit._errors import BacklitError, InputError, check, nearest
 from backlit._fingerprint import fingerprint
 from backlit._plain import described
 from backlit._state import check_module
@@ -59,16 +59,6 @@ class Options:
                     f"rules must name primitives, as `backlit trace` lists them, but {primitive!r} is none."
                     f"{nearest(str(primitive), BY_NAME)} An operation of your own is declared by backlit.capture.extend."
                 )
-
-
-def check(holds: bool, name: str, found: Any, must_be: str) -> None:
-    """Refuse an option's value.
-
-    Raises:
-        InputError: Unless ``holds``.
-    """
-    if not holds:
-        raise InputError(f"{name} must be {must_be}, but is {found!r}.")
 
 
 MOST_STEPS = 1_000_000
