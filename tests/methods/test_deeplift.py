@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -453,3 +454,25 @@ def test_an_instance_norm_on_running_statistics_is_a_batch_norm() -> None:
         short = {"steps": 3} if method is DMBP else {"contrast": None} if method is TRGBP else {}
         maps = [method(net, **short).attribute(x, 1) for net in nets]
         torch.testing.assert_close(*maps)
+
+
+def test_a_write_of_as_many_values_as_a_mask_chooses_is_refused_and_its_way_out_works() -> None:
+    class Masked(nn.Module):
+        def __init__(self, write: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.fc, self.write = nn.Conv2d(3, 8, 3), nn.Linear(8, 5), write
+            self.double().eval()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(F.relu(self.write(self.a(x)) + 1).mean((2, 3)))
+
+    def by_index(h: Tensor) -> Tensor:
+        h[h < 0] *= 0.1
+        return h
+
+    x = torch.randn(2, 3, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with pytest.raises(UnsupportedOp, match=r"setitem.* writes as many values as a mask chooses.*torch\.where"):
+        DeepLIFT(Masked(by_index))(x, 1)
+    elementwise = DeepLIFT(Masked(lambda h: torch.where(h < 0, 0.1 * h, h)))(x, 1)
+    torch.testing.assert_close(elementwise.values, DeepLIFT(Masked(lambda h: F.leaky_relu(h, 0.1)))(x, 1).values)

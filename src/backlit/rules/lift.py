@@ -64,7 +64,7 @@ class Reference:
             if call.site.name not in masks:
                 return call
             changed = replace(call, arguments={**call.arguments, **masks[call.site.name]})
-            return replace(changed, spelled=lambda: changed.run(*call.signals))
+            return replace(changed, spelled=lambda: _held_to(changed, call.signals))
 
         recording, self.output = record(model, inputs, keep, held)
         self.trace: Trace = recording.trace
@@ -97,6 +97,21 @@ class Reference:
             _, output0 = self.of(call.joined[-1])
         y, y0 = (output, output0) if isinstance(output, Tensor) else (output[0], output0[0])
         return tuple(x - x0 for x, x0 in zip(inputs, inputs0, strict=True)), y - y0
+
+
+def _held_to(call: Call, signals: Tensors) -> Any:
+    """Run a call under the mask of the images.
+
+    Raises:
+        UnsupportedOp: If it takes as many values as a mask chooses, and others were chosen at the reference.
+    """
+    try:
+        return call.run(*signals)
+    except (RuntimeError, IndexError) as error:
+        raise UnsupportedOp(
+            f"{call.site} writes as many values as a mask chooses of the image, and at the reference there are others, so the two "
+            "cannot be compared. Write the choice elementwise: torch.where(mask, value, signal)."
+        ) from error
 
 
 def _masks(model: nn.Module, inputs: Tensors) -> dict[str, dict[str, Tensor]]:
