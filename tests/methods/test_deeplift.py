@@ -16,6 +16,7 @@ from _networks import ARCHITECTURES, SPELLINGS, build, images
 from backlit import DMBP, LRP, TRGBP, DeepLIFT, DeepSHAP, FullGrad, InputError, UnsupportedOp
 from backlit.capture import propagate
 from backlit.rules import lift, presets
+from backlit.rules.reference import Reference
 
 TARGET = torch.tensor([2, 0])
 GENERATOR = torch.Generator().manual_seed(0)
@@ -70,7 +71,7 @@ def test_every_operation_is_complete(name: str) -> None:
     model = _Flat(operation).double().eval()
     half = torch.where(torch.arange(6) < 3, X, X0)
     for reference in (X0, half, X.clone(), torch.zeros_like(X)):
-        given = lift.Reference(model, (reference,))
+        given = Reference(model, (reference,))
         run = propagate(model, X, lift.table(given, reveal_cancel=False))
         seed = torch.randn(run.output.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
         (m,) = run.gradient(seed)
@@ -93,7 +94,7 @@ class _Flat(nn.Module):
 def test_second_order_goes_through_every_rule(name: str) -> None:
     """The derivative of a sum of multipliers to the image, against central differences; the reference is a constant."""
     model = _Flat(OPERATIONS[name]).double().eval()
-    reference = lift.Reference(model, (X0,))
+    reference = Reference(model, (X0,))
     rules = lift.table(reference, reveal_cancel=False).rules
     # The last one alone: the way from the image to its inputs is differentiated by the other rules, here the true ones.
     last = [s.primitive for s in reference.trace if s.kind != "affine"][-1]
@@ -103,7 +104,7 @@ def test_second_order_goes_through_every_rule(name: str) -> None:
 def test_second_order_goes_through_reveal_cancel() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 3, 3), nn.BatchNorm2d(3), nn.SiLU(), nn.Flatten()).double().eval()
-    table = lift.table(lift.Reference(model, (X0,), layers=True), reveal_cancel=True)
+    table = lift.table(Reference(model, (X0,), layers=True), reveal_cancel=True)
     assert_second_order(model, table)
 
 
@@ -427,7 +428,7 @@ def test_single_precision_slopes_are_right_where_the_function_cancels(activation
     x = torch.linspace(-6, 6, 1201).view(1, 1, 1, -1)
 
     def slopes(x: Tensor, x0: Tensor) -> Tensor:
-        run = propagate(net, x, lift.table(lift.Reference(net, (x0,)), reveal_cancel=False))
+        run = propagate(net, x, lift.table(Reference(net, (x0,)), reveal_cancel=False))
         return run.gradient(torch.ones_like(run.output))[0]
 
     for step in (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6):

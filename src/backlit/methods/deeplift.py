@@ -20,6 +20,7 @@ from backlit.methods.chunks import FIRST, IMAGES
 from backlit.methods.inputs import alike, pick
 from backlit.methods.targets import gradients
 from backlit.rules import RuleTable, lift
+from backlit.rules.reference import Reference
 
 Given = str | Tensor | tuple[Tensor, ...] | Callable[[Tensor], Tensor]
 _BLUR = 10.0  # pixels, standard deviation: what the insertion protocol hides pixels with
@@ -110,7 +111,7 @@ class _Lift(Method):
         An image stands there ``each`` times in a row.
         """
         reveal = self.options.rule == "reveal_cancel"
-        reference = lift.Reference(self.model, references, images=inputs, layers=reveal)
+        reference = Reference(self.model, references, images=inputs, layers=reveal)
         run = propagate(self.model, inputs, self._table(reference))
         reference.check(run.trace)
         targets = pick(run.output, targets)
@@ -128,7 +129,7 @@ class _Lift(Method):
             self._check_sum(inputs, references, maps, start, each)
         return maps, start
 
-    def _table(self, reference: lift.Reference) -> RuleTable:
+    def _table(self, reference: Reference) -> RuleTable:
         table = lift.table(reference, reveal_cancel=self.options.rule == "reveal_cancel")
         return table.over(self.options.rules)
 
@@ -147,7 +148,7 @@ class _Lift(Method):
 
         def audited(pairs: tuple[Tensor, ...], place: int) -> tuple[Leak, ...]:
             images, references = pairs[: len(inputs)], pairs[len(inputs) :]
-            reference = lift.Reference(self.model, references, images=images, every=True)
+            reference = Reference(self.model, references, images=images, every=True)
             table = self._table(reference)
             wanted = int(maps.targets[i, t])
             return audit(self.model, images, table, wanted, reference.changes, image=place)
