@@ -74,6 +74,7 @@ class Features:
     run: Propagation
     n: int
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    _reads: dict[tuple[tuple[int, ...], str | None], Read] = field(default_factory=dict)
 
     def of(self, trace: Trace) -> Features | None:
         """The same for a pass over other images; None if that pass called other operations."""
@@ -97,8 +98,14 @@ class Features:
 
     def read(self, targets: Iterable[int], only: str | None = None) -> Read:
         """What the scores of these classes read; of ``only`` one site, if that is all that is asked."""
+        asked = (tuple(targets), only)
+        if asked not in self._reads:  # each costs a backward pass
+            self._reads[asked] = self._read(*asked)
+        return self._reads[asked]
+
+    def _read(self, targets: tuple[int, ...], only: str | None) -> Read:
         weights = torch.zeros_like(self.run.output)
-        weights[:, list(targets)] = 1
+        weights[:, targets] = 1
         kept = {name: self.run.kept[name].output for name in ([only] if only else self.nodes) if name in self.run.kept}
         grads = self.run.gradient(weights, to=tuple(kept.values()), retain_graph=True)
         way = {name for name, grad in zip(kept, grads, strict=True) if bool((grad != 0).any())}

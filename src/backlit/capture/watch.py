@@ -229,10 +229,9 @@ class Watch(TorchFunctionMode):
         memory.writes += 1
         if alias.positions is not None:
             before, at = memory.whole(), alias.positions()
-            func, args = Tensor.put, (before, at, value)
+            memory.kept = whole = self._visit(Tensor.put, (before, at, value), {})
             if at.numel() == before.numel():  # all of it is written, only in another order
-                func, args = read_view, (value, at.flatten().argsort().view(before.shape), before.stride())
-            memory.kept = whole = self._visit(func, args, {})
+                self._mark(whole).maker = self._mark(value).maker
             self._mark(whole).alias = Alias(memory, writes=memory.writes)
         memory.whole = weakref.ref(whole)
         alias.value, alias.writes = value, memory.writes
