@@ -17,6 +17,7 @@ install_import_hook([f"backlit.{name}" for name in FUNCTIONS], "beartype.beartyp
 
 sys.path.insert(0, str(Path(__file__).parent))  # the helpers whose names begin with an underscore
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start: their sums are then the same, bit for bit
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

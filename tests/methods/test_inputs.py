@@ -73,7 +73,7 @@ def test_train_mode_is_refused(method: Any) -> None:
 @pytest.mark.parametrize("method", [GradientXInput, DMBP])
 def test_output_must_be_logits(method: Any) -> None:
     with pytest.raises(
-        InputError, match=r"logits of shape \(n, k\), one row an image, but returned .* of shape \(\d, 4, 6, 6\)"
+        InputError, match=r"logits \(n, k\), one row an image, but returned .* of shape \(\d, 4, 6, 6\)"
     ):
         method(net()[:2])(GOOD, 0)
 
