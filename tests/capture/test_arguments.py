@@ -129,11 +129,16 @@ def test_the_map_does_not_depend_on_the_spelling(word: str, i: int) -> None:
     assert compare(word, EXAMPLES[word][i], {name: FAST[name] for name in names}) > 0
 
 
+BOUND, OF_BIASES = {"scatter"}, ("FullGrad", "TR-GBP")
+"""Calls with an index for each image of the batch, where methods of biases would run one image alone and refuse to."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("word", "i"), CASES)
 def test_nor_do_the_other_methods_maps(word: str, i: int) -> None:
     rest = {} if _is_read(word) else {name: FAST[name] for name in ("LRP", "DeepLIFT")}
-    assert compare(word, EXAMPLES[word][i], {**SLOW, **rest}) > 0
+    slow = {name: method for name, method in SLOW.items() if word not in BOUND or name not in OF_BIASES}
+    assert compare(word, EXAMPLES[word][i], {**slow, **rest}) > 0
 
 
 def _is_read(word: str) -> bool:
@@ -170,6 +175,8 @@ def test_every_operation_is_accounted_for(word: str, i: int, methods: tuple[str,
     (true,) = torch.autograd.grad(net(leaf)[:, 1].sum(), leaf)
     torch.testing.assert_close(backlit.Gradient(net).attribute(X, 1), true)
     for name in methods:
+        if word in BOUND and name in OF_BIASES:
+            continue
         method = {**FAST, **SLOW, "LRP": lambda n: backlit.LRP(n, preset="epsilon", tolerance=1e12)}[name](net)
         result = _attribution(method)
         if isinstance(result, UnsupportedOp):
