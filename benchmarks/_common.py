@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from datetime import date
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 import backlit
+from backlit.data import ImageNet, Sample
 
 RESULTS = Path(__file__).parent / "results"
 SHARED = Path(os.environ.get("BACKLIT_SHARED", Path(__file__).parents[2] / "shared"))
@@ -66,11 +68,49 @@ def write(name: str, device: torch.device, rows: list[dict[str, Any]]) -> Path:
 
 
 def shared_model(name: str) -> backlit.LoadedModel:
-    """A network with real weights from the shared folder."""
-    files: dict[str, tuple[str, dict[str, Any]]] = {
-        "squeezenet1_0": ("squeezenet1_0-imagenet.safetensors", {"size": 227}),
-        "mobilenet_v2": ("mobilenet_v2-imagenet.safetensors", {"size": 225, "mean": 0.5, "std": 0.5}),
-        "cifar_resnet20": ("resnet20-cifar10.safetensors", {}),
+    """A network with real weights from the shared folder; images are squashed to its size, as their boxes are."""
+    torchvision: dict[str, Any] = {"crop": "stretch"}
+    networks: dict[str, tuple[str, dict[str, Any]]] = {
+        "squeezenet1_0": ("squeezenet1_0-imagenet", {"size": 227, **torchvision}),
+        "mobilenet_v2": ("mobilenet_v2-imagenet", {"size": 225, "mean": 0.5, "std": 0.5, **torchvision}),
+        "resnet18": ("resnet18-imagenet", {"size": 224, **torchvision}),
+        "resnet50": ("resnet50-imagenet", {"size": 224, **torchvision}),
+        "googlenet_bvlc": (
+            "googlenet_bvlc-imagenet",
+            {"size": 224, "mean": [123 / 255, 117 / 255, 104 / 255], "std": 1 / 255, **torchvision},
+        ),
+        "cifar_resnet20": ("resnet20-cifar10", {}),
     }
-    file, preprocessing = files[name]
-    return backlit.load_model(name, weights=SHARED / "models" / file, **preprocessing)
+    file, preprocessing = networks[name]
+    if name == "googlenet_bvlc":  # a module of the shared folder, beside its weights
+        sys.path.insert(0, str(SHARED / "models"))
+        name = "googlenet_bvlc:GoogLeNetBVLC"
+    return backlit.load_model(name, weights=SHARED / "models" / f"{file}.safetensors", **preprocessing)
+
+
+def shared_data() -> ImageNet:
+    """The 900 validation images of the shared folder with their real boxes."""
+    data = SHARED / "data"
+    return ImageNet(data / "ilsvrc2012-val", data / "ilsvrc2012-boxes", data / "imagenet_classes.json")
+
+
+def half(name: str, count: int, *, boxed: bool = False) -> list[int]:
+    """Places of ``count`` images, evenly spread over one half of the shared images.
+
+    Readings are chosen on the half "dev" (even places) and reported on the half "test" (odd places). ``boxed`` keeps to
+    images with one box under half of the image.
+    """
+    data = shared_data()
+    places = list(range({"dev": 0, "test": 1}[name], len(data), 2))
+    if boxed:
+        places = [i for i in places if _one_box_under_half(data[i])]
+    count = min(count, len(places))
+    return [places[i * len(places) // count] for i in range(count)]
+
+
+def _one_box_under_half(sample: Sample) -> bool:
+    if sample.boxes is None or len(sample.boxes) != 1:
+        return False
+    x0, y0, x1, y1 = sample.boxes[0].tolist()
+    height, width = sample.size
+    return (x1 - x0) * (y1 - y0) < 0.5 * height * width
