@@ -50,12 +50,16 @@ def images(n: int = 3) -> torch.Tensor:
 TARGET = torch.tensor([0, 2, 3])
 
 
+@pytest.mark.parametrize("last_bias", ["both", "half"])
+@pytest.mark.parametrize(("sites", "init"), [("rectifiers", 0.0), ("branches", 0.0), ("layers", 0.0), ("layers", 1.0)])
 @pytest.mark.parametrize("variant", ["all", "+,-", "+"])
-def test_equals_the_double_backward_form(variant: str) -> None:
+def test_equals_the_double_backward_form(variant: str, sites: str, init: float, last_bias: str) -> None:
     net, x = Net(), images()
-    oracle = DoubleBackward(net, x, TARGET, variant)
+    oracle = DoubleBackward(net, x, TARGET, variant, sites=sites, init=init)
+    oracle.shared = 0.5 if last_bias == "half" else 1.0
     losses = torch.stack([oracle.step() for _ in range(6)])
-    ours = DMBP(net, variant=variant, steps=6)(x, TARGET)
+    options = {"steps": 6, "lr": 0.01, "sites": sites, "init": init, "last_bias": last_bias}
+    ours = DMBP(net, variant=variant, **options)(x, TARGET)
     positive, negative = oracle.maps()
     torch.testing.assert_close(ours.trajectory["loss"], losses, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(ours.parts["positive"], positive, rtol=1e-9, atol=1e-9)

@@ -6,7 +6,7 @@ through the network computes backwards, biases included, and lets each activatio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Self
 
@@ -27,11 +27,11 @@ class FrozenNetwork:
     """The affine map of a network at the input it was frozen at.
 
     ``activations`` are the elementwise activations on the way to the output, in order. ``output`` is the network's own
-    at the recorded input.
+    at the recorded input, ``recording`` the nodes that compute the map.
     """
 
     def __init__(self, recording: Recording, output: Tensor, constants: dict[int, Tensor] | None = None) -> None:
-        self._recording = recording
+        self.recording = recording
         self._constants = constants or {}
         self._last = recording.last_uses()
         self.output = output
@@ -39,39 +39,39 @@ class FrozenNetwork:
     @property
     def trace(self) -> Trace:
         """The sites of the recorded pass."""
-        return self._recording.trace
+        return self.recording.trace
 
     @property
     def activations(self) -> tuple[tuple[Site, Scaled], ...]:
         """Site and frozen form of every elementwise activation that the output depends on."""
-        return tuple((n.call.site, n.form) for n in self._recording.nodes if _is_activation(n))  # type: ignore[misc]
+        return tuple((n.call.site, n.form) for n in self.recording.nodes if _is_activation(n))  # type: ignore[misc]
 
     def __call__(self, *inputs: Tensor, activate: Activate | None = None) -> Tensor:
         """The affine map at ``inputs`` (shaped as the recorded ones); ``activate`` may scale the activations."""
         values = dict(self._constants)
-        values.update(zip(self._recording.inputs, inputs, strict=bool(self._recording.inputs)))
-        for i, node in enumerate(self._recording.nodes):
+        values.update(zip(self.recording.inputs, inputs, strict=bool(self.recording.inputs)))
+        for i, node in enumerate(self.recording.nodes):
             if activate is not None and _is_activation(node):
                 values[node.outputs[0]] = activate(node.call.site, node.form, values[node.sources[0]])  # type: ignore[arg-type]
             else:
                 node.evaluate(values)
             for slot in self._last.get(i, ()):
                 values.pop(slot, None)
-        return values[self._recording.output]
+        return values[self.recording.output]
 
     def at(self, *inputs: Tensor, scaled: Collection[str]) -> FrozenNetwork:
         """The map with its inputs fixed, of which only what follows the sites named in ``scaled`` is left to run."""
         values = dict(self._constants)
-        values.update(zip(self._recording.inputs, inputs, strict=True))
+        values.update(zip(self.recording.inputs, inputs, strict=True))
         moving: set[int] = set()
         left: list[Node] = []
-        for node in self._recording.nodes:
+        for node in self.recording.nodes:
             if node.call.site.name in scaled or moving.intersection(node.sources):
                 moving.update(node.outputs)
                 left.append(node)
             else:
                 node.evaluate(values)
-        recording = replace(self._recording, nodes=tuple(left), inputs=())
+        recording = replace(self.recording, nodes=tuple(left), inputs=())
         read = {slot for node in left for slot in node.sources} | {recording.output}
         return FrozenNetwork(recording, self.output, {k: v for k, v in values.items() if k in read})
 
@@ -85,13 +85,13 @@ class FrozenNetwork:
                 tensor = tensor.contiguous(memory_format=memory_format)
             return tensor
 
-        return self.mapped(lambda node: _converted(node, convert), convert)
+        return self.mapped(lambda node: (_converted(node, convert),), convert)
 
-    def mapped(self, change: Callable[[Node], Node], convert: Callable[[Tensor], Tensor]) -> Self:
-        """The map with its nodes changed, and its fixed values and its output converted."""
-        nodes = tuple(map(change, self._recording.nodes))
+    def mapped(self, change: Callable[[Node], Sequence[Node]], convert: Callable[[Tensor], Tensor]) -> Self:
+        """The map with other nodes in the place of each, and its fixed values and its output converted."""
+        nodes = tuple(new for node in self.recording.nodes for new in change(node))
         constants = {k: convert(v) for k, v in self._constants.items()}
-        return type(self)(replace(self._recording, nodes=nodes), convert(self.output), constants)
+        return type(self)(replace(self.recording, nodes=nodes), convert(self.output), constants)
 
 
 def freeze(model: nn.Module, *inputs: Tensor, fold: bool = True) -> FrozenNetwork:

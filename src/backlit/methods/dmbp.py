@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from backlit._errors import InputError, ModelStateError, UnsupportedOp
-from backlit.capture import Coverage, CoverageRow, FrozenNetwork, Site, freeze
+from backlit._warn import warn
+from backlit.capture import LAYERS, Coverage, CoverageRow, FrozenNetwork, Site, freeze
 from backlit.capture.forms import Scaled
 from backlit.methods.base import (
     MOST_STEPS,
@@ -34,32 +35,16 @@ from backlit.methods.base import (
     check_whole,
     is_number,
 )
+from backlit.methods.branches import behind_sums, with_layers
+from backlit.methods.descent import OPTIMIZERS, Descent, Step
 from backlit.methods.inputs import alike, pick, why_not
-from backlit.methods.masks import Masks, RMSprop, doubled
+from backlit.methods.masks import doubled
 from backlit.methods.sites import Sites, check_sites, is_wanted
 
 Variant = Literal["all", "+,-", "+", "nd"]
-OPTIMIZERS: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] = {
-    "rmsprop": lambda parameters, lr: RMSprop(parameters, lr=lr),
-    "adam": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr),
-    "sgd": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr),
-}
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a callback sees after each step: the step's number from 1, the terms of Eq. 9 and 10 per image (n,).
-
-    ``maps()`` computes the map that the masks give at this point, (n, c, h, w); it costs a forward and a backward pass.
-    """
-
-    index: int
-    steps: int
-    loss: Tensor
-    positive: Tensor
-    negative: Tensor
-    nuisance: Tensor
-    maps: Callable[[], Tensor]
+BESIDE_SUMS = ("branches", "layers")
+LEAST_SHARE = 0.01
+"""Of the magnitude of y+ and y-: where the image's pixels account for less, a warning says so."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +57,12 @@ class DMBPOptions(Options):
         lr: Step size.
         optimizer: "rmsprop", "adam", "sgd", or a function of (parameters, lr) that makes an elementwise optimizer.
         init: Start of theta; the masks start at sigmoid(init). A number, or "normal" for standard normal draws.
-        sites: Which activations are masked: "rectifiers" (ReLU and its kin), "activations" (every elementwise one), a
-            function of the site, or names of sites and modules.
+        sites: What is masked: "rectifiers" (ReLU and its kin), "branches" (rectifiers but those that read a residual sum:
+            Sec. 3.4 leaves the identity as it is), "layers" (those, and the output of every layer but the last that no
+            such rectifier follows: Eq. 8 and 16), "activations" (every elementwise one), a function of the site, or names
+            of sites and modules.
+        last_bias: The biases that no mask scales, such as the last layer's: "both" counts them in y+ and in y-, as both
+            backward passes of Sec. 3.3 do; "half" counts half of them in each.
         tolerance: Stop an image once its loss changes by less than this share of itself in a step; None: never.
         dtype: Precision of the optimisation; None for the model's.
         compile: Run the steps through torch.compile: slower to start, faster afterwards.
@@ -86,6 +75,7 @@ class DMBPOptions(Options):
     optimizer: str | Callable[[list[Tensor], float], torch.optim.Optimizer] = "rmsprop"
     init: float | Literal["normal"] = 0.0
     sites: Sites = "rectifiers"
+    last_bias: Literal["both", "half"] = "both"
     tolerance: float | None = None
     dtype: torch.dtype | None = None
     compile: bool = False
@@ -103,7 +93,9 @@ class DMBPOptions(Options):
         check(isinstance(self.compile, bool), "compile", self.compile, "True or False")
         good = self.callback is None or callable(self.callback)
         check(good, "callback", self.callback, "a function of a step, or None")
-        check_sites(self.sites)
+        if self.sites not in BESIDE_SUMS:
+            check_sites(self.sites)
+        check(self.last_bias in ("both", "half"), "last_bias", self.last_bias, "'both' or 'half'")
         floating = self.dtype is None or (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point)
         check(floating, "dtype", self.dtype, "a floating-point torch dtype or None")
 
@@ -138,17 +130,24 @@ class DMBP(Method):
             output=output,
             coverage=_coverage(frozen, {site.name for site, _ in chosen}),
             activation_bytes=activation_bytes(frozen.trace, torch.cat([inputs[0]] * 2)),
+            notes={"masks": _described(frozen, chosen)},
             parts={s: tuple(torch.stack([f.maps[s][i] for f in found]) for i in range(len(inputs))) for s in signs},
             trajectory={k: torch.stack([f.trajectory[k] for f in found]) for k in found[0].trajectory},
             completeness={k: torch.stack([f.terms(output[t])[k] for t, f in enumerate(found)]) for k in _TERMS},
         )
+
+    def _maps(self, inputs: Any, target: Any, *, several: bool) -> tuple[tuple[Tensor, ...], Maps]:
+        tensors, maps = super()._maps(inputs, target, several=several)
+        if self.options.variant != "nd":
+            _warn_of_biases(maps)
+        return tensors, maps
 
     def frozen(self, inputs: tuple[Tensor, ...]) -> FrozenNetwork:
         """The network frozen at the images, each twice, as the descent runs it."""
         kind: dict[str, Any] = {"dtype": self.options.dtype or inputs[0].dtype, "memory_format": torch.channels_last}
         twice = tuple(torch.cat([x, x]) for x in inputs)
         try:
-            frozen = freeze(self.model, *twice)
+            frozen = self._freeze(twice)
             if alike(*frozen.output.chunk(2)):
                 return frozen.to(**kind)
         except (UnsupportedOp, ModelStateError):
@@ -157,16 +156,31 @@ class DMBP(Method):
             if why_not(self.model, twice) is None:
                 raise
         # The network takes no more images at once, as with a constant for each.
-        return freeze(self.model, *inputs).to(**kind).mapped(doubled, lambda value: torch.cat([value, value]))
+        frozen = self._freeze(inputs).to(**kind)
+        return frozen.mapped(lambda node: (doubled(node),), lambda value: torch.cat([value, value]))
+
+    def _freeze(self, inputs: tuple[Tensor, ...]) -> FrozenNetwork:
+        frozen = freeze(self.model, *inputs)
+        if self.options.sites != "layers":
+            return frozen
+        is_masked = self._is_masked(frozen)
+        return with_layers(frozen, {site.name for site, _ in frozen.activations if is_masked(site)})
+
+    def _is_masked(self, frozen: FrozenNetwork) -> Callable[[Site], bool]:
+        wanted = self.options.sites
+        if wanted not in BESIDE_SUMS:
+            return lambda site: is_wanted(site, wanted)
+        unmasked = behind_sums(frozen)
+        return lambda site: site.primitive in LAYERS or (is_wanted(site, "rectifiers") and site.name not in unmasked)
 
     def chosen(self, frozen: FrozenNetwork) -> list[tuple[Site, Scaled]]:
-        """The activations that get masks.
+        """The activations and, with ``sites="layers"``, the layers that get masks.
 
         Raises:
             InputError: If there is none.
         """
-        wanted = self.options.sites
-        found = [(site, form) for site, form in frozen.activations if is_wanted(site, wanted)]
+        wanted, is_masked = self.options.sites, self._is_masked(frozen)
+        found = [(site, form) for site, form in frozen.activations if is_masked(site)]
         if found:
             return found
         there = ", ".join(site.name for site, _ in frozen.activations)
@@ -188,7 +202,35 @@ def descent(model: nn.Module, x: Tensor, target: Tensor, **options: Any) -> Desc
     return Descent(method.options, frozen, method.chosen(frozen), (x,), target)
 
 
-_TERMS = ("positive", "negative", "nuisance", "gap")
+_TERMS = ("positive", "negative", "nuisance", "positive_image", "negative_image", "gap")
+
+
+def _described(frozen: FrozenNetwork, chosen: list[tuple[Site, Scaled]]) -> str:
+    """What has masks, in a few words: a reading that does not fit a network shows here as the one that it then is."""
+    layers = sum(site.primitive in LAYERS for site, _ in chosen)
+    rectifiers = sum(is_wanted(site, "rectifiers") for site, _ in frozen.activations)
+    sums = len(behind_sums(frozen).intersection(site.name for site, _ in frozen.activations))
+    return (
+        f"{len(chosen) - layers} of {len(frozen.activations) - layers} activations ({rectifiers} rectifiers, {sums} behind "
+        f"a residual sum), {layers} layers"
+    )
+
+
+def _warn_of_biases(maps: Maps) -> None:
+    """Say where the image's own share of y+ and y- is near nothing: their map then says little about the logit."""
+    terms = {name: maps.completeness[name].double().abs() for name in _TERMS}
+    whole, own = (terms["positive" + end] + terms["negative" + end] for end in ("", "_image"))
+    dead = own < LEAST_SHARE * whole
+    if not bool(dead.any()):
+        return
+    t, i = divmod(int((own / whole).argmin()), own.shape[1])
+    warn(
+        f"DMBP: of the {float(whole[t, i]):.4g} that y+ and y- hold of image {i} (logit {float(maps.output[t, i]):.3g}), its "
+        f"pixels account for {float(own[t, i]):.3g} ({float(own[t, i] / whole[t, i]):.2%}); the rest are biases, so the map "
+        f"says little of this logit ({int(dead.any(0).sum())} of {own.shape[1]} images are under {LEAST_SHARE:.0%}). The "
+        "objective is unbounded below, and masks in a row dim the image: leave masks out (sites='branches'), start them "
+        "nearer to 1 (init=2), or take fewer or smaller steps (steps, lr)."
+    )
 
 
 def _coverage(frozen: FrozenNetwork, masked: Collection[str]) -> Coverage:
@@ -198,168 +240,3 @@ def _coverage(frozen: FrozenNetwork, masked: Collection[str]) -> Coverage:
     return Coverage(
         tuple(CoverageRow(s.name, s.primitive, s.kind, s.module, s.spelling, rule(s)) for s in frozen.trace)
     )
-
-
-@dataclass(frozen=True)
-class _Found:
-    """The outcome of one descent: maps per sign and input, curves (steps, n), and the terms of Eq. 9, (n,)."""
-
-    maps: dict[str, tuple[Tensor, ...]]
-    trajectory: dict[str, Tensor]
-    positive: Tensor
-    negative: Tensor
-    whole: Tensor
-
-    def map(self, i: int) -> Tensor:
-        """Eq. 7 for input i: the sum over the signs."""
-        return torch.stack([maps[i] for maps in self.maps.values()]).sum(0)
-
-    def terms(self, output: Tensor) -> dict[str, Tensor]:
-        """Eq. 9 with the nuisance from the affine map, so that the gap to the network's own output is a measurement."""
-        nuisance = self.whole - self.positive - self.negative
-        gap = output - self.positive - self.negative - nuisance
-        return {"positive": self.positive, "negative": self.negative, "nuisance": nuisance, "gap": gap}
-
-
-class Descent:
-    """Gradient descent on the masks of n images, each for its own target; :meth:`step` is one step of it."""
-
-    def __init__(
-        self,
-        options: DMBPOptions,
-        frozen: FrozenNetwork,
-        chosen: list[tuple[Site, Scaled]],
-        inputs: tuple[Tensor, ...],
-        target: Tensor,
-    ) -> None:
-        dtype = options.dtype or inputs[0].dtype
-        self._options, self._frozen = options, frozen
-        self._n = inputs[0].shape[0]
-        self._twice = tuple(torch.cat([x, x]).to(dtype).contiguous(memory_format=torch.channels_last) for x in inputs)
-        self._index = torch.cat([target, target])[:, None]
-        self._masks: Masks | None = None
-        with torch.no_grad():
-            self._whole = self._target_of(frozen(*self._twice))[0]
-            if chosen:
-                self._masks = Masks(chosen, self._n, dtype)
-                self._start(self._masks)
-                self._moving = frozen.at(*self._twice, scaled={site.name for site, _ in chosen})
-                make = options.optimizer if callable(options.optimizer) else OPTIMIZERS[options.optimizer]
-                self._optimizer = make([self._masks.theta], options.lr)
-                self._stopped = _Stopped(options.tolerance, self._masks)
-        # No bound method is kept: the cycle would hold hundreds of megabytes until the collector looks.
-        self._compiled = torch.compile(_traced, fullgraph=True, dynamic=False) if options.compile else None
-
-    @torch.enable_grad()
-    def run(self) -> _Found:
-        """Descend, and compute the maps of both signs."""
-        if self._masks is None:  # "nd": the affine map itself
-            maps, _, _ = self._maps()
-            zero = torch.zeros_like(self._whole)
-            return _Found({"whole": maps["positive"]}, {}, self._whole, zero, self._whole)
-        curves = self._descend()
-        maps, positive, negative = self._maps()
-        return _Found(maps, curves, positive, negative, self._whole)
-
-    @torch.enable_grad()
-    def step(self) -> dict[str, Tensor]:
-        """One forward and one backward pass, one step of the optimizer; the terms of Eq. 10 before it, (n,) each."""
-        masks = self._masks
-        assert masks is not None
-        run = self._compiled or _eager
-        positive, negative = self._target_of(run(self._moving, masks))
-        nuisance = self._whole - positive - negative
-        loss = -positive
-        if self._options.variant != "+":
-            loss = loss + negative
-        if self._options.variant == "all":
-            loss = loss + nuisance.abs()
-        masks.backward(loss.sum(), traced=self._options.compile)
-        self._stopped.before(loss.detach())
-        self._optimizer.step()
-        self._stopped.restore()
-        masks.refresh()
-        terms = {"loss": loss, "positive": positive, "negative": negative, "nuisance": nuisance}
-        return {name: value.detach() for name, value in terms.items()}
-
-    def _start(self, masks: Masks) -> None:
-        with torch.no_grad():
-            if self._options.init == "normal":
-                for part in masks.of_images(masks.theta):  # the same draws for every image, whatever its chunk
-                    generator = torch.Generator().manual_seed(self._options.seed)
-                    part.copy_(torch.randn(part.shape[1:], generator=generator).to(part))
-            else:
-                masks.theta.fill_(self._options.init)
-        masks.refresh()
-
-    def _descend(self) -> dict[str, Tensor]:
-        options = self._options
-        curves: dict[str, list[Tensor]] = {"loss": [], "positive": [], "negative": [], "nuisance": []}
-        for index in range(1, options.steps + 1):
-            terms = self.step()
-            for name, value in terms.items():
-                curves[name].append(value)
-            if options.callback is not None:
-                options.callback(Step(index, options.steps, **terms, maps=self._current))
-            if self._stopped.all:
-                break
-        return {name: torch.stack(values) for name, values in curves.items()}
-
-    def _target_of(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        scores = output.gather(1, self._index)[:, 0]
-        return scores[: self._n], scores[self._n :]
-
-    def _current(self) -> Tensor:
-        maps, _, _ = self._maps()
-        return maps["positive"][0] + maps["negative"][0]
-
-    def _maps(self) -> tuple[dict[str, tuple[Tensor, ...]], Tensor, Tensor]:
-        """Eq. 7 and 11: both signs' x * gradient, and y+ and y-, through the whole affine map."""
-        n = self._n
-        leaves = tuple(x.detach().requires_grad_() for x in self._twice)
-        activate = None if self._masks is None else self._masks.activate
-        positive, negative = self._target_of(self._frozen(*leaves, activate=activate))
-        grads = torch.autograd.grad((positive + negative).sum(), leaves, allow_unused=True)
-        products = [x.detach() * (0 if g is None else g) for x, g in zip(leaves, grads, strict=True)]
-        maps = {
-            "positive": tuple(p[:n].contiguous() for p in products),
-            "negative": tuple(p[n:].contiguous() for p in products),
-        }
-        return maps, positive.detach(), negative.detach()
-
-
-def _eager(network: FrozenNetwork, masks: Masks) -> Tensor:
-    return network(activate=masks.activate)
-
-
-def _traced(network: FrozenNetwork, masks: Masks) -> Tensor:
-    return network(activate=masks.traced)
-
-
-class _Stopped:
-    """The images whose loss no longer moves: their masks stay as they are, whatever their neighbours still do."""
-
-    def __init__(self, tolerance: float | None, masks: Masks) -> None:
-        self._tolerance, self._masks = tolerance, masks
-        self._last: Tensor | None = None
-        self._done = torch.zeros(masks.n, dtype=torch.bool, device=masks.theta.device)
-        self._kept: Tensor | None = None
-
-    @property
-    def all(self) -> bool:
-        return self._tolerance is not None and bool(self._done.all())
-
-    def before(self, loss: Tensor) -> None:
-        if self._tolerance is None:
-            return
-        if self._last is not None:
-            self._done |= (loss - self._last).abs() <= self._tolerance * self._last.abs()
-        self._last = loss
-        self._kept = self._masks.theta.detach().clone()
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        if self._kept is None:
-            return
-        for new, old in zip(self._masks.of_images(self._masks.theta), self._masks.of_images(self._kept), strict=True):
-            new[self._done] = old[self._done]

@@ -1,0 +1,76 @@
+"""Where a frozen network may be masked: on its branches, beside the identities of its residual sums, and behind its layers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import replace
+
+import torch
+
+from backlit.capture import CARRIERS, LAYERS, FrozenNetwork
+from backlit.capture.forms import Scaled
+from backlit.capture.record import Node
+
+_SUMS = frozenset({"add", "sub", "lerp", "addcmul"})
+_REDUCED = frozenset({"sum", "mean"})
+
+
+def behind_sums(frozen: FrozenNetwork) -> frozenset[str]:
+    """Names of the sites that read a sum of two signals, with at most moves, scales or shifts between.
+
+    Such an activation of a residual network stands on the identity: each later block's identity crosses it, while what a
+    norm or a layer separates from the sum stands on the next branch.
+    """
+    makers = {slot: node for node in frozen.recording.nodes for slot in node.outputs}
+    return frozenset(
+        node.call.site.name
+        for node in frozen.recording.nodes
+        if len(node.sources) == 1 and _is_sum(makers.get(node.sources[0]), makers)
+    )
+
+
+def _is_sum(node: Node | None, makers: dict[int, Node]) -> bool:
+    while node is not None:
+        name = node.call.primitive.name
+        if len(node.sources) > 1:
+            return name in _SUMS
+        if name in _REDUCED:  # a sum of signals that were stacked for it
+            stacked = makers.get(node.sources[0]) if node.sources else None
+            return stacked is not None and len(stacked.sources) > 1 and stacked.call.primitive.name == "cat"
+        if name not in CARRIERS or not node.sources:
+            return False
+        node = makers.get(node.sources[0])
+    return False
+
+
+def with_layers(frozen: FrozenNetwork, masked: Collection[str]) -> FrozenNetwork:
+    """The same map with an activation of slope 1 behind each layer that still needs a mask.
+
+    That is each layer with weights, as ``LAYERS`` lists them, whose output something else than the activations named in
+    ``masked`` reads, and behind which another layer follows: the last one computes the logits. Its site is the layer's.
+    """
+    readers: dict[int, list[str]] = defaultdict(list)
+    inner: set[int] = set()  # values that a later layer depends on
+    for node in reversed(frozen.recording.nodes):
+        if _is_layer(node) or inner.intersection(node.outputs):
+            inner.update(node.sources)
+        for slot in node.sources:
+            readers[slot].append(node.call.site.name)
+
+    def change(node: Node) -> tuple[Node, ...]:
+        (output,) = node.outputs if len(node.outputs) == 1 else (-1,)
+        if not _is_layer(node) or output not in inner or all(name in masked for name in readers[output]):
+            return (node,)
+        site = replace(frozen.trace[node.call.site.name], kind="activation")
+        ones = torch.ones(site.output_shape, dtype=torch.bool, device=frozen.output.device)
+        gate = Node(
+            replace(node.call, site=site), (~output,), node.outputs, Scaled(ones, None)
+        )  # recorded slots are >= 0
+        return replace(node, outputs=(~output,)), gate
+
+    return frozen.mapped(change, lambda value: value)
+
+
+def _is_layer(node: Node) -> bool:
+    return node.call.primitive.name in LAYERS and len(node.sources) == 1
