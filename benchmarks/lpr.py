@@ -27,16 +27,6 @@ from backlit.metrics import Examples
 from backlit.rules.adjoint import adjoint
 from protocols import real_examples
 
-
-class GuidedXInput(GuidedBackprop):
-    """Guided back-propagation times input, a usual companion of gradient times input."""
-
-    name = "guided_x_input"
-
-    def value(self, gradient: Tensor, x: Tensor) -> Tensor:
-        return gradient * x
-
-
 LEARNED: dict[str, dict[str, dict[str, Any]]] = {
     "table": {"lpr": {}, "lpr_gated": {"reading": "gated"}},
     "readings": {
@@ -54,7 +44,7 @@ def compared(network: nn.Module, which: str, chunk: int) -> dict[str, Method]:
     return {
         "random": Random(network),
         "gradient_x_input": GradientXInput(network),
-        "guided_x_input": GuidedXInput(network),
+        "guided_x_input": GuidedBackprop(network, times_input=True),
         "grad_cam": GradCAM(network),
         "dmbp_fast": DMBP.fast(network),
         **{name: LPR(network, chunk=chunk, **options) for name, options in LEARNED[which].items()},

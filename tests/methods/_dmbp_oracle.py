@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 PLACES = {
     "rectifiers": ("relu 0", "relu 1", "relu 2"),
     "branches": ("relu 0", "relu 2"),  # relu 1 reads the residual sum

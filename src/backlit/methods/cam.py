@@ -14,6 +14,7 @@ from backlit._features import Features, Node, find_features
 from backlit._places import Layout, given_layout, is_somewhere
 from backlit.capture import Propagation, Site, propagate
 from backlit.methods.base import Maps, Method, Options, activation_bytes, check
+from backlit.methods.gradient import RectifiedOptions
 from backlit.methods.inputs import pick
 from backlit.methods.targets import gradients
 from backlit.rules import presets
@@ -85,6 +86,11 @@ class GradCAM(Method):
         )
 
 
+@dataclass(frozen=True)
+class GuidedGradCAMOptions(CAMOptions, RectifiedOptions):
+    """Options of Guided Grad-CAM: those of class activation maps, and ``times_input`` as guided back-propagation has it."""
+
+
 class GuidedGradCAM(Method):
     """Guided Grad-CAM (Selvaraju et al. 2017, Sec. 3.2): guided back-propagation times Grad-CAM, enlarged."""
 
@@ -92,14 +98,17 @@ class GuidedGradCAM(Method):
     title = "Guided Grad-CAM"
     summary = "guided backprop where Grad-CAM is positive"
     source = "Selvaraju et al. 2017"
-    Options = CAMOptions
+    Options = GuidedGradCAMOptions
 
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
-        own = {field.name: getattr(self.options, field.name) for field in fields(self.options)}
+        own = {field.name: getattr(self.options, field.name) for field in fields(CAMOptions)}
         coarse = GradCAM(self.model, **own).explain(inputs, targets)
         run = propagate(self.model, inputs, presets.guided.over(self.options.rules))
+        fine = gradients(run, coarse.targets)
+        if self.options.times_input:
+            fine = tuple(g * x for g, x in zip(fine, inputs, strict=True))
         return Maps(
-            values=tuple(g * c for g, c in zip(gradients(run, coarse.targets), coarse.values, strict=True)),
+            values=tuple(g * c for g, c in zip(fine, coarse.values, strict=True)),
             targets=coarse.targets,
             output=coarse.output,
             coverage=run.coverage,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from backlit.capture import propagate
-from backlit.methods.base import Maps, Method, activation_bytes
+from backlit.methods.base import Maps, Method, Options, activation_bytes, check
 from backlit.methods.inputs import pick
 from backlit.methods.targets import gradients
 from backlit.rules import RuleTable, presets
@@ -72,7 +73,32 @@ class GradientXInput(Gradient):
         return {"biases": output - torch.stack([v.flatten(2).sum(2) for v in values]).sum(0)}
 
 
-class Deconvnet(Gradient):
+@dataclass(frozen=True)
+class RectifiedOptions(Options):
+    """Options of the methods that rectify the gradient.
+
+    Attributes:
+        times_input: Multiply the propagated gradient by the image, a = c * x, as DMBP's paper (Sec. 3) and LPR's (Sec. 3.2)
+            do with every gradient before they rank pixels.
+    """
+
+    times_input: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(isinstance(self.times_input, bool), "times_input", self.times_input, "True or False")
+
+
+class _Rectified(Gradient):
+    """A gradient rectified on its way, alone or times the image."""
+
+    Options = RectifiedOptions
+
+    def value(self, gradient: Tensor, x: Tensor) -> Tensor:
+        return gradient * x if self.options.times_input else gradient
+
+
+class Deconvnet(_Rectified):
     """Deconvnet (Zeiler and Fergus 2014): the gradient rectified at every ReLU, whatever the ReLU's own gate says."""
 
     name = "deconvnet"
@@ -82,7 +108,7 @@ class Deconvnet(Gradient):
     table = presets.deconvnet
 
 
-class GuidedBackprop(Gradient):
+class GuidedBackprop(_Rectified):
     """Guided back-propagation (Springenberg et al. 2015): the gradient gated by each ReLU and by its own sign."""
 
     name = "guided_backprop"
