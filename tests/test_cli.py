@@ -76,7 +76,7 @@ def test_explain_writes_pictures_maps_and_a_summary(digits: Path, tmp_path: Path
     assert len({row["map"] for row in summary["maps"]}) == 12  # images of one name do not overwrite each other
     first = summary["maps"][0]
     assert first["probability"] >= summary["maps"][1]["probability"]
-    assert set(first["completeness"]) == {"positive", "negative", "nuisance", "gap"}
+    assert set(first["completeness"]) == {"positive", "negative", "nuisance", "positive_image", "negative_image", "gap"}
 
 
 def test_explain_goes_on_after_bad_images_and_lists_them(digits: Path, tmp_path: Path) -> None:
@@ -161,9 +161,16 @@ def test_listings() -> None:
 
 
 def test_options_go_to_the_methods_that_have_them() -> None:
-    dmbp, saliency = chosen_methods("dmbp,saliency", ["steps=4", "dmbp.lr=0.5", "saliency.chunk=2", "dtype=float64"], 3)
+    given = ["steps=4", "dmbp.lr=0.5", "saliency.chunk=2", "dtype=float64"]
+    dmbp, saliency = chosen_methods("dmbp,saliency", given, 3)
     assert dmbp.options == {"seed": 3, "steps": 4, "lr": 0.5, "dtype": torch.float64}
     assert saliency.options == {"seed": 3, "chunk": 2}
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("False", False), ("none", None), ("truth", "truth")])
+def test_truth_values_may_be_written_small(text: str, value: object) -> None:
+    (guided,) = chosen_methods("guided_backprop", [f"times_input={text}"], 0)
+    assert guided.options["times_input"] is value or guided.options["times_input"] == value
 
 
 def test_the_installed_script_runs() -> None:

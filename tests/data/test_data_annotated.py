@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from backlit._errors import FileError, InputError
@@ -111,6 +112,13 @@ class TestVOC:
         ):
             VOC(voc)[0]
 
+    def test_scaled_copies_have_scaled_boxes(self, voc) -> None:
+        _picture(voc / "JPEGImages/000001.jpg", (50, 5))  # 2.5 times as wide, half as high
+        cat, dog = VOC(voc, scaled=True)[0], VOC(voc, scaled=True)[1]
+        assert cat.boxes.tolist() == [[5, 0.5, 10, 2.5]]
+        assert dog.boxes.tolist() == [[0, 0, 50, 5], [3.75, 1, 15, 3.5]]
+        assert VOC(voc, split="train", scaled=True)[0].boxes.tolist() == [[0, 0, 2, 2]]  # as it was annotated
+
     def test_picture_is_taken_as_it_is_stored(self, voc) -> None:
         exif = Image.Exif()
         exif[0x0112] = 6
@@ -200,7 +208,10 @@ class TestAnnotation:
     def test_without_a_size(self, tmp_path) -> None:
         found = read_annotation(_write(tmp_path / "a.xml", _xml(("cat", 1, 1, 99, 2), size="")), first=1)
         assert found.size is None
-        found.check_size((7, 7), tmp_path)
+        boxes = found.boxes(lambda _: True, (7, 7), tmp_path, scaled=False)
+        assert boxes.tolist() == [[0, 0, 99, 2]]
+        with pytest.raises(InputError, match=r"scaled: .* does not say of which size .* Give the original pictures"):
+            found.boxes(lambda _: True, (7, 7), tmp_path, scaled=True)
 
 
 @pytest.fixture(name="imagenet")
@@ -236,5 +247,15 @@ class TestImageNet:
 
     def test_picture_that_was_scaled(self, imagenet) -> None:
         _picture(imagenet / "images/n01/val_1.JPEG", (10, 10), format="JPEG")
-        with pytest.raises(InputError, match=r"val_1\.xml' is for a picture of 20 x 10 .* has 10 x 10"):
+        with pytest.raises(InputError, match=r"val_1\.xml' is for a picture of 20 x 10 .* has 10 x 10.*scaled=True"):
             ImageNet(imagenet / "images", imagenet / "boxes", classes=self.INDEX)[0]
+
+    def test_scaled_copies_have_scaled_boxes(self, imagenet) -> None:
+        _picture(imagenet / "images/n01/val_1.JPEG", (227, 50), format="JPEG")
+        data = ImageNet(imagenet / "images", imagenet / "boxes", classes=self.INDEX, scaled=True)
+        # The second box's last row, 10, is one beyond a picture of 10 rows: 5 rows too far once it is scaled, if not cut.
+        torch.testing.assert_close(data[0].boxes, torch.tensor([[0.0, 0, 227, 50], [22.7, 15, 56.75, 50]]))
+
+    def test_scaled_without_annotations(self, imagenet) -> None:
+        with pytest.raises(InputError, match=r"there are no annotations\. Give their folder"):
+            ImageNet(imagenet / "images", classes=self.INDEX, scaled=True)

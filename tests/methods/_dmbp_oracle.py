@@ -15,6 +15,7 @@ from torch.nn import functional as F
 PLACES = {
     "rectifiers": ("relu 0", "relu 1", "relu 2"),
     "branches": ("relu 0", "relu 2"),  # relu 1 reads the residual sum
+    "everywhere": ("relu 0", "conv 2", "relu 1", "relu 2"),
     "layers": ("relu 0", "conv 2", "relu 2"),  # no ReLU stands between conv 2 and the sum
 }
 

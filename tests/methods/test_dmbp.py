@@ -51,7 +51,9 @@ TARGET = torch.tensor([0, 2, 3])
 
 
 @pytest.mark.parametrize("last_bias", ["both", "half"])
-@pytest.mark.parametrize(("sites", "init"), [("rectifiers", 0.0), ("branches", 0.0), ("layers", 0.0), ("layers", 1.0)])
+@pytest.mark.parametrize(
+    ("sites", "init"), [("rectifiers", 0.0), ("branches", 0.0), ("layers", 0.0), ("everywhere", 1.0)]
+)
 @pytest.mark.parametrize("variant", ["all", "+,-", "+"])
 def test_equals_the_double_backward_form(variant: str, sites: str, init: float, last_bias: str) -> None:
     net, x = Net(), images()

@@ -75,6 +75,10 @@ Weights = Annotated[str | None, typer.Option(help='A safetensors file; "random" 
 Size = Annotated[int | None, typer.Option(help="Side of the network's input, where it is not the model's usual one.")]
 Mean = Annotated[str | None, typer.Option(help='Normalisation, e.g. "0.5" or "0.485,0.456,0.406".')]
 Std = Annotated[str | None, typer.Option(help='Normalisation, e.g. "0.5" or "0.229,0.224,0.225".')]
+Crop = Annotated[
+    str | None,
+    typer.Option(help="center cuts the middle out of a picture; stretch cuts nothing: for pictures that are squashed."),
+]
 FittedFiles = Annotated[
     list[Path] | None, typer.Option(help="What `backlit fit` wrote, for methods that learn from data.", metavar="FILE")
 ]
@@ -129,6 +133,7 @@ def explain(
     size: Size = None,
     mean: Mean = None,
     std: Std = None,
+    crop: Crop = None,
     device: Device = "cpu",
     dtype: DType = "float32",
     seed: Seed = 0,
@@ -140,7 +145,7 @@ def explain(
     from backlit.cli.explain import Run, run
 
     compute = settings.Compute(device, dtype, seed)
-    loaded = settings.load(model, weights, compute, settings.preprocessing(size, mean, std))
+    loaded = settings.load(model, weights, compute, settings.preprocessing(size, mean, std, crop))
     chosen = settings.with_fitted(settings.methods(method, option or [], seed), fitted or [])
     asked = Run(loaded, target, settings.with_bounds(chosen, loaded.preprocess), compute, force)
     if run(images, asked, out):
@@ -170,7 +175,13 @@ def compare(
     class_index: Annotated[
         Path | None, typer.Option(help="JSON that maps class folders to the model's classes.", metavar="FILE")
     ] = None,
-    boxes: Annotated[Path | None, typer.Option(help="ImageNet's annotations.", metavar="DIR")] = None,
+    annotations: Annotated[
+        Path | None,
+        typer.Option("--annotations", "--boxes", help="ImageNet's annotations, with its boxes.", metavar="DIR"),
+    ] = None,
+    scaled: Annotated[
+        bool, typer.Option("--scaled", help="The pictures are scaled copies of the annotated ones; so are their boxes.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(help="Number of images to take, evenly spread.", min=1)] = None,
     mosaic: Annotated[int, typer.Option(help="Make mosaics of N x N images of the data set: 2 or 3.", metavar="N")] = 0,
     classes: Annotated[int, typer.Option(help="Classes to explain of each image; the first is scored.", min=1)] = 2,
@@ -183,6 +194,7 @@ def compare(
     size: Size = None,
     mean: Mean = None,
     std: Std = None,
+    crop: Crop = None,
     device: Device = "cpu",
     dtype: DType = "float32",
     seed: Seed = 0,
@@ -193,9 +205,9 @@ def compare(
     compute = settings.Compute(device, dtype, seed)
     chosen, measured = settings.methods_and_metrics(methods, metrics, option or [], seed)
     chosen = settings.with_fitted(chosen, fitted or [])
-    loaded = settings.load(model, weights, compute, settings.preprocessing(size, mean, std))
+    loaded = settings.load(model, weights, compute, settings.preprocessing(size, mean, std, crop))
     chosen = settings.with_bounds(chosen, loaded.preprocess)
-    source = Source(images or [], data, target, class_index, boxes, limit, mosaic, seed)
+    source = Source(images or [], data, target, class_index, annotations, limit, mosaic, seed, scaled)
     if run(source, loaded, chosen, measured, out, compute, classes=classes, force=force):
         raise typer.Exit(1)
 
@@ -281,6 +293,7 @@ def fit(
     size: Size = None,
     mean: Mean = None,
     std: Std = None,
+    crop: Crop = None,
     device: Device = "cpu",
     dtype: DType = "float32",
 ) -> None:
@@ -290,7 +303,9 @@ def fit(
     """
     from backlit.cli.fit import Source, run
 
-    loaded = settings.load(model, weights, settings.Compute(device, dtype, 0), settings.preprocessing(size, mean, std))
+    loaded = settings.load(
+        model, weights, settings.Compute(device, dtype, 0), settings.preprocessing(size, mean, std, crop)
+    )
     asked = {"start": start, "samples": samples, "classes": classes, "ridge": ridge}
     own: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if start == "features":
@@ -333,7 +348,7 @@ def trace(
 
     compute = settings.Compute(device, dtype, seed)
     loaded = settings.load(
-        model, weights or "random", compute, settings.preprocessing(size, None, None), bare=weights is None
+        model, weights or "random", compute, settings.preprocessing(size, None, None, None), bare=weights is None
     )
     if len(named := settings.methods(method, [], seed)) > 1:
         raise InputError(f"method must be one, whose rules are shown, but is {method!r}. Ask for one after the other.")

@@ -43,7 +43,8 @@ class Source:
         data: How to read them: "images", "folder", "imagenet", "voc", "cifar10", "mnist".
         target: For images without labels: a class, or "predicted".
         index: A class-index file, for folders and ImageNet.
-        boxes: A folder of annotations, for ImageNet.
+        annotations: A folder of annotations with boxes, for ImageNet.
+        scaled: The pictures of ImageNet or VOC are scaled copies of the annotated ones.
         limit: How many images to take of a data set, evenly spread.
         mosaic: Cells a side of mosaics made of the data set; 0 for none.
         seed: Of the mosaics.
@@ -53,16 +54,17 @@ class Source:
     data: str
     target: str
     index: Path | None
-    boxes: Path | None
+    annotations: Path | None
     limit: int | None
     mosaic: int
     seed: int = 0
+    scaled: bool = False
 
 
 READERS: dict[str, Callable[[Source], Dataset]] = {
     "folder": lambda s: ImageFolder(s.paths[0], s.index),
-    "imagenet": lambda s: ImageNet(s.paths[0], s.boxes, s.index),
-    "voc": lambda s: VOC(s.paths[0]),
+    "imagenet": lambda s: ImageNet(s.paths[0], s.annotations, s.index, scaled=s.scaled),
+    "voc": lambda s: VOC(s.paths[0], scaled=s.scaled),
     "cifar10": lambda s: CIFAR10(s.paths[0]),
     "mnist": lambda s: MNIST(s.paths[0]),
 }
@@ -145,7 +147,7 @@ def read(source: Source, loaded: LoadedModel) -> tuple[Examples, str, list[Failu
         made = mosaics(loaded.network, data, loaded.preprocess, grid=source.mosaic, count=count, seed=source.seed)
         return made.examples, "ground truth", []
     samples = data if source.limit is None else take(data, min(source.limit, len(data)))
-    boxed = source.data == "voc" or source.boxes is not None
+    boxed = source.data == "voc" or source.annotations is not None
     return load_examples(samples, loaded.preprocess, boxes=boxed, classes=len(loaded.class_names)), "ground truth", []
 
 
@@ -158,7 +160,8 @@ def _refuse_unread(source: Source) -> None:
     if source.data not in ("images", *READERS):
         raise InputError(f"data must be one of images, {', '.join(READERS)}, but is {source.data!r}.")
     for option, given, kinds in (
-        ("boxes", source.boxes, ("imagenet",)),
+        ("annotations", source.annotations, ("imagenet",)),
+        ("scaled", source.scaled or None, ("imagenet", "voc")),
         ("class-index", source.index, ("imagenet", "folder")),
     ):
         if given is not None and source.data not in kinds:

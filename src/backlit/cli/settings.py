@@ -40,9 +40,9 @@ class Chosen:
     options: dict[str, Any]
 
 
-def preprocessing(size: int | None, mean: str | None, std: str | None) -> dict[str, Any]:
+def preprocessing(size: int | None, mean: str | None, std: str | None, crop: str | None) -> dict[str, Any]:
     """Changes to a model's preprocessing, from the options that were given."""
-    given = {"size": size, "mean": _numbers("mean", mean), "std": _numbers("std", std)}
+    given = {"size": size, "mean": _numbers("mean", mean), "std": _numbers("std", std), "crop": crop}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -213,6 +213,8 @@ def _pair(text: str) -> tuple[str, Any]:
     if name.rpartition(".")[2] == "dtype":
         dtype = getattr(torch, value, None)
         return name, dtype if isinstance(dtype, torch.dtype) else value
+    if value.lower() in ("true", "false", "none"):  # as they are written outside of Python, too
+        value = value.capitalize()
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last two: nested too deeply

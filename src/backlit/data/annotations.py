@@ -43,22 +43,35 @@ class Annotation:
     size: tuple[int, int] | None
     objects: tuple[Annotated, ...]
 
-    def boxes(self, wanted: Callable[[Annotated], bool]) -> Float[Tensor, "b 4"]:
-        """The boxes of the wanted objects, (b, 4)."""
-        return torch.tensor([o.box for o in self.objects if wanted(o)], dtype=torch.float32).reshape(-1, 4)
-
-    def check_size(self, size: tuple[int, int], picture: Path) -> None:
-        """See that the picture is the one that was annotated.
+    def boxes(
+        self, wanted: Callable[[Annotated], bool], size: tuple[int, int], picture: Path, *, scaled: bool
+    ) -> Float[Tensor, "b 4"]:
+        """The boxes of the wanted objects, (b, 4), in pixels of the picture, whose ``size`` is (height, width).
 
         Raises:
-            InputError: It has another size (height, width).
+            InputError: The picture has another size than the annotated one and is not said to be ``scaled``, or it is and
+                the annotation tells no size.
         """
-        if self.size is not None and self.size != size:
+        boxes = torch.tensor([o.box for o in self.objects if wanted(o)], dtype=torch.float32).reshape(-1, 4)
+        if scaled and self.size is None:
+            raise InputError(
+                f"scaled: {str(self.path)!r} does not say of which size its picture was, so its boxes cannot be scaled to "
+                f"{str(picture)!r}. Give the original pictures, with scaled=False."
+            )
+        if self.size is None or self.size == size:
+            return boxes
+        if not scaled:
             raise InputError(
                 f"annotations: {str(self.path)!r} is for a picture of {self.size[1]} x {self.size[0]} pixels (width x "
                 f"height), but {str(picture)!r} has {size[1]} x {size[0]}. Its boxes would lie wrong: give the original "
-                "pictures."
+                "pictures, or scaled=True (--scaled) if this is a scaled copy, uncropped."
             )
+        # Edges are half-open, from 0 to the picture's width and height: each axis is only stretched. What reaches over the
+        # annotated picture by rounding is cut before it grows.
+        height, width = self.size
+        inside = torch.minimum(boxes.clamp(min=0), torch.tensor([width, height, width, height], dtype=boxes.dtype))
+        down, across = size[0] / height, size[1] / width
+        return inside * torch.tensor([across, down, across, down])
 
 
 def read_annotation(path: Path, first: int) -> Annotation:

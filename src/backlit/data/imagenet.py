@@ -25,14 +25,27 @@ class ImageNet(ImageFolder):
             A sample gets the boxes of the picture's own wnid. ImageNet counts pixels from 0.
         classes: A JSON file with {"index", "wnid", "name"} of each class; None if ``root`` holds all 1,000, whose sorted
             order is the order of the indices.
+        scaled: The pictures are copies of the annotated ones in another size, uncropped: their boxes are scaled with
+            them, each axis by its own factor.
 
     Raises:
         InputError: Some of the classes without a class index; a folder that is no class. When a sample is loaded: a box
-            outside of its picture, or a picture of another size than the one annotated.
+            outside of its picture, or a picture of another size than the one annotated that is not said to be scaled.
         FileError: A folder or a file is missing or cannot be read.
     """
 
-    def __init__(self, root: str | Path, annotations: str | Path | None = None, classes: Classes | None = None) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        annotations: str | Path | None = None,
+        classes: Classes | None = None,
+        *,
+        scaled: bool = False,
+    ) -> None:
+        if scaled and annotations is None:
+            raise InputError(
+                "scaled says how boxes lie in the pictures, but there are no annotations. Give their folder."
+            )
         self.root = Path(root)
         folders = class_folders(self.root)
         if classes is None and len(folders) != CLASSES:
@@ -40,7 +53,7 @@ class ImageNet(ImageFolder):
                 f"classes: {str(root)!r} holds {len(folders)} of ImageNet's {CLASSES} classes, so their order does not tell "
                 'their indices. Give a JSON file with {"index", "wnid", "name"} of each class.'
             )
-        self.annotations = None if annotations is None else Path(annotations)
+        self.annotations, self.scaled = None if annotations is None else Path(annotations), scaled
         if self.annotations is not None and not self.annotations.is_dir():
             raise FileError(f"annotations: {str(annotations)!r} must be a folder of XML files, but is none.")
         self._fill(folders, class_index(folders if classes is None else classes))
@@ -52,6 +65,6 @@ class ImageNet(ImageFolder):
         if self.annotations is not None:
             wnid = path.relative_to(self.root).parts[0]
             annotation = read_annotation(self.annotations / f"{path.stem}.xml", first=0)
-            annotation.check_size((image.height, image.width), path)
-            boxes = annotation.boxes(lambda found: found.name == wnid)
+            size = image.height, image.width
+            boxes = annotation.boxes(lambda found: found.name == wnid, size, path, scaled=self.scaled)
         return Sample(image, self.name(index), int(self.targets[index]), boxes=boxes)

@@ -29,6 +29,8 @@ class VOC(Dataset):
         split: Name of a list in ``ImageSets/Main``: "train", "val", "trainval", "test".
         difficult: Keep objects that are marked as difficult. Without them, a class of which a picture has no other
             object is neither a sample nor a label of it.
+        scaled: The pictures are copies of the annotated ones in another size, uncropped: their boxes are scaled with
+            them, each axis by its own factor.
 
     Raises:
         InputError: An unknown split or class, or a box outside of its picture; names the file.
@@ -37,8 +39,8 @@ class VOC(Dataset):
 
     class_names = VOC_CLASSES
 
-    def __init__(self, root: str | Path, split: str = "val", *, difficult: bool = True) -> None:
-        self.root, self.split, self.difficult = Path(root), split, difficult
+    def __init__(self, root: str | Path, split: str = "val", *, difficult: bool = True, scaled: bool = False) -> None:
+        self.root, self.split, self.difficult, self.scaled = Path(root), split, difficult, scaled
         self._entries: list[tuple[Annotation, int, tuple[int, ...]]] = []
         for stem in _read_split(self.root, split):
             annotation = read_annotation(self.root / "Annotations" / f"{stem}.xml", first=1)
@@ -54,9 +56,10 @@ class VOC(Dataset):
         annotation, target, labels = self._entries[index]
         path = self.root / "JPEGImages" / f"{annotation.path.stem}.jpg"
         image = load_image(path, upright=False)
-        annotation.check_size((image.height, image.width), path)
-        name = VOC_CLASSES[target]
-        boxes = annotation.boxes(lambda found: found.name == name and self._counts(found))
+        name, size = VOC_CLASSES[target], (image.height, image.width)
+        boxes = annotation.boxes(
+            lambda found: found.name == name and self._counts(found), size, path, scaled=self.scaled
+        )
         return Sample(image, f"{path.stem} {name}", target, labels, boxes)
 
 

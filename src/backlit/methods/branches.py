@@ -14,6 +14,7 @@ from backlit.capture.record import Node
 
 _SUMS = frozenset({"add", "sub", "lerp", "addcmul"})
 _REDUCED = frozenset({"sum", "mean"})
+_STACKS = frozenset({"stack", "cat"})
 
 
 def behind_sums(frozen: FrozenNetwork) -> frozenset[str]:
@@ -33,14 +34,13 @@ def behind_sums(frozen: FrozenNetwork) -> frozenset[str]:
 def _is_sum(node: Node | None, makers: dict[int, Node]) -> bool:
     while node is not None:
         name = node.call.primitive.name
-        if len(node.sources) > 1:
-            return name in _SUMS
-        if name in _REDUCED:  # a sum of signals that were stacked for it
-            stacked = makers.get(node.sources[0]) if node.sources else None
-            return stacked is not None and len(stacked.sources) > 1 and stacked.call.primitive.name == "cat"
-        if name not in CARRIERS or not node.sources:
+        if len(node.sources) > 1 and name in _SUMS:
+            return True
+        if name not in CARRIERS | _REDUCED or not node.sources:
             return False
-        node = makers.get(node.sources[0])
+        node, reader = makers.get(node.sources[0]), name
+        if reader in _REDUCED:  # a sum of signals that were stacked for it
+            return node is not None and len(node.sources) > 1 and node.call.primitive.name in _STACKS
     return False
 
 

@@ -43,6 +43,7 @@ from backlit.methods.sites import Sites, check_sites, is_wanted
 
 Variant = Literal["all", "+,-", "+", "nd"]
 BESIDE_SUMS = ("branches", "layers")
+BEHIND_LAYERS = ("layers", "everywhere")
 LEAST_SHARE = 0.01
 """Of the magnitude of y+ and y-: where the image's pixels account for less, a warning says so."""
 
@@ -58,9 +59,10 @@ class DMBPOptions(Options):
         optimizer: "rmsprop", "adam", "sgd", or a function of (parameters, lr) that makes an elementwise optimizer.
         init: Start of theta; the masks start at sigmoid(init). A number, or "normal" for standard normal draws.
         sites: What is masked: "rectifiers" (ReLU and its kin), "branches" (rectifiers but those that read a residual sum:
-            Sec. 3.4 leaves the identity as it is), "layers" (those, and the output of every layer but the last that no
-            such rectifier follows: Eq. 8 and 16), "activations" (every elementwise one), a function of the site, or names
-            of sites and modules.
+            Sec. 3.4 leaves the identity as it is), "layers" (those, and every layer but the last that none of them
+            follows), "everywhere" (every rectifier, and every layer but the last that none follows: "after each
+            convolutional and ReLU", Eq. 16), "activations" (every elementwise one), a function of the site, or names of
+            sites and modules.
         last_bias: The biases that no mask scales, such as the last layer's: "both" counts them in y+ and in y-, as both
             backward passes of Sec. 3.3 do; "half" counts half of them in each.
         tolerance: Stop an image once its loss changes by less than this share of itself in a step; None: never.
@@ -93,8 +95,7 @@ class DMBPOptions(Options):
         check(isinstance(self.compile, bool), "compile", self.compile, "True or False")
         good = self.callback is None or callable(self.callback)
         check(good, "callback", self.callback, "a function of a step, or None")
-        if self.sites not in BESIDE_SUMS:
-            check_sites(self.sites)
+        check_sites(self.sites)
         check(self.last_bias in ("both", "half"), "last_bias", self.last_bias, "'both' or 'half'")
         floating = self.dtype is None or (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point)
         check(floating, "dtype", self.dtype, "a floating-point torch dtype or None")
@@ -161,16 +162,16 @@ class DMBP(Method):
 
     def _freeze(self, inputs: tuple[Tensor, ...]) -> FrozenNetwork:
         frozen = freeze(self.model, *inputs)
-        if self.options.sites != "layers":
+        if self.options.sites not in BEHIND_LAYERS:
             return frozen
         is_masked = self._is_masked(frozen)
         return with_layers(frozen, {site.name for site, _ in frozen.activations if is_masked(site)})
 
     def _is_masked(self, frozen: FrozenNetwork) -> Callable[[Site], bool]:
         wanted = self.options.sites
-        if wanted not in BESIDE_SUMS:
+        if wanted not in (*BESIDE_SUMS, *BEHIND_LAYERS):
             return lambda site: is_wanted(site, wanted)
-        unmasked = behind_sums(frozen)
+        unmasked = behind_sums(frozen) if wanted in BESIDE_SUMS else ()
         return lambda site: site.primitive in LAYERS or (is_wanted(site, "rectifiers") and site.name not in unmasked)
 
     def chosen(self, frozen: FrozenNetwork) -> list[tuple[Site, Scaled]]:
@@ -212,7 +213,7 @@ def _described(frozen: FrozenNetwork, chosen: list[tuple[Site, Scaled]]) -> str:
     sums = len(behind_sums(frozen).intersection(site.name for site, _ in frozen.activations))
     return (
         f"{len(chosen) - layers} of {len(frozen.activations) - layers} activations ({rectifiers} rectifiers, {sums} behind "
-        f"a residual sum), {layers} layers"
+        f"a residual sum), {layers} layer{'s' * (layers != 1)}"
     )
 
 
