@@ -27,25 +27,32 @@ class GuidedReLU(torch.autograd.Function):
 
 
 def filled(module: nn.Module, ones: Tensor, bias: Tensor, normalise: bool) -> Tensor:
-    """What the layer's filters, filled with the bias, make of a map of ones."""
+    """What the layer's filters, filled with the bias, make of a map of ones.
+
+    With one channel of ones the filters have one as well; with the layer's own channels they have the layer's own shape.
+    """
     if isinstance(module, nn.Linear):
-        return ones * bias
+        return ones @ (bias / (ones.shape[1] if normalise else 1)).expand(ones.shape[1], -1)
     if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
         return ones * bias[:, None, None]
     assert isinstance(module, nn.modules.conv._ConvNd)
     kernel, d = module.kernel_size, len(module.kernel_size)
-    area = float(torch.tensor(kernel).prod()) if normalise else 1.0
-    kernels = (bias / area).view(-1, 1, *[1] * d) * torch.ones(len(bias), 1, *kernel, dtype=bias.dtype)
+    groups = module.groups if ones.shape[1] > 1 else 1
+    each = ones.shape[1] // groups  # channels that a filter reads
+    elements = float(torch.tensor(kernel).prod()) * each if normalise else 1.0
+    kernels = (bias / elements).view(-1, 1, *[1] * d) * torch.ones(len(bias), each, *kernel, dtype=bias.dtype)
     if "Transpose" in type(module).__name__:
         function = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[d]
-        turned = kernels.transpose(0, 1)
-        return function(ones, turned, None, module.stride, module.padding, module.output_padding, 1, module.dilation)
+        turned = kernels.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+        return function(
+            ones, turned, None, module.stride, module.padding, module.output_padding, groups, module.dilation
+        )
     function = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[d]
     padding = module.padding
     if module.padding_mode != "zeros":
         sides = [p for p in reversed(padding) for _ in (0, 1)]
         ones, padding = F.pad(ones, sides, mode=module.padding_mode), 0
-    return function(ones, kernels, None, module.stride, padding, module.dilation)
+    return function(ones, kernels, None, module.stride, padding, module.dilation, groups)
 
 
 def shift_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -54,9 +61,12 @@ def shift_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def summands(
-    net: nn.Module, x: Tensor, target: Tensor, *, normalise: bool, fold: bool, pairs: dict[str, str]
+    net: nn.Module, x: Tensor, target: Tensor, *, normalise: bool, fold: bool, pairs: dict[str, str], own: bool = False
 ) -> dict[str, Tensor]:
-    """R^0 and every R^l of one class an image, R^l at the layer's own size. ``pairs`` says which norm follows which layer."""
+    """R^0 and every R^l of one class an image, R^l at the layer's own size. ``pairs`` says which norm follows which layer.
+
+    ``own`` gives each input of ones as many channels as its layer reads; R^l is summed over them, as R^0 is over colours.
+    """
     leaf = x.detach().clone().requires_grad_()
     ones: dict[str, Tensor] = {}
 
@@ -73,7 +83,8 @@ def summands(
             bias = (0 if bias is None else bias) + shift / scale
         if bias is None:
             return y
-        size = (z.shape[0], 1) if isinstance(module, nn.Linear) else (z.shape[0], 1, *z.shape[2:])
+        channels = z.shape[1] if own and not isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)) else 1
+        size = (z.shape[0], channels) if isinstance(module, nn.Linear) else (z.shape[0], channels, *z.shape[2:])
         ones[name] = torch.ones(size, dtype=x.dtype, requires_grad=True)
         added = filled(module, ones[name], bias.detach(), normalise)
         return y + added - added.detach()  # the value stays the network's
@@ -82,6 +93,7 @@ def summands(
     grads = torch.autograd.grad(score, [leaf, *ones.values()])
     found = {"input": grads[0].sum(1, keepdim=True)}
     for name, grad in zip(ones, grads[1:], strict=True):
+        grad = grad.sum(1, keepdim=True)
         found[name] = grad if grad.dim() == 4 else grad.flatten(1).mean(1)[:, None, None, None]
     return found
 

@@ -89,11 +89,14 @@ TARGET = torch.tensor([0, 3, 6])
 @pytest.mark.parametrize("fold", [True, False])
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize("contrast", [None, 3])
+@pytest.mark.parametrize("ones", ["one", "layer"])
 def test_every_part_is_equation_8(
-    everything: Everything, x: Tensor, fold: bool, normalise: bool, contrast: int | None
+    everything: Everything, x: Tensor, fold: bool, normalise: bool, contrast: int | None, ones: str
 ) -> None:
-    expected = tr_gbp(everything, x, TARGET, contrast, normalise=normalise, fold=fold, pairs={"groups": "norm"})
-    found = TRGBP(everything, fold=fold, normalise_kernel=normalise, contrast=contrast, layers=True)(x, TARGET)
+    reading = {"normalise": normalise, "fold": fold, "own": ones == "layer"}
+    expected = tr_gbp(everything, x, TARGET, contrast, **reading, pairs={"groups": "norm"})
+    options = {"fold": fold, "normalise_kernel": normalise, "contrast": contrast, "ones": ones}
+    found = TRGBP(everything, **options, layers=True)(x, TARGET)
     assert set(found.parts) == set(expected)
     assert len(expected) == 16
     for name, part in expected.items():
@@ -101,7 +104,7 @@ def test_every_part_is_equation_8(
         assert largest > 1e-6, name
         torch.testing.assert_close(found.parts[name] / largest, part.detach() / largest, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(found.values, sum(expected.values()).detach())
-    summed = TRGBP(everything, fold=fold, normalise_kernel=normalise, contrast=contrast)(x, TARGET)
+    summed = TRGBP(everything, **options)(x, TARGET)
     assert list(summed.parts) == ["input", "biases"]
     torch.testing.assert_close(summed.values, found.values)
 

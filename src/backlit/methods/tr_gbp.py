@@ -34,8 +34,11 @@ class TRGBPOptions(Options):
     Attributes:
         contrast: Over how many of the likeliest classes the mean is taken that is subtracted (Eq. 10): a number from 2
             to the number of classes, "all", or None (or 1) for no contrast: Eq. 9 alone.
-        normalise_kernel: Divide each bias's filled kernel by its area, so that it adds b to a map of ones rather than
-            area times b. Not the default: Eq. 8 fills the kernel with b itself, and insertion is higher so.
+        ones: Channels of a layer's input of ones: "one", or as many as the "layer" reads. Eq. 8's vector filled with b
+            has the size of the layer's own filters, so that with "layer" a bias counts once for each channel that a filter
+            reads (each feature, of a linear layer).
+        normalise_kernel: Divide each bias's filled kernel by the number of its elements, so that it adds b to a map of ones
+            rather than that many times b; ``ones`` then changes nothing. Eq. 8 fills the kernel with b itself.
         fold: Fold batch norm into the layer that feeds it, whose bias its shift then is. Without it a batch norm is a
             layer of its own, a 1 x 1 convolution.
         layers: Return each layer's map as a part, next to the input's; otherwise their sum, as one part. On ResNet-50
@@ -43,6 +46,7 @@ class TRGBPOptions(Options):
     """
 
     contrast: int | Literal["all"] | None = 5
+    ones: Literal["one", "layer"] = "one"
     normalise_kernel: bool = False
     fold: bool = True
     layers: bool = False
@@ -52,6 +56,7 @@ class TRGBPOptions(Options):
         whole = isinstance(self.contrast, int) and not isinstance(self.contrast, bool) and self.contrast >= 1
         holds = whole or self.contrast in ("all", None)
         check(holds, "contrast", self.contrast, "a number of classes, 'all', or None for no contrast")
+        check(self.ones in ("one", "layer"), "ones", self.ones, "'one' or 'layer', the channels of an input of ones")
         for name in ("normalise_kernel", "fold", "layers"):
             check(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
 
@@ -83,7 +88,8 @@ class TRGBP(BiasMethod):
                 return None
             sizes.append(bias.abs().amax())
             size = inputs[0].shape[0]
-            return ones_input(call, output, bias, self.model, size, options.normalise_kernel, channels.last)
+            filled = bias * _filling(call, options)
+            return ones_input(call, output, filled, self.model, size, channels.last)
 
         run = with_biases(self.model, inputs, presets.guided.over(options.rules), reader, fold=options.fold)
         if not sizes or not bool(torch.stack(sizes).any()):
@@ -154,9 +160,21 @@ def _summed(parts: Mapping[str, tuple[Tensor, ...]]) -> dict[str, tuple[Tensor, 
     return {"input": parts["input"], **({"biases": whole} if others else {})}  # type: ignore[dict-item]
 
 
-def ones_input(
-    call: Call, output: Tensor, bias: Tensor, model: nn.Module, images: int, normalise: bool, channels_last: bool
-) -> Tap:
+def _filling(call: Call, options: TRGBPOptions) -> float:
+    """What a bias is multiplied by for its input of ones of one channel to stand for the one that the options ask for."""
+    name = call.primitive.name
+    if name not in CONVOLUTIONS:
+        many = call["weight"].shape[-1] if name == "linear" else 1
+        return many if options.ones == "layer" and not options.normalise_kernel else 1
+    weight = call["weight"]
+    if options.normalise_kernel:
+        return 1 / prod(weight.shape[2:])
+    if options.ones == "one":
+        return 1
+    return weight.shape[0] // call.get("groups", 1) if "transpose" in name else weight.shape[1]
+
+
+def ones_input(call: Call, output: Tensor, bias: Tensor, model: nn.Module, images: int, channels_last: bool) -> Tap:
     """A site's bias as an input of ones behind filters filled with it (Eq. 8).
 
     The gradient of that input is the output's gradient, contracted with the bias over channels, behind the adjoint of a
@@ -173,7 +191,6 @@ def ones_input(
     positions = geometry.size if geometry else output.shape[1:axis] + output.shape[axis + 1 :]
     # Behind a linear layer a constant may be added to what is no plane, such as attention's scores.
     plane = len(positions) == 2 and output.shape[0] == images and not (added and last)
-    scale = 1 / prod(geometry.kernel) if geometry and normalise else 1
     by_channel = axis == 1 and tuple(bias.shape) == (output.shape[1], *[1] * (output.dim() - 2))
 
     def read(grad: Tensor) -> tuple[Tensor]:
@@ -185,7 +202,6 @@ def ones_input(
             found = found[:, None] if found.dim() else found
         if geometry:
             found = geometry.back(found)
-        found = found * scale
         return (found if plane else found.reshape(images, -1).mean(1)[:, None, None, None],)
 
     return Tap((output.new_ones(images, 1, *(positions if plane else (1, 1))),), read)
