@@ -1,0 +1,219 @@
+"""What the readings that the papers' texts allow come to, on real networks, images and boxes.
+
+    uv run python benchmarks/readings.py dmbp --model resnet50 --half dev --images 40      choose a reading
+    uv run python benchmarks/readings.py report --model resnet50 --half test --images 100  report the chosen ones, once
+    uv run python benchmarks/readings.py tr_gbp --model resnet50 --images 333 --boxed      images with one box under half of them
+    uv run python benchmarks/readings.py lpr --model resnet18 --images 24 --predicted
+
+Needs BACKLIT_SHARED. One image after the other, each written to OUT/SET.MODEL.HALF.jsonl when it is done: the same command
+goes on, and several processes share the images by --part 0/2, --part 1/2. The last of them (or --summary) writes the
+means with their 95 % intervals to results/. MoRF and LeRF also come as a median and as a ratio of means, of which the
+logits of single images carry less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from _common import half, shared_data, shared_model, write
+from backlit.data import load_examples, select
+from backlit.methods import DMBP, LPR, LRP, TRGBP, FullGrad, GradCAM, GradientXInput, GuidedBackprop, Method, Saliency
+from backlit.metrics import BoxAccuracy, Deletion, EnergyPointingGame, Insertion, LeRF5, Metric, MoRF5
+from backlit.metrics.statistics import estimate
+
+Methods = dict[str, Method]
+
+
+def beside(net: nn.Module) -> Methods:
+    """The methods that every reading stands beside."""
+    return {
+        "gradient_x_input": GradientXInput(net),
+        "guided_backprop_x_input": GuidedBackprop(net, times_input=True),
+        "grad_cam": GradCAM(net),
+    }
+
+
+def dmbp(net: nn.Module) -> Methods:
+    """Where the masks stand, where they start, and the schedule."""
+    short, longer = {"steps": 10, "lr": 0.2}, {"steps": 20, "lr": 0.1}
+    return beside(net) | {
+        "rectifiers, 0, 5 x .5": DMBP(net, sites="rectifiers", init=0.0, steps=5, lr=0.5),
+        **{f"{s}, 1, 10 x .2": DMBP(net, sites=s, init=1.0, **short) for s in ("rectifiers", "everywhere")},
+        **{f"{s}, 1, 20 x .1": DMBP(net, sites=s, init=1.0, **longer) for s in ("branches", "layers", "everywhere")},
+    }
+
+
+def report(net: nn.Module) -> Methods:
+    """The defaults, and DMBP's variants (Table 1)."""
+    variants = {f"dmbp_fast {v}": DMBP.fast(net, variant=v) for v in ("+,-", "+")}
+    return beside(net) | {"lrp": LRP(net), "dmbp_fast": DMBP.fast(net), **variants}
+
+
+def full(net: nn.Module) -> Methods:
+    """The whole schedule beside the short one."""
+    return beside(net) | {"dmbp": DMBP(net), "dmbp_fast": DMBP.fast(net)}
+
+
+def lpr(net: nn.Module) -> Methods:
+    """What G computes."""
+    return beside(net) | {
+        "lpr": LPR(net),
+        **{f"lpr {r}": LPR(net, reading=r) for r in ("gated", "multiplier", "features")},
+        "lpr channel": LPR(net, plugin="channel"),
+    }
+
+
+def tr_gbp(net: nn.Module) -> Methods:
+    """The input of ones, the filled kernel and the contrast, beside the methods of the paper's Table 1."""
+    return {
+        "tr_gbp": TRGBP(net),
+        "tr_gbp, ones of the layer": TRGBP(net, ones="layer"),
+        "tr_gbp, normalised": TRGBP(net, normalise_kernel=True),
+        "tr_gbp, no contrast": TRGBP(net, contrast=None),
+        "guided_backprop": GuidedBackprop(net),
+        "lrp": LRP(net),
+        "grad_cam": GradCAM(net),
+        "saliency": Saliency(net),
+        "fullgrad": FullGrad(net),
+        "gradient_x_input": GradientXInput(net),
+    }
+
+
+SETS: dict[str, Callable[[nn.Module], Methods]] = {f.__name__: f for f in (dmbp, report, full, lpr, tr_gbp)}
+
+
+def metrics(names: str, steps: int) -> list[Metric]:
+    """The metrics by letter: i(nsertion), d(eletion), m(oRF and LeRF, 5 %), b(oxes)."""
+    return [
+        *([Insertion(steps=steps)] if "i" in names else []),
+        *([Deletion(steps=steps)] if "d" in names else []),
+        *([MoRF5(), LeRF5()] if "m" in names else []),
+        *(
+            [EnergyPointingGame(largest=0.5, one_box=True), BoxAccuracy(largest=0.5, one_box=True)]
+            if "b" in names
+            else []
+        ),
+    ]
+
+
+def measure(arguments: argparse.Namespace, path: Path) -> None:
+    """Append a row for each image that has none: scores by metric and method, facts by method, the target's logit."""
+    loaded = shared_model(arguments.model)
+    network = loaded.network.to(memory_format=torch.channels_last)
+    methods, scored = SETS[arguments.what](network), metrics(arguments.metrics, arguments.steps)
+    part, parts = map(int, arguments.part.split("/"))
+    done = {row["name"] for row in rows_of(path)}
+    for place in places(arguments)[part::parts]:
+        examples = load_examples(select(shared_data(), [place]), loaded.preprocess, boxes=True)
+        if examples.names[0] in done:
+            continue
+        x = examples.inputs.contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            logits = network(x)
+        target = logits.argmax(1) if arguments.predicted else examples.target
+        maps, facts = {}, {}
+        for name, method in methods.items():
+            start = time.process_time()
+            maps[name] = method(x, target)
+            facts[name] = {k: float(v[0]) for k, v in maps[name].completeness.items()}
+            facts[name]["processor seconds"] = time.process_time() - start
+        found: dict[str, dict[str, float]] = {}
+        for metric in scored:
+            if metric.needs and not (examples.boxes is not None and len(examples.boxes[0])):
+                continue
+            ours = type(examples)(examples.inputs, target, boxes=examples.boxes, names=examples.names)
+            found[metric.name] = {k: float(v[0]) for k, v in metric(network, ours, maps).values.items()}
+        row = {"name": examples.names[0], "logit": float(logits[0, int(target)]), "scores": found, "facts": facts}
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def places(arguments: argparse.Namespace) -> list[int]:
+    """The images of the half that was asked for, or of both."""
+    names = ("dev", "test") if arguments.half == "both" else (arguments.half,)
+    count = arguments.images // len(names)
+    return sorted(i for name in names for i in half(name, count, boxed=arguments.boxed))
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows that are there; a last line that was cut off is left out."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a metric and method: mean with its interval and median; of logit ratios, the ratio of means as well."""
+    found = []
+    for metric in sorted({m for row in rows for m in row["scores"]}):
+        scored = [row for row in rows if metric in row["scores"]]
+        for method in scored[0]["scores"][metric]:
+            values = np.array([row["scores"][metric][method] for row in scored])
+            mean = estimate(values)
+            entry: dict[str, Any] = {"metric": metric, "method": method, "images": mean.images}
+            entry |= {"mean": round(mean.value, 4), "low": round(mean.low, 4), "high": round(mean.high, 4)}
+            entry["median"] = round(float(np.nanmedian(values)), 4)
+            if metric in ("morf_5", "lerf_5"):
+                logits = np.array([row["logit"] for row in scored])
+                ratio = estimate(np.arange(len(values)).astype(float), statistic=_ratio_of_means(values, logits))
+                entry["ratio of means"] = [round(v, 4) for v in (ratio.value, ratio.low, ratio.high)]
+            found.append(entry)
+    for method in rows[0]["facts"]:
+        facts = [row["facts"][method] for row in rows]
+        medians = {k: round(float(np.median([f[k] for f in facts])), 3) for k in facts[0]}
+        found.append({"metric": "facts, medians", "method": method, "images": len(rows), **medians})
+    return found
+
+
+def _ratio_of_means(values: np.ndarray, logits: np.ndarray) -> Callable[..., np.ndarray]:
+    """Statistic of drawn images: the mean of their disturbed logits over the mean of their own."""
+
+    def statistic(drawn: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+        images = drawn.astype(int)
+        return (values[images] * logits[images]).mean(-1) / logits[images].mean(-1)
+
+    return statistic
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=sorted(SETS))
+    parser.add_argument("--model", default="resnet50")
+    parser.add_argument("--half", choices=("dev", "test", "both"), default="dev")
+    parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--boxed", action="store_true", help="images with one box under half of the image")
+    parser.add_argument("--predicted", action="store_true", help="explain the predicted class, not the ground truth")
+    parser.add_argument("--metrics", default="imb", help="letters of i, d, m, b")
+    parser.add_argument("--steps", type=int, default=50, help="of insertion and deletion")
+    parser.add_argument("--part", default="0/1")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("backlit-readings"))
+    parser.add_argument("--summary", action="store_true", help="only write the summary of what is there")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    name = f"{arguments.what}_{arguments.model}_{arguments.half}"
+    path = arguments.out / f"{name}.jsonl"
+    if not arguments.summary:
+        measure(arguments, path)
+    rows = summary(rows_of(path))
+    for row in rows:
+        print(json.dumps(row))
+    print("written to", write(f"readings_{name}", torch.device("cpu"), rows))
+
+
+if __name__ == "__main__":
+    main()
