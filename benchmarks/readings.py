@@ -64,11 +64,30 @@ def full(net: nn.Module) -> Methods:
 
 
 def lpr(net: nn.Module) -> Methods:
-    """What G computes."""
-    return beside(net) | {
-        "lpr": LPR(net),
-        **{f"lpr {r}": LPR(net, reading=r) for r in ("gated", "multiplier", "features")},
-        "lpr channel": LPR(net, plugin="channel"),
+    """What G computes, what it is handed, and what the masks and their loss are; one change at a time, and all of the text."""
+    changes: dict[str, dict[str, Any]] = {
+        **{r: {"reading": r} for r in ("gated", "multiplier", "features", "paper")},
+        "channel": {"plugin": "channel"},
+        "each colour": {"colours": "each"},
+        "sum of masks": {"mask_loss": "sum"},
+        "F not divided": {"relative": False},
+        "nll": {"start": "nll"},
+        "between convolutions": {"sites": "between_convolutions"},
+    }
+    return {"gradient_x_input": GradientXInput(net), "lpr": LPR(net)} | {
+        f"lpr, {name}": LPR(net, **options) for name, options in changes.items()
+    }
+
+
+def lpr_steps(net: nn.Module) -> Methods:
+    """Shorter schedules, and the ablations of Fig. 9 in a reading where the reference acts."""
+    schedules = {"5 x .5": (5, 0.5), "10 x .3": (10, 0.3), "10 x .5": (10, 0.5), "20 x .2": (20, 0.2)}
+    acting: dict[str, Any] = {"reading": "multiplier"}
+    return {"gradient_x_input": GradientXInput(net), "grad_cam": GradCAM(net), "lpr": LPR(net)} | {
+        **{f"lpr {name}": LPR(net, steps=steps, lr=lr) for name, (steps, lr) in schedules.items()},
+        "lpr, multiplier": LPR(net, **acting),
+        "lpr, multiplier, no reference": LPR(net, **acting, reference=False),
+        "lpr, one-sided loss": LPR(net, sign_aware=False),
     }
 
 
@@ -88,7 +107,7 @@ def tr_gbp(net: nn.Module) -> Methods:
     }
 
 
-SETS: dict[str, Callable[[nn.Module], Methods]] = {f.__name__: f for f in (dmbp, report, full, lpr, tr_gbp)}
+SETS: dict[str, Callable[[nn.Module], Methods]] = {f.__name__: f for f in (dmbp, report, full, lpr, lpr_steps, tr_gbp)}
 
 
 def metrics(names: str, steps: int) -> list[Metric]:

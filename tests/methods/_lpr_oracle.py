@@ -16,6 +16,7 @@ DEFAULTS: dict[str, Any] = {
     **{"reading": "gradient", "plugin": "element", "reference": True, "sign_aware": True, "mask": "sigmoid"},
     **{"alpha": 0.75, "beta": 0.25, "gamma": 10.0, "sigma": 2.0, "lam": 0.1, "score": "logit"},
     **{"steps": 3, "lr": 0.2, "init": 1.0},
+    **{"colours": "sum", "mask_loss": "mean", "relative": True, "start": "logit", "sites": "activations"},
 }
 
 
@@ -64,6 +65,8 @@ class Oracle:
         """Eq. 3, the backward pass by hand."""
         net, za = self.net, self.z[0]
         g = net.fc.weight[self.target].view(1, -1, 1, 1)
+        if self.o["start"] == "nll":  # log p = logit - log sum exp, so its derivative mixes the rows of the last layer
+            g = g - (self.logits.softmax(0) @ net.fc.weight).view(1, -1, 1, 1)
         side = za.shape[2] // 2
         g = (g / side**2).expand(1, 4, side, side)
         through_b = F.conv_transpose2d(self._g(1, g), net.b.weight, padding=1)
@@ -71,18 +74,19 @@ class Oracle:
         _, indices = F.max_pool2d(F.relu(za), 2, return_indices=True)
         g = F.max_unpool2d(g, indices, 2, output_size=za.shape[2:])
         g = F.conv_transpose2d(self._g(0, g), net.a.weight, stride=2, padding=1, output_padding=1)
-        return (g * self.x).sum(1, keepdim=True)
+        return (g * self.x).sum(1, keepdim=True) if self.o["colours"] == "sum" else g * self.x
 
     def terms(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Eq. 10 and its parts."""
         o = self.o
         p, n = self.masks(a)
         whole, scale = self._score(self.logits), 1.0
-        if o["score"] == "logit":
+        if o["score"] == "logit" and o["relative"]:
             scale = max(abs(float(self.logits[self.target])), float(self.logits.abs().max()) / 100)
         positive = (self._score(self.net(self.x * p)[0]) - whole) / scale
         negative = (whole - self._score(self.net(self.x * n)[0])) / scale if o["sign_aware"] else torch.zeros(())
-        hidden = (1 - p).abs().mean() + ((1 - n).abs().mean() if o["sign_aware"] else 0)
+        norm = torch.sum if o["mask_loss"] == "sum" else torch.mean
+        hidden = norm((1 - p).abs()) + (norm((1 - n).abs()) if o["sign_aware"] else 0)
         return positive + negative + o["lam"] * hidden, positive, negative, hidden
 
     def masks(self, a: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,6 +96,7 @@ class Oracle:
         if o["mask"] == "sigmoid":
             p = 1 - 1 / (1 + torch.exp(-o["gamma"] * (scaled - o["alpha"])))
             return p, 1 / (1 + torch.exp(-o["gamma"] * (scaled - o["beta"])))
+        assert a.shape[1] == 1
         rows = []
         height, width = a.shape[2:]
         for i in range(height):
@@ -113,6 +118,8 @@ class Oracle:
         z, z0, t = self.z[layer], self.z0[layer], self.theta[layer]
         f = F.relu if layer == 0 else F.silu
         slope = (z > 0).to(z) if layer == 0 else torch.sigmoid(z) * (1 + z * (1 - torch.sigmoid(z)))
+        if self.o["sites"] == "between_convolutions" and layer == 1:  # no convolution follows the SiLU
+            return g * slope
         if self.o["reading"] == "gradient":
             return torch.tanh(t * g)
         if self.o["reading"] == "gated":

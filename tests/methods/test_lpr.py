@@ -45,7 +45,13 @@ VARIANTS = [
     {"mask": "gaussian", "sigma": 0.7, "sign_aware": False},
     {"score": "probability"},
     {"alpha": 0.6, "beta": 0.4, "gamma": 4.0, "lam": 0.7, "lr": 0.05, "init": 0.5},
+    {"colours": "each"},
+    {"mask_loss": "sum", "lam": 1e-3},
+    {"relative": False},
+    {"start": "nll"},
+    {"sites": "between_convolutions"},
 ]
+PAPER = {"colours": "each", "mask_loss": "sum", "relative": False, "start": "nll", "sites": "between_convolutions"}
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
@@ -62,6 +68,38 @@ def test_it_is_the_papers_algorithm(net: Small, x: Tensor, options: dict) -> Non
         assert tuple(found.parts) == names
         for name, mask in zip(names, masks, strict=False):
             torch.testing.assert_close(found.parts[name][i : i + 1], mask, rtol=1e-6, atol=1e-7)
+
+
+def test_the_papers_reading_is_its_printed_options(net: Small, x: Tensor) -> None:
+    found = backlit.LPR(net, reading="paper", steps=4)(x, TARGETS)
+    same = backlit.LPR(net, reading="features", **PAPER, steps=4)(x, TARGETS)
+    assert torch.equal(found.values, same.values)
+    assert found.values.shape == x.shape
+    for i, target in enumerate(TARGETS):
+        expected = Oracle(net, x[i : i + 1], target, steps=4, reading="features", **PAPER).run()
+        torch.testing.assert_close(found.values[i : i + 1], expected, rtol=1e-6, atol=1e-9)
+    mixed = backlit.LPR(net, reading="paper", colours="sum", steps=4)(x, TARGETS)
+    assert mixed.values.shape == (3, 1, 16, 16)
+    assert mixed.provenance["options"]["mask_loss"] == "sum"
+
+
+def test_the_reference_changes_nothing_in_the_default_reading(net: Small, x: Tensor) -> None:
+    with_it, without = (backlit.LPR(net, reference=r, steps=3).attribute(x, TARGETS) for r in (True, False))
+    assert torch.equal(with_it, without)
+    acting = [backlit.LPR(net, reading="features", reference=r, steps=3).attribute(x, TARGETS) for r in (True, False)]
+    assert not torch.allclose(*acting)
+
+
+def test_between_convolutions_is_found_by_dataflow() -> None:
+    torch.manual_seed(0)
+    parts = (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Dropout(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten())
+    net = nn.Sequential(nn.ReLU(), *parts, nn.Linear(4 * 12 * 12, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval()
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows = backlit.LPR(net, sites="between_convolutions", steps=1)(x, 0).coverage.rows
+    assert [row.site for row in rows if row.rule == "learned"] == ["relu[1]"]
+    with pytest.raises(InputError, match=r"'between_convolutions' matches none of relu\[0\]"):
+        dense = nn.Sequential(nn.Flatten(), nn.Linear(768, 4), nn.ReLU(), nn.Linear(4, 3)).double().eval()
+        backlit.LPR(dense, sites="between_convolutions")(x, 0)
 
 
 def learning(model: nn.Module, x: tuple[Tensor, ...], target: Tensor, **options: Any) -> Learning:
@@ -433,6 +471,10 @@ def test_a_network_that_takes_another_way_for_zero_needs_no_reference() -> None:
         ({"reading": "tanh"}, "reading must be one of gradient, gated"),
         ({"plugin": "pixel"}, "plugin must be 'element', 'channel'"),
         ({"mask": "hard"}, "mask must be"),
+        ({"colours": "grey"}, "colours must be 'sum' or 'each', but is 'grey'"),
+        ({"mask_loss": 1}, "mask_loss must be 'mean' or 'sum', but is 1"),
+        ({"relative": 0}, "relative must be True or False, but is 0"),
+        ({"start": "loss"}, "start must be 'logit' or 'nll', but is 'loss'"),
         ({"alpha": 1.2}, "alpha must be from 0 to 1"),
         ({"beta": -0.1}, "beta must be from 0 to 1"),
         ({"gamma": 0}, "gamma must be a positive"),

@@ -1,4 +1,4 @@
-"""Where a frozen network may be masked: on its branches, beside the identities of its residual sums, and behind its layers."""
+"""Where a learned method acts, by dataflow: beside the identities of residual sums, behind layers, between convolutions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import torch
 
-from backlit.capture import CARRIERS, LAYERS, FrozenNetwork
+from backlit.capture import CARRIERS, CONVOLUTIONS, LAYERS, FrozenNetwork
 from backlit.capture.forms import Scaled
-from backlit.capture.record import Node
+from backlit.capture.record import Node, Recording
 
 _SUMS = frozenset({"add", "sub", "lerp", "addcmul"})
 _REDUCED = frozenset({"sum", "mean"})
@@ -74,3 +74,23 @@ def with_layers(frozen: FrozenNetwork, masked: Collection[str]) -> FrozenNetwork
 
 def _is_layer(node: Node) -> bool:
     return node.call.primitive.name in LAYERS and len(node.sources) == 1
+
+
+def between_convolutions(recording: Recording) -> frozenset[str]:
+    """Names of the activations that have a convolution before them and one behind them, by dataflow."""
+    before: set[int] = set()
+    behind: set[int] = set()
+    for nodes, reached, come, go in (
+        (recording.nodes, before, "sources", "outputs"),
+        (reversed(recording.nodes), behind, "outputs", "sources"),
+    ):
+        for node in nodes:
+            if node.call.primitive.name in CONVOLUTIONS or reached.intersection(getattr(node, come)):
+                reached.update(getattr(node, go))
+    return frozenset(
+        node.call.site.name
+        for node in recording.nodes
+        if node.call.site.kind == "activation"
+        and before.intersection(node.sources)
+        and behind.intersection(node.outputs)
+    )

@@ -44,6 +44,7 @@ from backlit.methods.base import (
     check_whole,
     is_number,
 )
+from backlit.methods.branches import between_convolutions
 from backlit.methods.chunks import FIRST
 from backlit.methods.inputs import pick
 from backlit.methods.sites import Sites, check_sites, is_wanted
@@ -75,12 +76,31 @@ class LPRStep:
     map: Tensor
 
 
+PAPER = "paper"
+_CHOICES: dict[str, tuple[Any, Any]] = {
+    "colours": ("sum", "each"),
+    "mask_loss": ("mean", "sum"),
+    "relative": (True, False),
+    "start": ("logit", "nll"),
+    "sites": ("activations", "between_convolutions"),
+}
+"""What an option is that is not given: with any reading, and with ``reading="paper"``."""
+
+
 @dataclass(frozen=True)
 class LPROptions(Options):
     """Options of LPR; the defaults are the paper's (Sec. 4.2) where it says one.
 
     Attributes:
-        reading: What G computes, of the four readings in ``rules/plugin.py``: "gradient", "gated", "multiplier", "features".
+        reading: What G computes, of the four readings in ``rules/plugin.py``: "gradient", "gated", "multiplier", "features";
+            or "paper", the printed text wherever it can be followed: G as "features", and the second value of each of the
+            next four options and of ``sites``.
+        colours: "sum": A is summed over the image's channels, so that a mask hides whole pixels; "each": Eq. 3 as it stands,
+            a mask for each channel. The map then has the image's channels.
+        mask_loss: The norm in Eq. 9: the "mean" over pixels, or the "sum" that it is.
+        relative: Divide F by the magnitude of F(x), so that ``lam`` weighs alike for every image; False: Eq. 7 and 8.
+        start: What the backward pass starts from: the "logit" (Sec. 3.1), or the negative log likelihood "nll" (Sec. 4.2),
+            with its sign turned: positive speaks for the class.
         plugin: "element": a parameter for each element of a feature map (the paper's second architecture); "channel": C a
             layer (the first); or a function of the site that makes a rule with an attribute ``theta``, which is None until
             the rule first runs, and its parameters from then on, one row an image.
@@ -91,17 +111,22 @@ class LPROptions(Options):
         beta: Centre of M^n.
         gamma: Steepness of both.
         sigma: Standard deviation of the Gaussian in pixels; the paper gives none.
-        lam: Weight of the mask loss (lambda), which is a mean over pixels here.
-        score: F: the target's "logit", over its magnitude for x, or its "probability".
-        steps: Steps of Adam.
+        lam: Weight of the mask loss (lambda).
+        score: F: the target's "logit" or its "probability".
+        steps: Steps of Adam; the paper gives none.
         lr: Step size.
         init: Start of theta; the paper gives none.
-        sites: Which activations get a plugin: "activations" (every elementwise one), "rectifiers", a function of the site,
-            or names of sites and modules.
+        sites: Which activations get a plugin: "activations" (every elementwise one), "between_convolutions" (those with a
+            convolution before and behind them: "within two convolution layers", Sec. 4.2), "rectifiers", a function of
+            the site, or names of sites and modules.
         callback: Called with an :class:`LPRStep` after each step.
     """
 
     reading: str = "gradient"
+    colours: Literal["sum", "each"] | None = None
+    mask_loss: Literal["mean", "sum"] | None = None
+    relative: bool | None = None
+    start: Literal["logit", "nll"] | None = None
     plugin: Literal["element", "channel"] | Callable[[Site], Any] = "element"
     reference: bool = True
     sign_aware: bool = True
@@ -115,17 +140,24 @@ class LPROptions(Options):
     steps: int = 40
     lr: float = 0.2
     init: float = 1.0
-    sites: Sites = "activations"
+    sites: Sites | None = None
     callback: Callable[[LPRStep], None] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        known = (*READINGS, PAPER)
         check(
-            isinstance(self.reading, str) and self.reading in READINGS,
+            isinstance(self.reading, str) and self.reading in known,
             "reading",
             self.reading,
-            f"one of {', '.join(READINGS)}",
+            f"one of {', '.join(known)}",
         )
+        for name, values in _CHOICES.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, values[self.reading == PAPER])
+        for name in ("colours", "mask_loss", "start"):
+            one, other = _CHOICES[name]
+            check(getattr(self, name) in (one, other), name, getattr(self, name), f"{one!r} or {other!r}")
         known = callable(self.plugin) or self.plugin in ("element", "channel")
         check(known, "plugin", self.plugin, "'element', 'channel', or a function that makes a rule for a site")
         check(self.mask in ("sigmoid", "gaussian"), "mask", self.mask, "'sigmoid' or 'gaussian'")
@@ -138,12 +170,17 @@ class LPROptions(Options):
         check(is_number(self.init) and self.init != 0, "init", self.init, "a number other than 0, where nothing moves")
         check(self.score in ("logit", "probability"), "score", self.score, "'logit' or 'probability'")
         check_whole("steps", self.steps, high=MOST_STEPS)
-        for name in ("reference", "sign_aware"):
+        for name in ("reference", "sign_aware", "relative"):
             check(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
         check_sites(self.sites)
         check(
             self.callback is None or callable(self.callback), "callback", self.callback, "a function of a step, or None"
         )
+
+    @property
+    def formula(self) -> str:
+        """The formula of G, a name in ``READINGS``: the paper's words are those of "features"."""
+        return "features" if self.reading == PAPER else self.reading
 
 
 class LPR(Method):
@@ -158,7 +195,7 @@ class LPR(Method):
 
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
         fast = tuple(fast_layout(self.model, x) for x in inputs) if len(inputs) == 1 else inputs
-        plugins = Plugins(self.options, self._reference(fast))
+        plugins = Plugins(self.options, self._reference(fast), self._between(fast))
         run = propagate(self.model, fast, plugins)
         if not plugins.rules:
             raise InputError(
@@ -181,7 +218,7 @@ class LPR(Method):
 
     def _reference(self, inputs: tuple[Tensor, ...]) -> dict[str, Tensor] | None:
         """What every activation reads when the images are zero, by its site; None where the reading does not ask."""
-        if not self.options.reference or READINGS[self.options.reading].held is None or callable(self.options.plugin):
+        if not self.options.reference or READINGS[self.options.formula].held is None or callable(self.options.plugin):
             return None
         found: dict[str, Tensor] = {}
 
@@ -193,13 +230,25 @@ class LPR(Method):
         record(self.model, tuple(torch.zeros_like(x) for x in inputs), note)
         return found
 
+    def _between(self, inputs: tuple[Tensor, ...]) -> frozenset[str] | None:
+        """Names of the activations between two convolutions; None where ``sites`` asks for others."""
+        if self.options.sites != "between_convolutions":
+            return None
+        recording, _ = record(self.model, inputs, lambda call, *_: call.without_signals().run)
+        return between_convolutions(recording)
+
 
 class Plugins:
-    """The rule table of LPR: G at every chosen activation, the true derivative at every other site."""
+    """The rule table of LPR: G at every chosen activation, the true derivative at every other site.
 
-    def __init__(self, options: LPROptions, reference: dict[str, Tensor] | None) -> None:
+    ``between`` names the chosen ones, where it is given; else ``options.sites`` describes them.
+    """
+
+    def __init__(
+        self, options: LPROptions, reference: dict[str, Tensor] | None, between: frozenset[str] | None = None
+    ) -> None:
         self.rules: dict[str, Any] = {}
-        self._options, self._reference = options, reference
+        self._options, self._reference, self._between = options, reference, between
         self._channel = 1
 
     def rule_for(self, site: Site) -> tuple[str, Rule | None]:
@@ -209,11 +258,17 @@ class Plugins:
         given = self._options.rules or {}
         if site.primitive in given:
             return rule_name(given[site.primitive]), given[site.primitive]
-        if site.kind != "activation" or len(site.input_shapes) != 1 or not is_wanted(site, self._options.sites):
+        if site.kind != "activation" or len(site.input_shapes) != 1 or not self._wants(site):
             return _TRUE.rule_for(site)
         rule = self._made(site)
         self.rules[site.name] = rule
         return rule_name(rule), rule
+
+    def _wants(self, site: Site) -> bool:
+        if self._between is not None:
+            return site.name in self._between
+        assert self._options.sites is not None  # LPROptions fills it in
+        return is_wanted(site, self._options.sites)
 
     def _made(self, site: Site) -> Any:
         options = self._options
@@ -231,7 +286,7 @@ class Plugins:
                 "reference=False."
             )
         channel = self._channel if options.plugin == "channel" else None
-        return Plugin(options.reading, channel=channel, init=options.init, reference=z0)
+        return Plugin(options.formula, channel=channel, init=options.init, reference=z0)
 
 
 @dataclass(frozen=True)
@@ -266,6 +321,8 @@ class Learning:
         self._inputs = tuple(x.detach() for x in run.inputs)
         self._target = target
         self._weights = nn.functional.one_hot(target, run.output.shape[1]).to(run.output.dtype)
+        if options.start == "nll":  # the derivative of the log likelihood: positive speaks for the target
+            self._weights = self._weights - run.output.detach().softmax(1)
         self._whole = self._score(run.output.detach(), 1)[0]
         self._optimizer: torch.optim.Optimizer | None = None
         self._watched = False
@@ -297,7 +354,8 @@ class Learning:
     def maps(self, *, learn: bool) -> tuple[Heatmap, ...]:
         """A of each input (Eq. 3), from the parameters as they are; with the graph behind it if it is to be learned from."""
         grads = self._run.gradient(self._weights, create_graph=learn, retain_graph=True)
-        return tuple((g * x).sum(1, keepdim=True) for g, x in zip(grads, self._inputs, strict=True))
+        products = (g * x for g, x in zip(grads, self._inputs, strict=True))
+        return tuple(p.sum(1, keepdim=True) if self._options.colours == "sum" else p for p in products)
 
     def step(self) -> tuple[tuple[Heatmap, ...], dict[str, Tensor]]:
         """One step of Adam; the maps and the terms of Eq. 10 before it, (n,) each."""
@@ -335,7 +393,8 @@ class Learning:
         names = list(masks[0])
         masked = tuple(torch.cat([x * m[k] for k in names]) for x, m in zip(self._inputs, masks, strict=True))
         scores = self._score(self._logits(masked, len(names)), len(names))
-        hidden = torch.stack([torch.stack([(1 - m[k]).mean((1, 2, 3)) for k in names]).sum(0) for m in masks]).sum(0)
+        norm = torch.sum if self._options.mask_loss == "sum" else torch.mean
+        hidden = torch.stack([torch.stack([norm(1 - m[k], (1, 2, 3)) for k in names]).sum(0) for m in masks]).sum(0)
         positive = scores[0] - self._whole
         negative = self._whole - scores[1] if len(names) > 1 else torch.zeros_like(positive)
         loss = positive + negative + self._options.lam * hidden
@@ -362,12 +421,14 @@ class Learning:
     def _score(self, output: Tensor, times: int) -> Tensor:
         """F of the n images, each ``times`` times in the batch, (times, n).
 
-        A logit is divided by its magnitude for x, so that the mask loss weighs alike for every image; where that is less
-        than a hundredth of the largest logit's, by this, for a logit may be zero.
+        With ``relative`` a logit is divided by its magnitude for x, so that the mask loss weighs alike for every image; where
+        that is less than a hundredth of the largest logit's, by this, for a logit may be zero.
         """
         index = self._target.repeat(times)[:, None]
         if self._options.score == "probability":
             return output.softmax(1).gather(1, index).view(times, -1)
+        if not self._options.relative:
+            return output.gather(1, index).view(times, -1)
         logits = self._run.output.detach()
         scale = torch.maximum(logits.gather(1, self._target[:, None])[:, 0].abs(), logits.abs().amax(1) / 100)
         return output.gather(1, index).view(times, -1) / scale.clamp(min=torch.finfo(scale.dtype).tiny)
