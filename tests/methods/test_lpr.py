@@ -97,8 +97,8 @@ def test_between_convolutions_is_found_by_dataflow() -> None:
     x = torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     rows = backlit.LPR(net, sites="between_convolutions", steps=1)(x, 0).coverage.rows
     assert [row.site for row in rows if row.rule == "learned"] == ["relu[1]"]
+    dense = nn.Sequential(nn.Flatten(), nn.Linear(768, 4), nn.ReLU(), nn.Linear(4, 3)).double().eval()
     with pytest.raises(InputError, match=r"'between_convolutions' matches none of relu\[0\]"):
-        dense = nn.Sequential(nn.Flatten(), nn.Linear(768, 4), nn.ReLU(), nn.Linear(4, 3)).double().eval()
         backlit.LPR(dense, sites="between_convolutions")(x, 0)
 
 
