@@ -15,13 +15,21 @@ Layer = tuple[nn.Module, np.ndarray, np.ndarray]  # module, its inputs, its outp
 
 
 def ridge(design: np.ndarray, targets: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (r, q) and (r, m): minimise the mean squared error + strength |W|^2 over W (m, q) and an intercept (m,)."""
+    """Rows (r, q) and (r, m): minimise the mean squared error + strength |W|^2 over W (m, q) and an intercept (m,).
+
+    Of sums, as Eq. 6 prints them, the strength is to be divided by the number of rows.
+    """
     r, q = design.shape
     mean_s, mean_x = design.mean(0), targets.mean(0)
     stacked = np.vstack([(design - mean_s) / np.sqrt(r), np.sqrt(strength) * np.eye(q)])
     right = np.vstack([(targets - mean_x) / np.sqrt(r), np.zeros((q, targets.shape[1]))])
     weight = np.linalg.lstsq(stacked, right, rcond=None)[0].T
     return weight, mean_x - weight @ mean_s
+
+
+def bare(design: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eq. 7 as printed: least squares without an intercept and without a penalty."""
+    return np.linalg.lstsq(design, targets, rcond=None)[0].T, np.zeros(targets.shape[1])
 
 
 def taps(conv: nn.Conv2d, u: tuple[int, int], height: int, width: int) -> list[tuple[int, int, int, int]]:
@@ -60,8 +68,22 @@ def unpooled(pool: nn.MaxPool2d, s: np.ndarray, x: np.ndarray, y: np.ndarray) ->
 class Inverse:
     """The inverse of one class: fitted on some samples, applied to others."""
 
-    def __init__(self, strength: float) -> None:
+    def __init__(
+        self, strength: float, *, products: str = "means", ridge_at: str = "all", constant: bool = True
+    ) -> None:
         self.strength, self.parameters = strength, {}
+        self.products, self.ridge_at, self.constant = products, ridge_at, constant
+
+    def _solved(self, design: np.ndarray, targets: np.ndarray, *, dense: bool) -> tuple[np.ndarray, np.ndarray]:
+        if not dense and self.ridge_at == "dense" and not self.constant:
+            return bare(design, targets)
+        strength = self.strength if dense or self.ridge_at == "all" else 0.0
+        strength /= len(design) if self.products == "sums" else 1
+        if dense or self.constant:
+            return ridge(design, targets, strength)
+        stacked = np.vstack([design / np.sqrt(len(design)), np.sqrt(strength) * np.eye(design.shape[1])])
+        right = np.vstack([targets / np.sqrt(len(design)), np.zeros((design.shape[1], targets.shape[1]))])
+        return bare(stacked, right)
 
     def run(
         self, layers: list[Layer], logit: np.ndarray, *, learn: bool, bias: bool = True, gate: bool = True
@@ -76,16 +98,15 @@ class Inverse:
                 s = unpooled(module, s, x, y)
             elif isinstance(module, nn.Linear):
                 if learn:
-                    self.parameters[depth] = ridge(s, x, self.strength)
+                    self.parameters[depth] = self._solved(s, x, dense=True)
                 weight, shift = self.parameters[depth]
                 s = s @ weight.T + (shift if bias else 0)
             elif isinstance(module, nn.Conv2d):
                 rows = design(module, s, x.shape[2:])
                 targets = x.reshape(*x.shape[:2], -1).transpose(0, 2, 1)
                 if learn:
-                    self.parameters[depth] = ridge(
-                        rows.reshape(-1, rows.shape[2]), targets.reshape(-1, x.shape[1]), self.strength
-                    )
+                    flat = rows.reshape(-1, rows.shape[2]), targets.reshape(-1, x.shape[1])
+                    self.parameters[depth] = self._solved(*flat, dense=False)
                 weight, shift = self.parameters[depth]
                 s = (rows @ weight.T + (shift if bias else 0)).transpose(0, 2, 1).reshape(x.shape)
             if gate and not all(isinstance(m, nn.Flatten) for m, _, _ in layers[:depth]):  # the image is not gated

@@ -10,7 +10,7 @@ from _fit_networks import drawn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backlit.inverse.moments import Moments, solve
+from backlit.inverse.moments import Moments, Ridge, solve
 from backlit.inverse.part import find_part
 from backlit.inverse.regressions import Transposed
 from backlit.inverse.signals import Who
@@ -42,7 +42,7 @@ def test_transposed_convolutions_are_solved_as_gradient_descent_would(kind: str)
     moments = Moments(1, regression.sizes, x.device)
     regression.learn(moments, torch.tensor([0]), [s[None]], [x])
     strength = 1e-3
-    solution = solve(moments, strength, kind)
+    solution = solve(moments, Ridge(strength), kind)
     parameters = regression.parameters(solution.weight, solution.bias)
     assert parameters["weight"].shape == (1, 4, 4 // conv.groups, *conv.kernel_size)
     who = Who(torch.zeros(1, 12, dtype=torch.int64), torch.tensor([0]))
@@ -149,6 +149,6 @@ def test_products_in_float32_keep_their_digits_far_from_zero(kind: str, mean: fl
         moments = Moments(1, regression.sizes, x.device, dtype)
         for part in (slice(0, 24), slice(24, None)):
             regression.learn(moments, torch.tensor([0]), [s[:, part].to(dtype)], [x[part].to(dtype)])
-        weights[dtype] = solve(moments, 1e-3, kind).weight
+        weights[dtype] = solve(moments, Ridge(1e-3), kind).weight
     gap = (weights[torch.float32] - weights[torch.float64]).abs().max() / weights[torch.float64].abs().max()
     assert float(gap) < 1e-3

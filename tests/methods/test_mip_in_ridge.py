@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from backlit import MIPIN
 from backlit.inverse import fit as fits
-from backlit.inverse.moments import Moments, solve
+from backlit.inverse.moments import Moments, Ridge, solve
 from backlit.inverse.part import find_part
 from backlit.inverse.regressions import Channels
 from backlit.inverse.signals import Who
@@ -28,7 +28,7 @@ def test_sums_and_joins_do_not_depend_on_the_unit(unit: float, ridge: float) -> 
         regression = Channels((3, 4, 4), len(given), len(wanted))
         moments = Moments(1, regression.sizes, x.device)
         regression.learn(moments, torch.tensor([0]), [s[None] for s in given], wanted)
-        solution = solve(moments, ridge, "here", relative=regression.relative)
+        solution = solve(moments, Ridge(ridge, regression.relative), "here")
         parameters = regression.parameters(solution.weight, solution.bias)
         return regression.apply(parameters, [s[None] for s in given], only, bias=True)
 
@@ -46,7 +46,7 @@ def test_signals_without_variance_or_twice_the_same_are_solved_without_a_ridge()
     regression = Channels((2, 3, 3), 2, 1)
     moments = Moments(1, regression.sizes, x.device)
     regression.learn(moments, torch.tensor([0]), [x[None], x[None]], [x])
-    weight = solve(moments, 0.0, "here", relative=True).weight[0, :, 0]
+    weight = solve(moments, Ridge(0.0, relative=True), "here").weight[0, :, 0]
     torch.testing.assert_close(weight[0], torch.full((2,), 0.5, dtype=torch.float64), rtol=1e-3, atol=0)
     assert not bool(weight[1].any())
 

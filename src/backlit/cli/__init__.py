@@ -278,9 +278,12 @@ def fit(
     start: Annotated[
         str | None,
         typer.Option(
-            help="mip_in: where the inverted part begins: input (the default), features (the last feature map), a module or a "
-            "site."
+            help="mip_in: where the inverted part begins: input (the default), features (the last feature map), pooled (that "
+            "map behind its last pool), a module or a site."
         ),
+    ] = None,
+    reading: Annotated[
+        str | None, typer.Option(help="mip_in: means (the default), or paper, its equations as they are printed.")
     ] = None,
     samples: Annotated[
         str | None, typer.Option(help="mip_in: whose samples a class learns from: all (the default), or its own.")
@@ -306,10 +309,8 @@ def fit(
     loaded = settings.load(
         model, weights, settings.Compute(device, dtype, 0), settings.preprocessing(size, mean, std, crop)
     )
-    asked = {"start": start, "samples": samples, "classes": classes, "ridge": ridge}
+    asked = {"start": start, "samples": samples, "classes": classes, "ridge": ridge, "reading": reading}
     own: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    if start == "features":
-        own["start"] = None
     if classes is not None:
         own["classes"] = settings.whole_numbers("classes", classes)
     if run(method, loaded, Source(data, read, class_index, limit, batch, not test), out, own, force=force):

@@ -116,6 +116,7 @@ def _make_room(kind: str, loaded: LoadedModel, out: Path, data: Any, asked: dict
         return
     wanted = {"network": weights_of(loaded.network), **asked}
     known = {"network": there.network, "classes": list(there.classes), **there.facts}
+    known["start"] = there.facts.get("asked", known.get("start"))  # "features", not the site that it was then
     differs = [name for name, value in wanted.items() if known.get(name) != value]
     if not differs:  # of the same name; whether of the same content is told by a pass over the data
         now, then = digest_of(data, loaded.network), there.facts.get("data")

@@ -24,10 +24,10 @@ from backlit._warn import warn
 from backlit.inverse.artefact import Fitted, weights_of
 from backlit.inverse.chain import go_back
 from backlit.inverse.data import Batch, Data, Digest, batches, check_data, check_values
-from backlit.inverse.moments import Moments, solve
+from backlit.inverse.moments import Moments, Ridge, solve
 from backlit.inverse.part import INPUT, Part, find_part
 from backlit.inverse.parts_folder import PartsFolder
-from backlit.inverse.regressions import Regression
+from backlit.inverse.regressions import Dense, Regression
 from backlit.inverse.signals import Who
 
 _AT_ONCE = 2**22  # numbers of one block of regressors: 32 MiB in float64
@@ -50,6 +50,14 @@ class FitStep:
     total: int | None
 
 
+_CHOICES: dict[str, tuple[Any, Any]] = {
+    "products": ("means", "sums"),
+    "ridge_at": ("all", "dense"),
+    "constant": (True, False),
+}
+"""What an option is that is not given: as built, and with ``reading="paper"``."""
+
+
 @dataclass(frozen=True)
 class FitOptions:
     """How an inverse is learned.
@@ -57,11 +65,19 @@ class FitOptions:
     Attributes:
         classes: Indices of the classes to learn, None for all of the network's; those without samples, or with a constant
             logit, are then left out with a warning, where they are an error if they were asked for.
-        start: Where the inverted part begins: "input", the path of a module or a site (its last output), or None for the
-            last feature map.
+        start: Where the inverted part begins: "input"; "features", the last feature map (None is the same); "pooled", that
+            map behind the last pool that leaves it more than one position, as VGG's (512, 7, 7) of Sec. 6.1.2; or the path of
+            a module or a site (its last output).
         samples: Whose samples a class learns from: "all", or its "own" (by the data's labels; by the network's prediction
             where it has none).
-        ridge: Lambda of Eq. 6, added to the diagonal of the covariance, which is divided by the number of samples.
+        ridge: Lambda of Eq. 6.
+        reading: "means" or "paper", what each of the next three options is that is not given: the first or the second of
+            its values.
+        products: The ridge is added to the "means" of products over the samples, so that it does not depend on their
+            number, or to their "sums", as Eq. 6 prints them: it is then that many times weaker.
+        ridge_at: Which layers have it: "all", or the "dense" ones alone. A convolution then has but the 1e-12 of its
+            regressors' variance that solving takes. Residual sums and joins, which the paper has none of, keep it.
+        constant: A convolution's inverse has a constant for each channel. Eq. 7 has none.
         memory: Bytes for the moments of the classes that are learned at once, and for solving with them.
         precision: Dtype of the products inside a batch, which are centred first; they are summed and solved in float64.
     """
@@ -70,6 +86,10 @@ class FitOptions:
     start: str | None = INPUT
     samples: Literal["all", "own"] = "all"
     ridge: float = 1e-3
+    reading: Literal["means", "paper"] = "means"
+    products: Literal["means", "sums"] | None = None
+    ridge_at: Literal["all", "dense"] | None = None
+    constant: bool | None = None
     memory: int = 2**30
     precision: torch.dtype = torch.float64
 
@@ -83,7 +103,25 @@ class FitOptions:
         if not (isinstance(self.memory, int) and self.memory > 0):
             raise InputError(f"memory must be a positive number of bytes, but is {self.memory!r}.")
         if self.start is not None and not isinstance(self.start, str):
-            raise InputError(f"start must be 'input', a module path, a site, or None, but is {self.start!r}.")
+            raise InputError(
+                f"start must be 'input', 'features', 'pooled', a module path or a site, but is {self.start!r}."
+            )
+        if self.reading not in ("means", "paper"):
+            raise InputError(f"reading must be 'means' or 'paper', but is {self.reading!r}.")
+        for name, values in _CHOICES.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, values[self.reading == "paper"])
+            if not any(type(getattr(self, name)) is type(v) and getattr(self, name) == v for v in values):
+                raise InputError(f"{name} must be {values[0]!r} or {values[1]!r}, but is {getattr(self, name)!r}.")
+
+    def ridge_of(self, regression: Regression) -> Ridge:
+        """How a layer's inverse is regularised."""
+        if regression.relative:
+            return Ridge(self.ridge, relative=True)
+        dense = isinstance(regression, Dense)
+        bare = self.ridge_at == "dense" and not dense
+        constant = dense or bool(self.constant)
+        return Ridge(0.0 if bare else self.ridge, bare, self.products == "sums", constant)
 
 
 def fit_inverse(
@@ -123,8 +161,10 @@ def fit_inverse(
     facts = {
         "model": type(model).__name__,
         "start": part.start,
+        "asked": options.start,
         "samples": options.samples,
         "ridge": options.ridge,
+        **{name: getattr(options, name) for name in ("reading", *_CHOICES)},
         "precision": str(options.precision).removeprefix("torch."),
         "description": description,
     }
@@ -295,8 +335,7 @@ class _Fit:
         kept = [c for c, a in zip(classes, alive.tolist(), strict=True) if a]
         regressions = self.part.regressions
         solutions = {
-            name: solve(m.of(alive), self.options.ridge, name, relative=regressions[name].relative)
-            for name, m in moments.items()
+            name: solve(m.of(alive), self.options.ridge_of(regressions[name]), name) for name, m in moments.items()
         }
         found: dict[str, dict[str, Tensor]] = {}
         for name, solution in solutions.items():

@@ -117,35 +117,56 @@ class Solution:
     condition: float | None
 
 
-def solve(moments: Moments, ridge: float, name: str, *, relative: bool = False) -> Solution:
-    """Ridge regression (MIP-IN, Eq. 6): ``cov(x, s) (cov(s, s) + ridge I)^-1``, covariances divided by the number of samples.
+@dataclass(frozen=True)
+class Ridge:
+    """What a regression adds to the diagonal, and whether it has a constant.
 
-    With ``relative``, the ridge is in units of the regressors' mean variance in each group, at least 1e-12 of it, so that
-    neither their unit matters nor that they are dependent.
+    Attributes:
+        strength: Lambda of Eq. 6.
+        relative: It is in units of the regressors' mean variance in each group, at least 1e-12 of it, so that neither their
+            unit matters nor that they are dependent.
+        sums: It is added to the sums of products over the samples, as Eq. 6 prints them, and not to their means: it is then
+            as many times weaker as there are samples.
+        constant: The regression has a constant; without it, nothing is centred (Eq. 7).
+    """
+
+    strength: float
+    relative: bool = False
+    sums: bool = False
+    constant: bool = True
+
+
+def solve(moments: Moments, ridge: Ridge, name: str) -> Solution:
+    """Ridge regression (MIP-IN, Eq. 6): ``cov(x, s) (cov(s, s) + ridge I)^-1``, covariances divided by the number of samples.
 
     Raises:
         InputError: If the system is singular, which a positive ridge prevents.
     """
     count = moments.count.clamp(min=1)[:, None, None, None]
-    cov, cross = moments.ss / count, moments.xs / count
+    cov, cross, xx = moments.ss / count, moments.xs / count, moments.xx / count[..., 0]
+    if not ridge.constant:
+        cov = cov + moments.mean_s[..., None] * moments.mean_s[..., None, :]
+        cross = cross + moments.mean_x[..., None] * moments.mean_s[..., None, :]
+        xx = xx + moments.mean_x.square()
     q = cov.shape[-1]
-    strength: Tensor | float = ridge
-    if relative:
+    strength: Tensor | float = ridge.strength / count if ridge.sums else ridge.strength
+    if ridge.relative:
         size = cov.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-        strength = max(ridge, 1e-12) * size + torch.finfo(cov.dtype).tiny
+        strength = max(ridge.strength, 1e-12) * size + torch.finfo(cov.dtype).tiny
     regular = cov.clone()
     regular.diagonal(dim1=-2, dim2=-1).add_(strength[..., 0] if isinstance(strength, Tensor) else strength)
     factor, failed = torch.linalg.cholesky_ex(regular)
     if bool(failed.any()):
         raise InputError(
-            f"ridge must be large enough for {name}, whose {q} regressors are not independent, but is {ridge:g}. Use 0.001, "
-            "as the paper does, or more samples."
+            f"ridge must be large enough for {name}, whose {q} regressors are not independent, but is {ridge.strength:g}. Use "
+            "0.001, as the paper does, or more samples."
         )
     weight = torch.cholesky_solve(cross.mT, factor).mT
     bias = moments.mean_x - (weight @ moments.mean_s[..., None])[..., 0]
+    bias = bias if ridge.constant else torch.zeros_like(bias)
     # 2 W cross' - W cov W', where W cov = cross - strength W
     gained = (weight * cross).sum((1, 2, 3)) + (strength * weight.square().sum((2, 3), keepdim=True)).sum((1, 2, 3))
-    total = moments.xx.sum((1, 2)) / count[:, 0, 0, 0]
+    total = xx.sum((1, 2))
     few = moments.count <= q
     condition = None
     if bool(few.any()):

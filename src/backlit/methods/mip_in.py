@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,25 @@ from backlit.inverse.data import Data
 from backlit.inverse.part import INPUT, Part, Values, find_part
 from backlit.inverse.regressions import Parameters
 from backlit.inverse.signals import Who
-from backlit.methods.base import Maps, Target, activation_bytes
-from backlit.methods.fitted import FittedMethod, check_fit
+from backlit.methods.base import Maps, Target, activation_bytes, check
+from backlit.methods.fitted import FittedMethod, FittedOptions, check_fit
 from backlit.methods.inputs import check_images, check_targets, pick
+
+
+@dataclass(frozen=True)
+class MIPINOptions(FittedOptions):
+    """Options of MIP-IN.
+
+    Attributes:
+        rectify: Where the inverted part begins at a feature map: rectify "each" channel of A before the mean over channels,
+            or the "mean" itself once it is enlarged, as Sec. 6.1.2 says. None: as the fit's ``reading``.
+    """
+
+    rectify: Literal["each", "mean"] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.rectify in ("each", "mean", None), "rectify", self.rectify, "'each', 'mean', or None")
 
 
 class MIPIN(FittedMethod):
@@ -29,7 +45,7 @@ class MIPIN(FittedMethod):
 
     The map is A, the inverse network without its constants (Sec. 4.3), adapted to the image by the gates of its own forward
     pass (Eq. 9). ``parts`` hold the source signal S_0 ("source") and A without the gates ("global"). Where the inverted part
-    begins at a feature map, all three are rectified (not the source), averaged over channels and enlarged (Sec. 6.1.2).
+    begins at a feature map, all three are averaged over channels and enlarged, and A is rectified (Sec. 6.1.2).
     """
 
     name = "mip_in"
@@ -37,6 +53,7 @@ class MIPIN(FittedMethod):
     summary = "what a backward network learned from data reconstructs from the logit"
     source = "Jing et al. 2021"
     artefact = "mip_in"
+    Options = MIPINOptions
     takes_rules = False
     memory_factor = 8.0
 
@@ -77,8 +94,11 @@ class MIPIN(FittedMethod):
         )
         if part.gated:
             sizes = [x.shape[-2:] for x in inputs]
-            local, everywhere = (tuple(_enlarged(s.relu(), size) for s, size in zip(found * len(inputs), sizes, strict=True))
-                                 for found in (local, everywhere))  # fmt: skip
+            of_mean = (self.options.rectify or _RECTIFIED[self.learned.facts.get("reading", "means")]) == "mean"
+            local, everywhere = (
+                tuple(_enlarged(s, size).relu() if of_mean else _enlarged(s.relu(), size) for size in sizes)
+                for (s,) in (local, everywhere)
+            )
             source = tuple(_enlarged(source[0], size) for size in sizes)
         return Maps(
             values=local,
@@ -127,6 +147,10 @@ class MIPIN(FittedMethod):
     def _who(self, targets: Tensor) -> Who:
         classes = torch.tensor(self.learned.classes, device=targets.device)
         return Who(self.places(targets).T, classes)
+
+
+_RECTIFIED = {"means": "each", "paper": "mean"}
+"""What each reading of a fit rectifies."""
 
 
 def _enlarged(signal: Tensor, size: Any) -> Tensor:
