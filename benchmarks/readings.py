@@ -129,6 +129,8 @@ def measure(arguments: argparse.Namespace, path: Path) -> None:
     loaded = shared_model(arguments.model)
     network = loaded.network.to(memory_format=torch.channels_last)
     methods, scored = SETS[arguments.what](network), metrics(arguments.metrics, arguments.steps)
+    if arguments.methods:
+        methods = {name.strip(): methods[name.strip()] for name in arguments.methods.split(";")}
     part, parts = map(int, arguments.part.split("/"))
     done = {row["name"] for row in rows_of(path)}
     for place in places(arguments)[part::parts]:
@@ -218,6 +220,7 @@ def main() -> None:
     parser.add_argument("--metrics", default="imb", help="letters of i, d, m, b")
     parser.add_argument("--steps", type=int, default=50, help="of insertion and deletion")
     parser.add_argument("--part", default="0/1")
+    parser.add_argument("--methods", help="by semicolon; all of the set, if not given")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("backlit-readings"))
     parser.add_argument("--summary", action="store_true", help="only write the summary of what is there")

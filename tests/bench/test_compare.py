@@ -68,6 +68,11 @@ def test_every_table_has_its_rows(found: backlit.Comparison) -> None:
     best = found.ranking.filter(metric="insertion").sort("rank")
     assert best["value"].is_sorted(descending=True)
     least = found.ranking.filter(metric="morf_5").sort("rank")
+    further = ["median", "median_low", "median_high", "ratio_of_means", "ratio_of_means_low", "ratio_of_means_high"]
+    assert best.select(further).null_count().row(0) == (best.height,) * 6
+    scored = found.scores.filter(metric="morf_5", method="random")["value"].to_numpy()
+    assert least.filter(method="random")["median"].item() == pytest.approx(np.median(scored), nan_ok=True)
+    assert any(note.startswith("ratio of means: ") for note in found.notes["morf_5"])
     assert least["value"].is_sorted()
     row = found.differences.filter(metric="insertion", method="random", other="grad_cam").row(0, named=True)
     values = {m: found.scores.filter(metric="insertion", method=m)["value"] for m in ("random", "grad_cam")}

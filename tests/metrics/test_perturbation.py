@@ -21,6 +21,7 @@ from backlit.metrics import (
     LeRF100,
     MoRF5,
     MoRF100,
+    Scores,
 )
 from backlit.metrics.perturbation import Perturbation, blurred
 
@@ -179,6 +180,38 @@ def test_guided_maps_are_ranked_by_magnitude_where_the_paper_does(network: nn.Mo
     np.testing.assert_array_equal(found.values["guided_backprop"], found.values["by hand"])
     assert not np.allclose(found.values["guided_backprop"], found.values["other"])
     assert LeRF100().protocol.options["absolute"] == ["guided_backprop", "guided_integrated_gradients"]
+
+
+def test_beside_a_mean_of_ratios_stand_the_median_and_the_ratio_of_means(network: nn.Module) -> None:
+    x = torch.randn(7, 3, 14, 14, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    logits = network(x).detach()
+    examples = Examples(x, logits.argmax(1))
+    heat = {"a": slow.distinct((7, 1, 14, 14), 1), "b": slow.distinct((7, 1, 14, 14), 2)}
+    own = logits.max(1).values.numpy()
+    for metric in (MoRF5(), LeRF5()):
+        found = metric(network, examples, heat)
+        for name, values in found.values.items():
+            beside = found.beside(name)
+            assert beside["median"].value == pytest.approx(np.median(values), rel=1e-12)
+            # The area under the mean logits' curve over the mean of the first logits.
+            raw = (found.curves[name] * own[:, None]).mean(0)
+            assert beside["ratio of means"].value == pytest.approx(
+                (raw[1:] + raw[:-1]).mean() / 2 / own.mean(), rel=1e-9
+            )
+            assert all(e.low <= e.value <= e.high and e.images == 7 for e in beside.values())
+        assert found.remarks[0].startswith(f"median: a {beside_text(found, 'a', 'median')}, b ")
+        assert found.remarks[1].startswith(f"ratio of means: a {beside_text(found, 'a', 'ratio of means')}, b ")
+        halves = [
+            metric(network, examples[part], {k: v[part] for k, v in heat.items()}) for part in (slice(3), slice(3, 7))
+        ]
+        assert type(found).cat(halves).beside("a") == found.beside("a")
+    assert Insertion(**BLUR)(network, examples, heat).beside("a") == {}
+    assert MoRF5(score="logit")(network, examples, heat).beside("a") == {}
+
+
+def beside_text(found: Scores, method: str, name: str) -> str:
+    e = found.beside(method)[name]
+    return f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]"
 
 
 def test_images_that_the_ratio_does_not_fit_are_left_out_and_counted(network: nn.Module, examples: Examples) -> None:

@@ -80,6 +80,8 @@ class Comparison:
             ``extra``, the further number's name ("" for the score itself).
         curves: One row a point: ``metric, method, position, mean, low, high, images`` (95 % interval of the mean).
         ranking: One row a metric and method, best first: ``metric, rank, method, value, low, high, images``; rank counts from 1.
+            MoRF and LeRF also have ``median`` and ``ratio_of_means``, each with its ``_low`` and ``_high``: of ratios, the
+            mean is carried by images whose own logit is small.
         differences: One row a metric and pair of methods: ``metric, method, other, difference, low, high, images,
             significant`` (the paired 95 % interval excludes 0).
         protocols: For each metric what exactly was measured, as plain JSON values (see ``metrics.Protocol``).

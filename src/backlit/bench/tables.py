@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from backlit._errors import InputError
 from backlit.metrics import Scores
-from backlit.metrics.statistics import mean_band
+from backlit.metrics.statistics import Estimate, mean_band
 
 if TYPE_CHECKING:
     import polars as pl
 
 NUMBERS = ("value", "low", "high")
+BESIDE = ("median", "ratio of means")
+"""What stands beside the score of a metric that has it, with its interval."""
 
 
 def polars() -> ModuleType:
@@ -58,13 +60,20 @@ def curve_rows(scores: Sequence[Scores]) -> pl.DataFrame:
 
 
 def ranking_rows(scores: Sequence[Scores]) -> pl.DataFrame:
-    """One row a metric and method, best first."""
+    """One row a metric and method, best first; the statistics beside the score are null where a metric has none."""
     rows = []
     for found in scores:
         for rank, (method, e) in enumerate(found.ranking(), 1):
-            rows.append((found.metric.name, rank, method, e.value, e.low, e.high, e.images))
-    names = ("metric", "rank", "method", "value", "low", "high", "images")
-    return _frame(names, (str, int, str, float, float, float, int), rows)
+            further = found.beside(method)
+            beside = [n for name in BESIDE for n in _numbers(further.get(name))]
+            rows.append((found.metric.name, rank, method, e.value, e.low, e.high, e.images, *beside))
+    own = ("metric", "rank", "method", "value", "low", "high", "images")
+    ends = [f"{name.replace(' ', '_')}{end}" for name in BESIDE for end in ("", "_low", "_high")]
+    return _frame((*own, *ends), (str, int, str, float, float, float, int, *[float] * len(ends)), rows)
+
+
+def _numbers(found: Estimate | None) -> tuple[float | None, ...]:
+    return (None,) * 3 if found is None else (found.value, found.low, found.high)
 
 
 def difference_rows(scores: Sequence[Scores]) -> pl.DataFrame:

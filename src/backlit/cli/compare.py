@@ -213,6 +213,11 @@ def _print(found: Comparison, into: Console) -> None:
         cells = [f"{r['method']} {_number(r['value'])}" for r in rows[:3]]
         table.add_row(protocol["title"], *cells, *[""] * (3 - len(cells)), _certainty(found, protocol["metric"], rows))
     into.print(table)
+    for protocol in found.protocols:
+        rows = [r for r in found.ranking.iter_rows(named=True) if r["metric"] == protocol["metric"]]
+        if any(r["median"] is not None for r in rows):
+            beside = [f"{r['method']} {_number(r['median'])} ({_number(r['ratio_of_means'])})" for r in rows]
+            into.print(shown(f"{protocol['title']}, median (ratio of means): {', '.join(beside)}"))
 
 
 def _certainty(found: Comparison, metric: str, rows: list[dict]) -> str:

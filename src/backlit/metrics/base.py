@@ -18,7 +18,7 @@ from backlit.capture.refuse import check_model
 from backlit.methods.base import Method, check, check_common
 from backlit.methods.inputs import check_takes
 from backlit.metrics.examples import Examples
-from backlit.metrics.statistics import Estimate, difference, estimate, mean
+from backlit.metrics.statistics import FEWEST, Estimate, Statistic, difference, estimate, mean
 
 Need = Literal["labels", "boxes", "cells", "methods", "source"]
 WHO_HAS_IT: dict[Need, str] = {
@@ -106,11 +106,27 @@ class Scores:
         """What exactly was measured."""
         return self.metric.protocol
 
+    def beside(self, method: str) -> dict[str, Estimate]:
+        """The metric's further statistics of the method's scores, by name, each with its bootstrap interval."""
+        seed = self.metric.options.seed
+        return {
+            name: estimate(self.values[method], self.groups, statistic, seed=seed, intervals=self._enough(method))
+            for name, statistic in self.metric.beside.items()
+        }
+
+    def _enough(self, method: str) -> bool:
+        return int(np.isfinite(self.values[method]).sum()) >= FEWEST
+
     @property
     def remarks(self) -> tuple[str, ...]:
-        """The notes and the counts, as a reader sees them."""
+        """The notes, the further statistics and the counts, as a reader sees them."""
+        found = {m: self.beside(m) for m, values in self.values.items() if np.isfinite(values).any()}
         return (
             *self.notes,
+            *(
+                f"{name}: {', '.join(f'{method} {_shown(further[name])}' for method, further in found.items())}"
+                for name in (self.metric.beside if found else ())
+            ),
             *self.metric.remarks(self),
             *(f"{count} {what}" for what, count in self.counts.items() if count),
         )
@@ -223,6 +239,11 @@ class Metric(ABC):
         """The scores, from one heatmap (n, 1, h, w) a method; the arguments have been checked."""
 
     @property
+    def beside(self) -> Mapping[str, Statistic]:
+        """Statistics that stand beside the score, by name; of a mean that single images can carry, what they cannot."""
+        return {}
+
+    @property
     def forward_passes(self) -> str:
         """What one map of one image costs, in forward passes of one image."""
         return "0"
@@ -320,6 +341,11 @@ class Metric(ABC):
                 )
             if "source" in self.needs and not (isinstance(found, Attribution) and "source" in found.parts):
                 raise InputError(f"{self.title} needs {WHO_HAS_IT['source']}; maps[{name!r}] has none.")
+
+
+def _shown(found: Estimate) -> str:
+    interval = f" [{found.low:.3f}, {found.high:.3f}]" if np.isfinite(found.low) else ""
+    return f"{found.value:.3f}{interval}"
 
 
 def to_numbers(values: Tensor) -> np.ndarray:

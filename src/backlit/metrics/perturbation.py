@@ -22,6 +22,7 @@ from backlit.methods.inputs import check_takes
 from backlit.metrics.base import Metric, MetricOptions, Scores, to_numbers
 from backlit.metrics.examples import Examples
 from backlit.metrics.ranking import drawn_orders, pixel_ranks
+from backlit.metrics.statistics import Statistic, median, ratio_of_means
 
 Replacement = Literal["blur", "zero", "mean"]
 Score = Literal["probability", "logit", "logit_ratio", "change"]
@@ -107,6 +108,11 @@ class Perturbation(Metric):
         return _RANGES[self.options.score]
 
     @property
+    def beside(self) -> Mapping[str, Statistic]:
+        """Of ratios to an image's own logit, which may be small: the median, and the ratio of the mean logits."""
+        return {"median": median, "ratio of means": ratio_of_means} if self.options.score == "logit_ratio" else {}
+
+    @property
     def forward_passes(self) -> str:
         shared = 1 + (self.options.fraction == 1)
         return f"{self.options.steps + 1 - shared}, and {shared} that all maps of an image share"
@@ -134,7 +140,8 @@ class Perturbation(Metric):
             part = slice(start, start + _BLOCK)
             blocks.append(self._curves(network, examples[part], {k: v[part] for k, v in ranked.items()}))
         raw = torch.cat(blocks, 1).double()  # (m, n, points)
-        curves, counts = self.scored(raw, self._own(network, examples, raw))
+        own = self._own(network, examples, raw)
+        curves, counts = self.scored(raw, own)
         numbers = to_numbers(curves)
         area = (numbers[..., 1:] + numbers[..., :-1]).mean(-1) / 2
         return Scores(
@@ -143,6 +150,7 @@ class Perturbation(Metric):
             values=dict(zip(heat, area, strict=True)),
             curves=dict(zip(heat, numbers, strict=True)),
             positions=np.linspace(0, self.options.fraction, self.steps(examples.inputs) + 1),
+            groups=None if own is None or not self.beside else to_numbers(own),
             counts=counts,
             notes=self._notes(examples.inputs),
         )

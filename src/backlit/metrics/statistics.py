@@ -37,6 +37,17 @@ def mean(values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
     return values.mean(-1)
 
 
+def median(values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """The median over images, (d, n) -> (d,)."""
+    return np.median(values, -1)
+
+
+def ratio_of_means(values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """Of ratios and what they are ratios to (``groups``): the mean numerator over the mean denominator, (d, n) -> (d,)."""
+    assert groups is not None
+    return (values * groups).mean(-1) / groups.mean(-1)
+
+
 def estimate(
     values: np.ndarray,
     groups: np.ndarray | None = None,
