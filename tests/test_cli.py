@@ -167,10 +167,10 @@ def test_options_go_to_the_methods_that_have_them() -> None:
     assert saliency.options == {"seed": 3, "chunk": 2}
 
 
-@pytest.mark.parametrize(("text", "value"), [("true", True), ("False", False), ("none", None), ("truth", "truth")])
-def test_truth_values_may_be_written_small(text: str, value: object) -> None:
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("True", True), ("FALSE", False)])
+def test_truth_values_may_be_written_small(text: str, value: bool) -> None:
     (guided,) = chosen_methods("guided_backprop", [f"times_input={text}"], 0)
-    assert guided.options["times_input"] is value or guided.options["times_input"] == value
+    assert guided.options["times_input"] is value
 
 
 def test_the_installed_script_runs() -> None:

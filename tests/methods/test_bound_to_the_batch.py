@@ -165,7 +165,7 @@ def test_doubled_network_is_the_frozen_one_twice() -> None:
     from backlit.methods.masks import doubled
 
     frozen = freeze(Net("added", META[:3]), X[:3])
-    twice = frozen.mapped(doubled, lambda v: torch.cat([v, v]))
+    twice = frozen.mapped(lambda node: (doubled(node),), lambda v: torch.cat([v, v]))
     y = torch.cat([X[:3], 2 * X[:3]])
     torch.testing.assert_close(twice(y), torch.cat([frozen(X[:3]), frozen(2 * X[:3])]))
 

@@ -178,10 +178,10 @@ def test_dtype_is_the_precision_of_the_optimisation() -> None:
     torch.testing.assert_close(single.values.double(), double.values, rtol=1e-2, atol=1e-4)
 
 
-def test_fast_is_five_steps() -> None:
+def test_fast_is_twenty_steps() -> None:
     ours = DMBP.fast(Net())(images(), TARGET)
-    assert ours.trajectory["loss"].shape == (5, 3)
-    assert ours.provenance["options"]["lr"] == 0.5
+    assert ours.trajectory["loss"].shape == (20, 3)
+    assert ours.provenance["options"]["lr"] == 0.1
     assert DMBP.fast(Net(), steps=2)(images(), TARGET).trajectory["loss"].shape == (2, 3)
 
 

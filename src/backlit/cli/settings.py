@@ -213,7 +213,7 @@ def _pair(text: str) -> tuple[str, Any]:
     if name.rpartition(".")[2] == "dtype":
         dtype = getattr(torch, value, None)
         return name, dtype if isinstance(dtype, torch.dtype) else value
-    if value.lower() in ("true", "false", "none"):  # as they are written outside of Python, too
+    if value.lower() in ("true", "false"):  # as they are written outside of Python, too
         value = value.capitalize()
     try:
         return name, ast.literal_eval(value)
