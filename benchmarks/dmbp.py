@@ -36,7 +36,7 @@ def one(name: str, batch: int, device: torch.device, arguments: argparse.Namespa
     size = SIZES.get(name, 224)
     x = torch.randn(batch, 3, size, size, device=device)
     target = torch.arange(batch, device=device) % 1000
-    ours = descent(model, x, target, compile=arguments.compile)
+    ours = descent(model, x, target, sites="rectifiers", compile=arguments.compile)  # as the rival masks
     rival = DoubleBackward(model, x, target)
     twice = torch.cat([x, x])
     row: dict[str, Any] = {"network": name, "batch": batch, "size": size}
