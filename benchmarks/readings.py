@@ -74,16 +74,18 @@ def lpr(net: nn.Module) -> Methods:
         "nll": {"start": "nll"},
         "between convolutions": {"sites": "between_convolutions"},
     }
-    return {"gradient_x_input": GradientXInput(net), "lpr": LPR(net)} | {
-        f"lpr, {name}": LPR(net, **options) for name, options in changes.items()
-    }
+    changed: Methods = {f"lpr, {name}": LPR(net, **options) for name, options in changes.items()}
+    return {"gradient_x_input": GradientXInput(net), "lpr": LPR(net), **changed}
 
 
 def lpr_steps(net: nn.Module) -> Methods:
     """Shorter schedules, and the ablations of Fig. 9 in a reading where the reference acts."""
     schedules = {"5 x .5": (5, 0.5), "10 x .3": (10, 0.3), "10 x .5": (10, 0.5), "20 x .2": (20, 0.2)}
     acting: dict[str, Any] = {"reading": "multiplier"}
-    return {"gradient_x_input": GradientXInput(net), "grad_cam": GradCAM(net), "lpr": LPR(net)} | {
+    return {
+        "gradient_x_input": GradientXInput(net),
+        "grad_cam": GradCAM(net),
+        "lpr": LPR(net),
         **{f"lpr {name}": LPR(net, steps=steps, lr=lr) for name, (steps, lr) in schedules.items()},
         "lpr, multiplier": LPR(net, **acting),
         "lpr, multiplier, no reference": LPR(net, **acting, reference=False),
