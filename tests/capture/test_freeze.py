@@ -185,7 +185,7 @@ def test_what_is_left_after_fixing_the_input_gives_the_same() -> None:
 
     torch.testing.assert_close(rest(activate=halved), frozen(x, activate=halved))
     assert not torch.allclose(rest(activate=halved), frozen(x))
-    assert len(rest._recording.nodes) < len(frozen._recording.nodes) - 2
+    assert len(rest.recording.nodes) < len(frozen.recording.nodes) - 2
 
 
 def test_precision_follows() -> None:

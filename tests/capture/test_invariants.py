@@ -169,16 +169,16 @@ def test_batch_norm_folds_into_what_feeds_it(layer: nn.Module, norm: nn.Module, 
     assert not torch.equal(kept[site].call["weight"], model.layer.weight)
     frozen = freeze(model, x)
     torch.testing.assert_close(frozen(x), plain.output)
-    primitives = [node.call.primitive.name for node in frozen._recording.nodes]
+    primitives = [node.call.primitive.name for node in frozen.recording.nodes]
     assert "batch_norm" not in primitives
 
 
 def test_batch_norm_that_nothing_can_absorb_stays() -> None:
     (x,) = images("norm after activation")
     net = build("norm after activation", "module")
-    assert [n.call.primitive.name for n in freeze(net, x)._recording.nodes].count("batch_norm") == 2
+    assert [n.call.primitive.name for n in freeze(net, x).recording.nodes].count("batch_norm") == 2
     twice = Folding(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), use_twice=True)
-    names = [n.call.primitive.name for n in freeze(twice, x)._recording.nodes]
+    names = [n.call.primitive.name for n in freeze(twice, x).recording.nodes]
     assert names.count("batch_norm") == 1
     torch.testing.assert_close(propagate(twice, x, presets.gradient, fold=True).output, twice(x))
 
@@ -189,7 +189,7 @@ def test_a_linear_layer_whose_outputs_are_not_the_norms_channels_keeps_it() -> N
         x = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         frozen = freeze(model, x)
         torch.testing.assert_close(frozen(x), model(x))
-        assert "batch_norm" in [n.call.primitive.name for n in frozen._recording.nodes]
+        assert "batch_norm" in [n.call.primitive.name for n in frozen.recording.nodes]
         torch.testing.assert_close(propagate(model, x, presets.guided, fold=True).output, model(x))
 
 
@@ -216,7 +216,7 @@ def test_a_fold_that_the_probe_contradicts_is_not_made() -> None:
     model.norm.running_var.fill_(float("inf"))
     (x,) = images("plain")
     model.norm.running_mean.fill_(float("inf"))
-    names = [n.call.primitive.name for n in freeze(model, x)._recording.nodes]
+    names = [n.call.primitive.name for n in freeze(model, x).recording.nodes]
     assert "batch_norm" in names
 
 

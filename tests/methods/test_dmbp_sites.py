@@ -216,3 +216,23 @@ def test_the_last_bias_in_one_part_or_both() -> None:
     torch.testing.assert_close(both.completeness["nuisance"] - half.completeness["nuisance"], -bias.expand(2))
     with pytest.raises(InputError, match="last_bias must be 'both' or 'half', but is 'once'"):
         DMBP(net, last_bias="once")
+
+
+class TokensFirst(nn.Module):
+    """A layer whose tokens come before its images, between two that hold the images first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.mix, self.fc = nn.Conv2d(2, 4, 4, stride=4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x).flatten(2).permute(2, 0, 1)
+        return self.fc(self.mix(tokens).sigmoid().mean(0))
+
+
+def test_a_layer_with_its_tokens_before_its_images_has_no_mask() -> None:
+    net, x = TokensFirst().double().eval(), images(2)  # 4 tokens, as many as two images twice
+    assert masked(net, "layers", x) == ["conv2d[0]"]
+    batch = DMBP(net, steps=3)(x, 0)
+    torch.testing.assert_close(DMBP(net, steps=3)(x[1:], 0).values, batch.values[1:])

@@ -7,10 +7,12 @@ from collections.abc import Collection
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
-from backlit.capture import CARRIERS, CONVOLUTIONS, LAYERS, FrozenNetwork
+from backlit.capture import CARRIERS, CONVOLUTIONS, LAYERS, FrozenNetwork, Site
 from backlit.capture.forms import Scaled
 from backlit.capture.record import Node, Recording
+from backlit.methods.inputs import alike
 
 _SUMS = frozenset({"add", "sub", "lerp", "addcmul"})
 _REDUCED = frozenset({"sum", "mean"})
@@ -70,6 +72,24 @@ def with_layers(frozen: FrozenNetwork, masked: Collection[str]) -> FrozenNetwork
         return replace(node, outputs=(~output,)), gate
 
     return frozen.mapped(change, lambda value: value)
+
+
+@torch.no_grad()
+def images_apart(frozen: FrozenNetwork, inputs: tuple[Tensor, ...]) -> frozenset[str]:
+    """Names of the activations that hold the images in their first dimension, of a network that has each of them twice.
+
+    Others, such as layers between tokens that come before the images, cannot be masked image by image.
+    """
+    apart: set[str] = set()
+
+    def activate(site: Site, form: Scaled, z: Tensor) -> Tensor:
+        if z.shape[0] % (2 * len(inputs[0])) == 0 and alike(*z.chunk(2)):
+            apart.add(site.name)
+        return form(z)
+
+    dtype = frozen.output.dtype
+    frozen(*(torch.cat([x, x]).to(dtype) for x in inputs), activate=activate)
+    return frozenset(apart)
 
 
 def _is_layer(node: Node) -> bool:

@@ -35,7 +35,7 @@ from backlit.methods.base import (
     check_whole,
     is_number,
 )
-from backlit.methods.branches import behind_sums, with_layers
+from backlit.methods.branches import behind_sums, images_apart, with_layers
 from backlit.methods.descent import OPTIMIZERS, Descent, Step
 from backlit.methods.inputs import alike, pick, why_not
 from backlit.methods.masks import doubled
@@ -122,7 +122,7 @@ class DMBP(Method):
         frozen = self.frozen(inputs)
         targets = pick(frozen.output[:n], targets)
         output = frozen.output[:n].gather(1, targets).T.to(inputs[0].dtype)
-        chosen = [] if self.options.variant == "nd" else self.chosen(frozen)
+        chosen = [] if self.options.variant == "nd" else self.chosen(frozen, inputs)
         found = [Descent(self.options, frozen, chosen, inputs, target).run() for target in targets.T]
         signs = ("positive", "negative") if chosen else ()
         return Maps(
@@ -174,7 +174,7 @@ class DMBP(Method):
         unmasked = behind_sums(frozen) if wanted in BESIDE_SUMS else ()
         return lambda site: site.primitive in LAYERS or (is_wanted(site, "rectifiers") and site.name not in unmasked)
 
-    def chosen(self, frozen: FrozenNetwork) -> list[tuple[Site, Scaled]]:
+    def chosen(self, frozen: FrozenNetwork, inputs: tuple[Tensor, ...]) -> list[tuple[Site, Scaled]]:
         """The activations and, with ``sites="layers"``, the layers that get masks.
 
         Raises:
@@ -182,6 +182,9 @@ class DMBP(Method):
         """
         wanted, is_masked = self.options.sites, self._is_masked(frozen)
         found = [(site, form) for site, form in frozen.activations if is_masked(site)]
+        if wanted in BEHIND_LAYERS:
+            apart = images_apart(frozen, inputs)
+            found = [(site, form) for site, form in found if site.primitive not in LAYERS or site.name in apart]
         if found:
             return found
         there = ", ".join(site.name for site, _ in frozen.activations)
@@ -200,7 +203,7 @@ def descent(model: nn.Module, x: Tensor, target: Tensor, **options: Any) -> Desc
     """The descent of ``DMBP(model, **options)`` on images x and targets (n,), step by step."""
     method = DMBP(model, **options)
     frozen = method.frozen((x,))
-    return Descent(method.options, frozen, method.chosen(frozen), (x,), target)
+    return Descent(method.options, frozen, method.chosen(frozen, (x,)), (x,), target)
 
 
 _TERMS = ("positive", "negative", "nuisance", "positive_image", "negative_image", "gap")
