@@ -28,12 +28,12 @@ from backlit._places import (
     marks_of,
     place_axes,
 )
-from backlit._reach import ReachTable
+from backlit._reach import Step, reach, step_of
 from backlit.capture.canonical import Call
 from backlit.capture.primitives import LAYERS
-from backlit.capture.propagate import Propagation, propagate
+from backlit.capture.refuse import check_model
 from backlit.capture.sites import Site, Trace
-from backlit.capture.watch import Watch
+from backlit.capture.watch import INPUT, Watch, floats
 
 _PURE_MOVES = frozenset("reshape permute slice expand copy dropout".split())
 """What puts out values of its input and no others: the map is that of the call that made them."""
@@ -53,6 +53,11 @@ class Node:
     mark: Mark | None
     depth: int
 
+    @property
+    def first(self) -> bool:
+        """Whether it is its site's only output, or the first."""
+        return self.name == self.site.name
+
 
 @dataclass(frozen=True)
 class Read:
@@ -66,26 +71,26 @@ class Read:
 class Features:
     """The maps of a network, as one image's pass shows them.
 
-    ``nodes`` stand in the order of their calls; ``run`` is the pass that tells what a score reads; ``n`` is how many images
-    it had.
+    ``nodes`` and ``steps`` stand in the order of their calls; the network's output is (``n``, ``classes``), and ``output`` names
+    the node that it is.
     """
 
     nodes: dict[str, Node]
-    run: Propagation
+    steps: list[Step]
+    output: str
     n: int
+    classes: int
+    device: torch.device
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     _reads: dict[tuple[tuple[int, ...], str | None], Read] = field(default_factory=dict)
 
     def of(self, trace: Trace) -> Features | None:
         """The same for a pass over other images; None if that pass called other operations."""
-        if [(s.name, s.module) for s in trace] != [(s.name, s.module) for s in self.run.trace]:
+        if [(s.name, s.module) for s in trace] != [
+            (n.site.name, n.site.module) for n in self.nodes.values() if n.first
+        ]:
             return None
         return replace(self, shapes={s.name: s.output_shape for s in trace})
-
-    @property
-    def classes(self) -> int:
-        """Number of scores."""
-        return int(self.run.output.shape[1])
 
     @cached_property
     def children(self) -> dict[str, list[str]]:
@@ -99,23 +104,19 @@ class Features:
     def read(self, targets: Iterable[int], only: str | None = None) -> Read:
         """What the scores of these classes read; of ``only`` one site, if that is all that is asked."""
         asked = (tuple(targets), only)
-        if asked not in self._reads:  # each costs a backward pass
+        if asked not in self._reads:  # each goes back through the steps
             self._reads[asked] = self._read(*asked)
         return self._reads[asked]
 
     def _read(self, targets: tuple[int, ...], only: str | None) -> Read:
-        weights = torch.zeros_like(self.run.output)
-        weights[:, targets] = 1
-        kept = {name: self.run.kept[name].output for name in ([only] if only else self.nodes) if name in self.run.kept}
-        grads = self.run.gradient(weights, to=tuple(kept.values()), retain_graph=True)
-        way = {name for name, grad in zip(kept, grads, strict=True) if bool((grad != 0).any())}
+        mask = torch.zeros(1, self.classes, dtype=torch.bool, device=self.device)
+        mask[:, targets] = True
+        masks = reach(self.steps, self.output, mask, until=only)
+        kept = [only] if only else [name for name, node in self.nodes.items() if node.first]
+        way = {name for name in kept if name in masks and bool(masks[name].any())}
         masses = {name: node.mark[0] for name, node in self.nodes.items() if node.mark is not None}
-        places = {
-            name
-            for name, grad in zip(kept, grads, strict=True)
-            if name in way and name in masses and bool((grad * masses[name] != 0).any())
-        }
-        others = [] if only else [node for node in self.nodes.values() if node.name not in kept]
+        places = {name for name in way & masses.keys() if bool((masks[name] & (masses[name] != 0)).any())}
+        others = [] if only else [node for node in self.nodes.values() if not node.first]
         for node in reversed(others):  # further outputs are not kept: what reads them tells
             way.update({node.name} if way.intersection(self.children[node.name]) else ())
         for node in others:
@@ -203,7 +204,7 @@ class Features:
     def _is_map(self, node: Node, read: Read, placed: list[Node]) -> bool:
         """One channel axis, images of its own, values of its own, and no operand of an attention."""
         images = self._images(node)
-        if images is None or node.mark is None or node.site.primitive == "dropout" or node.name not in self.run.kept:
+        if images is None or node.mark is None or node.site.primitive == "dropout" or not node.first:
             return False
         others = [a for a, size in enumerate(node.site.output_shape) if size > 1 and a != images]
         if len([a for a in others if a not in place_axes(node.mark)]) > 1:
@@ -282,11 +283,12 @@ def find_features(model: nn.Module, inputs: tuple[Tensor, ...], trace: Trace | N
     """
 
     def read(images: tuple[Tensor, ...], place: int = 0) -> Features | None:
-        watch = _Places(model, tuple(x.detach().requires_grad_() for x in images))
-        run = propagate(model, images, ReachTable(), keep=lambda site: True)
-        found = Features(watch.nodes, run, len(images[0]))
+        run = _Recorded(model, tuple(x.detach().requires_grad_() for x in images))
+        nodes = _nodes(run.steps, images)
+        found = Features(nodes, run.steps, run.output, len(images[0]), run.classes, images[0].device)
         return found if trace is None else found.of(trace)
 
+    check_model(model, inputs)
     found = of_image(read, inputs) or read(inputs)
     if found is not None:
         return found
@@ -296,32 +298,42 @@ def find_features(model: nn.Module, inputs: tuple[Tensor, ...], trace: Trace | N
     )
 
 
-class _Places(Watch):
-    """A pass that notes for each call which calls made its signals, and where its output stands."""
+class _Recorded(Watch):
+    """A pass whose calls are kept, without their values, and which of them made each call's signals."""
 
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         signals = tuple(x.clone() for x in inputs)
         super().__init__(model, signals)
-        self._stands: Any = WeakIdKeyDictionary()
         self._made: Any = WeakIdKeyDictionary()
-        self.nodes: dict[str, Node] = {}
-        self._stands.update((x, image_mark(x)) for x in signals)
+        self._made.update((x, f"{INPUT}.{i}") for i, x in enumerate(signals))
+        self.steps: list[Step] = []
         with unchanged(model, inputs):
-            self.follow(model, signals)
+            output = self.follow(model, signals)
+        self.output, self.classes = self._made[output], int(output.shape[1])
 
     def visit(self, call: Call) -> Any:
         signals, result = call.signals, call.spelled()
-        outputs = [t for t in ((result,) if isinstance(result, Tensor) else result) if t.is_floating_point()]
-        with torch.no_grad():
-            marks = marks_of(call, [self._stands.get(s) for s in signals], outputs) if outputs else []
-        depth = max(call.site.depths, default=0) + (call.site.primitive in LAYERS)
-        parents = tuple(dict.fromkeys(self._made[s] for s in signals if s in self._made))
-        for i, (tensor, mark) in enumerate(zip(outputs, marks, strict=True)):
-            site = replace(call.site, output_shape=tuple(tensor.shape))
-            name = f"{site.name}.{i}" if i else site.name
-            self.nodes[name] = Node(name, site, parents, mark, depth)
-            self._stands[tensor], self._made[tensor] = mark, name
+        outputs = floats(result)
+        names = [f"{call.site.name}.{i}" if i else call.site.name for i in range(len(outputs))]
+        self.steps.append(step_of(call, outputs, [self._made[s] for s in signals], names))
+        self._made.update(zip(outputs, names, strict=True))
         return result
+
+
+@torch.no_grad()
+def _nodes(steps: list[Step], inputs: tuple[Tensor, ...]) -> dict[str, Node]:
+    """The outputs of the steps by name, each with where it stands."""
+    marks: dict[str, Mark | None] = {f"{INPUT}.{i}": image_mark(x) for i, x in enumerate(inputs)}
+    nodes: dict[str, Node] = {}
+    for step in steps:
+        found = marks_of(step.call, [marks[name] for name in step.parents], step.outputs) if step.outputs else []
+        site = step.call.site
+        depth = max(site.depths, default=0) + (site.primitive in LAYERS)
+        parents = tuple(dict.fromkeys(name for name in step.parents if name in nodes))
+        for name, output, mark in zip(step.names, step.outputs, found, strict=True):
+            marks[name] = mark
+            nodes[name] = Node(name, replace(site, output_shape=tuple(output.shape)), parents, mark, depth)
+    return nodes
 
 
 def _last_whole(maps: list[Node], placed: list[Node]) -> Node | None:

@@ -27,6 +27,8 @@ Shape = tuple[int, ...]
 
 MOVES: frozenset[str] = frozenset("reshape permute slice expand cat stack pad setitem unfold".split())
 """What only moves values; a mark is moved by the call itself."""
+_VIEWS = frozenset("reshape permute slice expand".split())
+"""Those that add nothing: what does not change along an axis moves without a copy."""
 _STAY: frozenset[str] = frozenset(
     "add sub mul div neg addcmul lerp where dropout copy maximum minimum product quotient logaddexp softmax log_softmax "
     "batch_norm layer_norm rms_norm group_norm instance_norm local_response_norm".split()
@@ -159,6 +161,8 @@ def _marks(call: Call, marks: list[Mark], shapes: Sequence[Shape], outputs: Sequ
         return [_lean(torch.stack([m.mean(call["dim"], call.get("keepdim", False)) for m in full]))] * len(outputs)
     if name == "glu":
         return [_lean(marks[0].expand(3, *shapes[0]).chunk(2, call.get("dim", -1) % out.dim() + 1)[0])]
+    if name in _VIEWS and len(marks) == 1:
+        return _viewed(call, marks[0].expand(3, *shapes[0]))
     if name in MOVES:
         return _moved(call.run, marks, shapes)
     if (name in _STAY or call.primitive.kind == "activation") and all(
@@ -175,6 +179,17 @@ def _moved(run: Callable[..., Any], marks: Sequence[Mark], shapes: Sequence[Shap
     parts = [_listed(run(*(m[i] for m in full))) for i in range(3)]
     moved = [torch.stack([p[o] - none[o] for p in parts]).float().nan_to_num(0, 0, 0) for o in range(len(none))]
     return [_lean(m) for m in moved]
+
+
+def _viewed(call: Call, full: Mark) -> list[Mark | None]:
+    """A mark moved by a call that can show the same memory in another shape: along a stride of zero nothing changes."""
+    change = {"function": Tensor.reshape} if call.get("function") is Tensor.view else {}
+    parts = [_listed(call.run(values, **change)) for values in full]
+    found: list[Mark | None] = []
+    for outputs in zip(*parts, strict=True):
+        short = tuple(slice(1 if stride == 0 else None) for stride in outputs[0].stride())
+        found.append(_lean(torch.stack([o[short] for o in outputs])))
+    return found
 
 
 def _of_product(call: Call, marks: list[Mark], shapes: Sequence[Shape], out: Tensor) -> Mark:

@@ -1,69 +1,163 @@
-"""What a score reads: a backward pass of zeros and ones, in which nothing cancels and no rectifier is closed.
+"""What a score reads: a backward pass of true and false, in which nothing cancels and no rectifier is closed.
 
 A gradient of zero says that a value does not matter here and now; this pass says whether it is read at all. A class token
 that alone feeds the head reads no other token, and a score of one head nothing of another head's branch.
+
+It goes back through the calls of one recorded forward pass. A *mask* says which elements of a value are read, with size 1
+along axes on which nothing of this changes: a convolution reads all channels of a place or none, so that its mask costs one
+channel, and what is read whole costs nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from backlit.capture.canonical import Call
-from backlit.capture.primitives import BY_NAME, LAYERS
-from backlit.capture.propagate import Rule
-from backlit.capture.sites import Site
+from backlit.capture.primitives import BY_NAME, CONVOLUTIONS, LAYERS
+from backlit.capture.watch import floats
+
+Mask = Tensor
+"""Bool, with as many axes as its value; see the module's text."""
 
 _TRUE = frozenset(
     "reshape permute slice expand copy dropout cat stack pad interpolate grid_sample unfold setitem mean sum".split()
 )
-"""Derivatives that are masks already."""
+"""Their derivatives are masks already; so are those of pools, as far as the values say (a maximum)."""
+_WHOLE = frozenset("reshape permute expand copy dropout cat stack mean sum".split())
+"""Who reads all of what they put out reads all that they took."""
 _BROADCAST = frozenset(
     "add sub mul div neg addcmul lerp where batch_norm product quotient maximum minimum logaddexp".split()
 )  # and every activation
 _FACTORS = frozenset({*LAYERS, "matrix_product", "einsum_product"})
 
 
-@dataclass(frozen=True)
-class ReachTable:
-    """The rule table of the pass."""
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A call as this pass needs it.
 
-    name: str = "reach"
+    ``call`` has no signals, and indices of its own, which the network cannot write to. ``signals`` and ``outputs`` are zeros
+    that take no memory, as only their shapes matter, but for the signals of a pool. ``parents`` are the names of the values
+    that the signals are, ``names`` those of the call's own outputs.
+    """
 
-    def rule_for(self, site: Site) -> tuple[str, Rule | None]:
-        """The rule by the site's role; what has none may read all of its input."""
-        name, primitive = site.primitive, BY_NAME.get(site.primitive)
-        if name in _TRUE or "pool" in name:
-            return "true", None
-        if name in _BROADCAST or (primitive is not None and primitive.kind == "activation"):
-            return "elementwise", _elementwise
-        rule = _factors if name in _FACTORS else _OWN.get(name, _all)
-        return rule.__name__, rule
-
-
-def _ones(mask: Tensor) -> Tensor:
-    return (mask != 0).to(mask.dtype)
+    call: Call
+    signals: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    parents: tuple[str, ...]
+    names: tuple[str, ...]
 
 
-def _all(g: Any, inputs: tuple[Tensor, ...], output: Any, call: Call) -> tuple[Tensor | None, ...]:
+def step_of(call: Call, outputs: Sequence[Tensor], parents: Sequence[str], names: Sequence[str]) -> Step:
+    """The step of a call that put out ``outputs``."""
+    pool = "pool" in call.primitive.name
+    signals = tuple(s.detach() if pool else _like(s) for s in call.signals)
+    bare = call.without_signals()
+    bare = replace(bare, arguments={name: _fixed(value) for name, value in bare.arguments.items()})
+    return Step(bare, signals, tuple(map(_like, outputs)), tuple(parents), tuple(names))
+
+
+def reach(steps: Sequence[Step], output: str, mask: Mask, until: str | None = None) -> dict[str, Mask]:
+    """The masks of all values that are read where the named output is read as the mask says.
+
+    Args:
+        steps: The calls of a forward pass, in order.
+        output: Name of the value to begin at.
+        mask: What is read of it.
+        until: Stop where this value's mask is known; of earlier ones it is not.
+    """
+    masks = {output: mask}
+    for step in reversed(steps):
+        if until in step.names:
+            break
+        own = [masks.get(name) for name in step.names]
+        if all(m is None for m in own):
+            continue
+        for parent, read in zip(step.parents, _read_by(step, own), strict=True):
+            if read is not None:
+                masks[parent] = masks[parent] | read if parent in masks else read
+    return masks
+
+
+Masks = Sequence[Mask | None]
+Rule = Callable[[Step, Mask], Masks]
+
+
+def _read_by(step: Step, own: list[Mask | None]) -> Masks:
+    """The masks of a call's signals, from those of its outputs, by its role; what has no rule may read all of its input."""
+    name, primitive = step.call.primitive.name, BY_NAME.get(step.call.primitive.name)
+    if name in _TRUE or "pool" in name:
+        whole = name in _WHOLE and all(m is not None and m.numel() == 1 and bool(m) for m in own)
+        return _all(step, own) if whole else _true(step, own)
+    if len(own) != 1 or own[0] is None:
+        return _all(step, own)
+    if name in _BROADCAST or (primitive is not None and primitive.kind == "activation"):
+        return _elementwise(step, own[0])
+    return _factors(step, own[0]) if name in _FACTORS else _OWN.get(name, _every)(step, own[0])
+
+
+def _fixed(value: Any) -> Any:
+    """The value with copies of the indices and conditions in it."""
+    if isinstance(value, Tensor):
+        return value if value.is_floating_point() else value.clone()
+    return type(value)(map(_fixed, value)) if type(value) in (list, tuple) else value
+
+
+def _like(value: Tensor) -> Tensor:
+    return value.detach().new_zeros(()).expand(value.shape)
+
+
+def _all(step: Step, own: Masks) -> Masks:
     """Any element that is read reads all of the input."""
-    grads = [g] if isinstance(g, Tensor) else [m for m in g if m is not None]
-    read = _ones(sum((m.abs().sum() for m in grads), grads[0].new_zeros(())))
-    return tuple(read.expand(x.shape) for x in inputs)
+    read = torch.stack([m.any() for m in own if m is not None]).any()
+    return [read.view([1] * s.dim()) for s in step.signals]
 
 
-def _elementwise(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> tuple[Tensor | None, ...]:
-    if not isinstance(g, Tensor) or any(torch.broadcast_shapes(x.shape, g.shape) != g.shape for x in inputs):
-        return _all(g, inputs, output, call)
-    return tuple(_ones(_ones(g).sum_to_size(x.shape)) for x in inputs)
+def _every(step: Step, mask: Mask) -> Masks:
+    return _all(step, [mask])
 
 
-def _factors(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> tuple[Tensor | None, ...]:
+def _true(step: Step, own: Masks) -> Masks:
+    """The call's own derivative."""
+    pool = "pool" in step.call.primitive.name
+    with torch.enable_grad():
+        leaves = tuple(
+            (s.detach() if pool else torch.zeros_like(s.contiguous())).requires_grad_() for s in step.signals
+        )
+        results = floats(step.call.run(*leaves))
+        pairs = [(r, m.expand(r.shape).to(r.dtype)) for r, m in zip(results, own, strict=True) if m is not None]
+        grads = torch.autograd.grad([r for r, _ in pairs], leaves, [m for _, m in pairs], allow_unused=True)
+    return [None if g is None else _lean(g != 0) for g in grads]
+
+
+def _elementwise(step: Step, mask: Mask) -> Masks:
+    (out,), signals = step.outputs, step.signals
+    if any(torch.broadcast_shapes(s.shape, out.shape) != out.shape for s in signals):
+        return _every(step, mask)
+    return [_reduced(mask, s.shape) for s in signals]
+
+
+def _reduced(mask: Mask, shape: Sequence[int]) -> Mask:
+    """The mask of what was broadcast: read where any of its copies is."""
+    if mask.dim() > len(shape):
+        mask = mask.flatten(0, mask.dim() - len(shape) - 1).any(0)
+    for axis, size in enumerate(shape):
+        if size == 1 and mask.shape[axis] != 1:
+            mask = mask.any(axis, keepdim=True)
+    return mask
+
+
+def _factors(step: Step, mask: Mask) -> Masks:
     """The derivative of the layer or product with ones for its weights and for its other factor."""
+    call = step.call
+    if call.primitive.name == "linear" and mask.dim() == step.signals[0].dim():
+        return [mask.any(-1, keepdim=True)]
+    if call.primitive.name in CONVOLUTIONS and "transpose" not in call.primitive.name:
+        return [_convolution(step, mask)]
     places = {name for name, _ in call.places}
     ones: dict[str, Any] = {
         k: torch.ones_like(v)
@@ -71,33 +165,58 @@ def _factors(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) 
         if isinstance(v, Tensor) and v.is_floating_point() and k not in places
     }
     with torch.enable_grad():
-        leaves = tuple(torch.ones_like(x).requires_grad_() for x in inputs)
+        leaves = tuple(torch.ones_like(s.contiguous()).requires_grad_() for s in step.signals)
         result = call.run(*leaves, **ones)
-        grads = torch.autograd.grad(result, leaves, _ones(g), allow_unused=True)
-    return tuple(None if m is None else _ones(m) for m in grads)
+        grads = torch.autograd.grad(result, leaves, mask.expand(result.shape).to(result.dtype), allow_unused=True)
+    return [None if g is None else _lean(g != 0) for g in grads]
+
+
+def _convolution(step: Step, mask: Mask) -> Mask:
+    """Of one channel for each group, as all channels of a group are read alike; of one, if the mask does not tell them apart."""
+    call, (x,), (out,) = step.call, step.signals, step.outputs
+    weight, groups = call["weight"], call.get("groups", 1)
+    channel = 1 - weight.dim()
+    places = out.shape[channel + 1 :]
+    mask = mask.expand(*mask.shape[: channel + 1 or None], *places)
+    mask = mask.unflatten(channel, (groups, -1)).any(channel) if mask.shape[channel] > 1 else mask
+    count = mask.shape[channel]
+    with torch.enable_grad():
+        leaf = torch.zeros(*mask.shape[: channel + 1], *x.shape[channel + 1 :], device=x.device, dtype=torch.float32)
+        ones = torch.ones(count, 1, *weight.shape[2:], device=x.device, dtype=torch.float32)
+        result = call.run(leaf.requires_grad_(), weight=ones, bias=None, groups=count)
+        (grad,) = torch.autograd.grad(result, leaf, mask.float())
+    read = grad != 0
+    return read if count == 1 else read.repeat_interleave(x.shape[channel] // count, channel)
+
+
+def _lean(mask: Mask) -> Mask:
+    """One element, if all are read or none is."""
+    some = mask.flatten()[:1]
+    return some.view([1] * mask.dim()) if mask.numel() and bool((mask == some).all()) else mask
 
 
 def _along(dims: Callable[[Call, Tensor], tuple[int, ...]]) -> Rule:
     """The rule of a call in which an element reads its whole row along some axes."""
 
-    def rule(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> tuple[Tensor | None, ...]:
-        return tuple(_ones(g).amax(dims(call, x), keepdim=True).expand(x.shape) for x in inputs)
+    def rule(step: Step, mask: Mask) -> Masks:
+        return [mask.any(dims(step.call, s), keepdim=True) for s in step.signals]
 
     return rule
 
 
-def _attention(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> tuple[Tensor | None, ...]:
-    rows = _ones(g).amax(-1, keepdim=True)
-    heads = rows.amax(-2, keepdim=True)
-    found = []
-    for (name, _), x in zip(call.places, inputs, strict=True):
-        read = rows if name == "query" else heads if heads.shape[:-2] == x.shape[:-2] else heads.amax()
-        found.append(read.expand(x.shape))
-    return tuple(found)
+def _attention(step: Step, mask: Mask) -> Masks:
+    rows = mask.any(-1, keepdim=True)
+    heads = rows.any(-2, keepdim=True)
+    lead = step.outputs[0].shape[:-2]
+    found: list[Mask] = []
+    for (name, _), s in zip(step.call.places, step.signals, strict=True):
+        found.append(rows if name == "query" else heads if lead == s.shape[:-2] else heads.any().view([1] * s.dim()))
+    return found
 
 
-def _glu(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> tuple[Tensor | None, ...]:
-    return (torch.cat([_ones(g)] * 2, call.get("dim", -1)),)
+def _glu(step: Step, mask: Mask) -> Masks:
+    dim = step.call.get("dim", -1)
+    return [mask if mask.shape[dim] == 1 else torch.cat([mask] * 2, dim)]
 
 
 def _normalised(call: Call, x: Tensor) -> tuple[int, ...]:

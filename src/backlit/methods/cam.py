@@ -227,7 +227,7 @@ def _read_as(features: Features, node: Node, options: CAMOptions) -> Layer:
             f"{options.channels!r} and {options.grid!r}. For (n, c, h, w) give channels='first', for (n, h, w, c) "
             "channels='last', for tokens (n, t, c) grid=(h, w) of at most t places."
         )
-    return Layer(site, replace(layout, order=layout.order.to(features.run.output.device)), "named, axes as given")
+    return Layer(site, replace(layout, order=layout.order.to(features.device)), "named, axes as given")
 
 
 def _notes(layers: dict[int, Layer]) -> dict[str, str]:
