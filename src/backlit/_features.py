@@ -260,6 +260,8 @@ class Features:
 
     def _is_class_map(self, node: Node, read: Read) -> bool:
         """Whether its channels are the scores: as many, and no layer with weights follows on their way."""
+        if self.classes not in node.site.output_shape:  # most layers: no layout is asked for
+            return False
         layout = self.layout(node)
         if layout is None or layout.channels is None or node.site.output_shape[layout.channels] != self.classes:
             return False

@@ -2,63 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torchvision
+from _cam_networks import TARGETS, Net, See, build, by_hand, check, conv, first, images, last, tokens, vit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backlit import GradCAM, GuidedBackprop, GuidedGradCAM, InputError, UnsupportedOp
-
-See = Callable[[Tensor], Tensor]
-Arrange = Callable[[Tensor], Tensor]
-TARGETS = torch.tensor([1, 3])
-
-
-class Net(nn.Module):
-    """Layers by name and a forward function, which passes the value that is right through ``see``."""
-
-    def __init__(self, layers: dict[str, nn.Module], run: Callable[[Any, Tensor, See], Tensor]) -> None:
-        super().__init__()
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-        self.run, self.see = run, lambda h: h
-
-    def forward(self, *x: Tensor) -> Tensor:
-        return self.run(self, *x, self.see)
-
-
-def first(h: Tensor) -> Tensor:
-    return h
-
-
-def last(h: Tensor) -> Tensor:
-    return h.permute(0, 3, 1, 2)
-
-
-def tokens(h: int, w: int, extra: int = 0) -> Arrange:
-    return lambda t: t[:, extra:].transpose(1, 2).unflatten(2, (h, w))
-
-
-def by_hand(net: Net, x: Tensor | tuple[Tensor, ...], arrange: Arrange, targets: Tensor = TARGETS) -> Tensor:
-    """The paper's two equations on the value that the network's own forward pass shows."""
-    xs, seen = x if isinstance(x, tuple) else (x,), []
-    net.see = lambda h: seen.append(h) or h
-    try:
-        out = net(*(x.clone().requires_grad_() for x in xs))
-    finally:
-        net.see = lambda h: h
-    (g,) = torch.autograd.grad(out.gather(1, targets[:, None]).sum(), seen[-1])
-    maps = (arrange(g).mean((2, 3), keepdim=True) * arrange(seen[-1].detach())).sum(1, keepdim=True).relu()
-    return F.interpolate(maps, xs[0].shape[-2:], mode="bilinear")
-
-
-def conv(i: int, o: int, k: int = 3, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(i, o, k, stride, padding=k // 2)
 
 
 def _plain(net: Any, x: Tensor, see: See) -> Tensor:
@@ -190,58 +143,6 @@ def _scalar_gate(net: Any, x: Tensor, see: See) -> Tensor:
     return net.l(h.flatten(2).mean(2)) * gate
 
 
-LAYERS: dict[str, Callable[[], nn.Module]] = {
-    "a": lambda: conv(3, 8),
-    "b": lambda: conv(8, 8),
-    "d": lambda: conv(8, 3),
-    "d8": lambda: conv(8, 8),
-    "one": lambda: conv(8, 1, 1),
-    "bn": lambda: nn.BatchNorm2d(8),
-    "classes": lambda: conv(8, 5, 1),
-    "l": lambda: nn.Linear(8, 5),
-    "l2": lambda: nn.Linear(8, 5),
-    "wider": lambda: nn.Linear(16, 5),
-    "heads": lambda: nn.Conv2d(2, 2, 1),
-    "pixels": lambda: nn.Linear(48, 24),
-    "along": lambda: nn.Conv1d(8, 8, 3, padding=1),
-    "wide": lambda: nn.Linear(96, 5),
-    "square": lambda: nn.Linear(5, 5),
-    "bilinear": lambda: nn.Linear(64, 5),
-    "embed": lambda: nn.Conv2d(3, 8, 4, 4),
-    "norm": lambda: nn.LayerNorm(8),
-    "norm2": lambda: nn.LayerNorm(8),
-    "qkv": lambda: nn.Linear(8, 24),
-    "q": lambda: nn.Linear(8, 8),
-    "l3": lambda: nn.Linear(8, 8),
-    "kv": lambda: nn.Linear(8, 16),
-    "up": lambda: nn.Linear(8, 16),
-    "down": lambda: nn.Linear(16, 8),
-    "merge": lambda: nn.Linear(32, 8),
-    "mix": lambda: nn.Linear(12, 12),
-}
-
-
-def build(run: Callable[..., Tensor]) -> Net:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        return Net({name: make() for name, make in LAYERS.items()}, run).double().eval()
-
-
-def images(n: int = 2) -> Tensor:
-    return torch.randn(n, 3, 12, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
-def check(run: Callable[..., Tensor], arrange: Arrange, x: Any = None) -> dict[str, Any]:
-    net = build(run)
-    x = images() if x is None else x
-    expected = by_hand(net, x, arrange)
-    assert float(expected.max()) > 0
-    found = GradCAM(net)(x, TARGETS)
-    found = found[0] if isinstance(found, tuple) else found
-    torch.testing.assert_close(found.values, expected, msg=f"{run.__name__}: {found.provenance['layer']}")
-    return found.provenance
-
-
 PLAIN = [
     *(_plain, _decoder, _auxiliary, _clone, _detached, _cut_input, _two_means, _adaptive, _einsum_head, _matrix_head),
     *(_flattened, _normed, _attention_pool, _bilinear_pool, _squeeze_excite, _two_scales, _written),
@@ -308,187 +209,6 @@ def test_channels_last(run: Callable[..., Tensor], size: tuple[int, int]) -> Non
     assert check(run, last, x)["layer_axes"].startswith("(n, h, w, c), grid ")
 
 
-# Tokens
-
-
-def _embedded(net: Any, x: Tensor, extra: int) -> Tensor:
-    t = net.embed(x).flatten(2).transpose(1, 2)
-    return torch.cat([0.1 * t.new_ones(len(t), extra, 8).cumsum(1), t], 1) + 0.01
-
-
-def _attend(net: Any, t: Tensor) -> Tensor:
-    n, count, _ = t.shape
-    q, k, v = net.qkv(t).reshape(n, count, 3, 2, 4).permute(2, 0, 3, 1, 4)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, count, 8)
-
-
-def _mlp(net: Any, t: Tensor) -> Tensor:
-    return net.down(F.gelu(net.up(net.norm2(t))))
-
-
-def _vit(extra: int) -> Callable[..., Tensor]:
-    def run(net: Any, x: Tensor, see: See) -> Tensor:
-        t = _embedded(net, x, extra)
-        t = t + _attend(net, net.norm(t))
-        t = t + _mlp(net, t)
-        t = t + _attend(net, see(net.norm(t)))
-        t = net.norm(t + _mlp(net, t))
-        return net.l(t[:, :extra].mean(1))
-
-    run.__name__ = f"vit_{extra}"
-    return run
-
-
-def _vit_mean(net: Any, x: Tensor, see: See) -> Tensor:
-    t = _embedded(net, x, 1)
-    t = t + _attend(net, net.norm(t))
-    return net.l(see(net.norm(t + _mlp(net, t)))[:, 1:].mean(1))
-
-
-def _vit_separate(net: Any, x: Tensor, see: See) -> Tensor:
-    """Queries, keys and values of one head, without any slice."""
-    t = _embedded(net, x, 1)
-    t = t + _attend(net, net.norm(t))
-    u = see(net.norm2(t))
-    k, v = net.l2.weight.T[:, :4], net.up.weight.T[:, :8]
-    keys, values = torch.matmul(u, k), torch.matmul(u, v)
-    mixed = (torch.matmul(u, k) @ keys.transpose(1, 2)).softmax(-1) @ values
-    return net.l((t + mixed)[:, 0])
-
-
-def _vit_sequence_first(net: Any, x: Tensor, see: See) -> Tensor:
-    t = _embedded(net, x, 1).transpose(0, 1)
-    u = see(net.norm(t))
-    q, k, v = net.qkv(u).chunk(3, -1)
-    q, k, v = (z.transpose(0, 1) for z in (q, k, v))
-    return net.l((t.transpose(0, 1) + (q @ k.mT).softmax(-1) @ v)[:, 0])
-
-
-def _class_attention(net: Any, x: Tensor, see: See) -> Tensor:
-    """CaiT and XCiT: the class token comes late, and attends twice."""
-    t = _embedded(net, x, 0)
-    t = t + _mlp(net, t)
-    token = t.new_zeros(len(t), 1, 8) + 0.2
-    for last_one in (False, True):
-        u = net.norm(torch.cat([token, t], 1))
-        u = see(u) if last_one else u
-        k, v = net.kv(u).chunk(2, -1)
-        token = token + (net.q(u[:, :1]) @ k.mT).softmax(-1) @ v
-    return net.l(token[:, 0])
-
-
-def _cross_covariance(net: Any, x: Tensor, see: See) -> Tensor:
-    """XCiT's attention, over channels: (c, t) @ (t, c) @ (c, t), by einsum."""
-    t = _embedded(net, x, 0)
-    q, k, v = net.qkv(net.norm(t)).chunk(3, -1)
-    mixed = torch.einsum("nij,ntj->nti", torch.einsum("nti,ntj->nij", q, k).softmax(-1), v)
-    return net.l(see(t + mixed).mean(1))
-
-
-def _cross_covariance_alone(net: Any, x: Tensor, see: See) -> Tensor:
-    q, k, v = net.qkv(_embedded(net, x, 0)).chunk(3, -1)
-    return net.l(see(torch.relu((k.mT @ q).softmax(-1) @ v.mT)).mean(2))
-
-
-def _token_convolution(net: Any, x: Tensor, see: See) -> Tensor:
-    """A convolution over the sequence of tokens."""
-    return net.l(see(torch.relu(net.along(_embedded(net, x, 0).transpose(1, 2)))).mean(2))
-
-
-def _queries_apart(net: Any, x: Tensor, see: See) -> Tensor:
-    """Queries of a norm of their own, of which the class token's alone is read."""
-    t = _embedded(net, x, 1)
-    k, v = net.kv(see(net.norm(t))).chunk(2, -1)
-    q = net.norm2(t) * 0.5
-    return net.l((t + F.scaled_dot_product_attention(q, k, v))[:, 0])
-
-
-def _projections_by_layers(net: Any, x: Tensor, see: See) -> Tensor:
-    """Keys and values by two layers each: what both are made from."""
-    t = _embedded(net, x, 1)
-    u = see(net.norm(t))
-    k, v = net.down(F.gelu(net.up(u))), net.l3(torch.relu(net.q(u)))
-    return net.l((t + (u @ k.mT).softmax(-1) @ v)[:, 0])
-
-
-def _two_scales_of_tokens(net: Any, x: Tensor, see: See) -> Tensor:
-    """Two streams with a class token each, interleaved: the last one's, and no stem of both."""
-    t = _embedded(net, x, 0) + 0.2
-    one, two = t, t.unflatten(1, (3, 4))[:, :, ::2].flatten(1, 2)
-    token = t.new_ones(len(t), 1, 8)
-    one, two = (torch.cat([token, s + _mlp(net, s)], 1) for s in (one, two))
-    norms = net.norm(one), see(net.norm(two))
-    heads = [(s + _attend(net, u))[:, 0] for s, u in zip((one, two), norms, strict=True)]
-    return net.l(heads[0] + heads[1])
-
-
-ORDER = torch.tensor([5, 0, 11, 2, 7, 1, 3, 10, 4, 9, 8, 6])
-
-
-def _shuffled(net: Any, x: Tensor, see: See) -> Tensor:
-    """Tokens in a fixed order of their own."""
-    return net.l(see(torch.relu(net.q(_embedded(net, x, 0)[:, ORDER]))).mean(1))
-
-
-def _talking_heads(net: Any, x: Tensor, see: See) -> Tensor:
-    """A convolution over the heads of the attention's own matrix, which is no plane of the image."""
-    q, k, v = net.qkv(_embedded(net, x, 0)).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
-    mixed = net.heads(q @ k.mT).softmax(-1) @ v
-    return net.l(see(F.elu(net.q(8 * mixed.transpose(1, 2).flatten(2)))).mean(1))
-
-
-def _mixer(net: Any, x: Tensor, see: See) -> Tensor:
-    """A layer over the tokens in place of attention."""
-    t = _embedded(net, x, 0)
-    t = t + net.mix(net.norm(t).transpose(1, 2)).transpose(1, 2)
-    return net.l(see(net.norm2(t + _mlp(net, t))).mean(1))
-
-
-def _hybrid(net: Any, x: Tensor, see: See) -> Tensor:
-    """A map that becomes tokens and a map again, as in CoAtNet and MobileViT."""
-    h = torch.relu(net.embed(x))
-    t = h.flatten(2).transpose(1, 2)
-    t = net.norm(t + _attend(net, t)).transpose(1, 2).unflatten(2, (3, 4))
-    return net.l(see(torch.relu(net.b(t + h))).mean((2, 3)))
-
-
-TOKENS: list[tuple[Callable[..., Tensor], Arrange]] = [
-    (_vit(1), tokens(3, 4, 1)),
-    (_vit(2), tokens(3, 4, 2)),
-    (_vit_mean, tokens(3, 4, 1)),
-    (_vit_separate, tokens(3, 4, 1)),
-    (_vit_sequence_first, lambda t: tokens(3, 4, 1)(t.transpose(0, 1))),
-    (_class_attention, tokens(3, 4, 1)),
-    (_cross_covariance, tokens(3, 4)),
-    (_cross_covariance_alone, lambda t: t.unflatten(2, (3, 4))),
-    (_token_convolution, lambda t: t.unflatten(2, (3, 4))),
-    (_queries_apart, tokens(3, 4, 1)),
-    (_projections_by_layers, tokens(3, 4, 1)),
-    (_two_scales_of_tokens, tokens(3, 2, 1)),
-    (_shuffled, lambda t: tokens(3, 4)(t[:, ORDER.argsort()])),
-    (_talking_heads, tokens(3, 4)),
-    (_mixer, tokens(3, 4)),
-    (_hybrid, first),
-]
-
-
-@pytest.mark.parametrize(("run", "arrange"), TOKENS, ids=[run.__name__ for run, _ in TOKENS])
-def test_tokens_get_their_grid_back(run: Callable[..., Tensor], arrange: Arrange) -> None:
-    assert f"grid 3 x {2 if run is _two_scales_of_tokens else 4}" in check(run, arrange)["layer_axes"]
-    net, x = build(run), images(5)
-    targets = torch.tensor([1, 0, 3, 2, 4])
-    whole = GradCAM(net)(x, targets).values
-    torch.testing.assert_close(
-        torch.cat([GradCAM(net)(x[i : i + 1], targets[i : i + 1]).values for i in range(5)]), whole
-    )
-
-
-def test_the_provenance_says_the_tokens_axes_and_which_are_left_out() -> None:
-    provenance = check(_vit(2), tokens(3, 4, 2))
-    assert provenance["layer"].startswith("layer_norm[2] at norm")
-    assert provenance["layer_axes"] == "(n, t, c), grid 3 x 4 of 14 tokens"
-
-
 # Targets of their own
 
 
@@ -541,7 +261,7 @@ def test_a_layer_whose_gradient_is_zero_is_still_on_the_way() -> None:
 
 
 def test_named_layers_are_read_as_they_are_found() -> None:
-    net, x = build(_vit(1)), images()
+    net, x = build(vit(1)), images()
 
     by_site = GradCAM(net, layer="layer_norm[2]")(x, TARGETS)
     torch.testing.assert_close(by_site.values, by_hand(net, x, tokens(3, 4, 1)))
@@ -553,7 +273,7 @@ def test_named_layers_are_read_as_they_are_found() -> None:
 
 
 def test_a_named_layer_of_which_only_the_class_token_is_read_is_refused_with_one_that_works() -> None:
-    net, x = build(_vit(1)), images()
+    net, x = build(vit(1)), images()
     with pytest.raises(InputError, match=r"it reads no place of the grid .* which finds 'layer_norm\[2\]', in 'norm'"):
         GradCAM(net, layer="norm")(x, TARGETS)
     GradCAM(net, layer="layer_norm[2]")(x, TARGETS)
@@ -661,7 +381,7 @@ def test_several_inputs_that_join_and_that_do_not() -> None:
 
 
 def test_guided_grad_cam_weights_the_same_layer() -> None:
-    net, x = build(_vit(1)), images()
+    net, x = build(vit(1)), images()
     coarse = GradCAM(net, layer="layer_norm[2]", grid=(3, 4)).attribute(x, TARGETS)
     found = GuidedGradCAM(net, layer="layer_norm[2]", grid=(3, 4))(x, TARGETS)
     torch.testing.assert_close(found.values, coarse * GuidedBackprop(net).attribute(x, TARGETS))
@@ -677,108 +397,3 @@ def test_a_network_that_goes_another_way_with_all_images_than_with_one() -> None
     check(run, first)
     check_one = GradCAM(build(run))(images(1), 1)
     assert check_one.provenance["layer"].startswith("relu[0]")
-
-
-# Real networks: the layer by its module, its axes, and the gradient there by finite differences
-
-
-def perturbed(model: nn.Module, module: str, change: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    handle = model.get_submodule(module).register_forward_hook(lambda m, i, o: change(o))
-    try:
-        return model(x)
-    finally:
-        handle.remove()
-
-
-def check_by_differences(model: nn.Module, module: str, arrange: Arrange, x: Tensor) -> None:
-    """The chosen layer is that module's output; its gradient agrees with finite differences, the map with Eq. 1 and 2."""
-    model = model.double().eval()
-    kept: list[Tensor] = []
-    out = perturbed(model, module, lambda o: kept.append(o) or o, x.clone().requires_grad_())
-    for target in range(10):  # the first whose map is not empty
-        (g,) = torch.autograd.grad(out[:, target].sum(), kept[0], retain_graph=True)
-        maps = (arrange(g).mean((2, 3), keepdim=True) * arrange(kept[0].detach())).sum(1, keepdim=True).relu()
-        if float(maps.max()) > 0:
-            break
-    direction = torch.randn(g.shape, generator=torch.Generator().manual_seed(1), dtype=g.dtype)
-    direction = direction * (kept[0] != 0)  # where a ReLU is closed, a pool behind it has a kink
-    step = 1e-5
-    with torch.no_grad():
-        up, down = (perturbed(model, module, lambda o, s=s: o + s * direction, x)[:, target] for s in (step, -step))
-    torch.testing.assert_close(((up - down) / (2 * step)).sum(), (g * direction).sum(), rtol=1e-4, atol=1e-7)
-    expected = F.interpolate(maps, x.shape[-2:], mode="bilinear")
-    assert float(expected.max()) > 0
-    found = GradCAM(model)(x, target)
-    torch.testing.assert_close(found.values, expected, rtol=1e-6, atol=1e-9, msg=found.provenance["layer"])
-
-
-def _randomised(model: nn.Module) -> nn.Module:
-    """Without zeros at a path's end, which would hide it."""
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.abs().max() == 0:
-                p.normal_(0, 0.05)
-    return model
-
-
-slow = pytest.mark.slow
-TORCHVISION = [
-    pytest.param("resnet18", {"num_classes": 512}, 64, "layer4", first),
-    pytest.param("squeezenet1_0", {}, 64, "features.12", first),
-    pytest.param("vit_b_16", {"image_size": 48}, 48, "encoder.layers.encoder_layer_11.ln_1", tokens(3, 3, 1)),
-    pytest.param("swin_t", {"num_classes": 768}, 96, "norm", last),
-    pytest.param("swin_v2_t", {}, 64, "norm", last, marks=slow),
-    pytest.param("convnext_tiny", {}, 96, "features.7.2", first, marks=slow),
-    pytest.param("googlenet", {"init_weights": False, "aux_logits": True}, 96, "inception5b", first),
-    pytest.param("densenet121", {}, 96, "features.relu5", first, marks=slow),
-    pytest.param("efficientnet_b0", {}, 96, "features.8", first),
-    pytest.param("mobilenet_v3_small", {}, 96, "features.12", first),
-    pytest.param("vgg11", {}, 96, "features.19", first, marks=slow),
-    pytest.param("maxvit_t", {}, 224, "blocks.3.layers.1", first, marks=slow),
-]
-
-
-@pytest.mark.parametrize(("name", "options", "size", "module", "arrange"), TORCHVISION)
-def test_torchvision(name: str, options: dict[str, Any], size: int, module: str, arrange: Arrange) -> None:
-    torch.manual_seed(0)
-    model = _randomised(getattr(torchvision.models, name)(**options))
-    if name == "densenet121":
-        model.get_submodule("features").add_module("relu5", nn.ReLU())  # the same ReLU as a function follows
-    x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    check_by_differences(model, module, arrange, x)
-
-
-def square(side: int, extra: int = 0) -> Arrange:
-    return tokens(side, side, extra)
-
-
-TIMM = [
-    ("vit_tiny_patch16_224", {"img_size": 64}, 64, "blocks.11.norm1", square(4, 1)),
-    ("deit_tiny_distilled_patch16_224", {"img_size": 64}, 64, "blocks.11.norm1", square(4, 2)),
-    ("vit_small_patch16_18x2_224", {"img_size": 64}, 64, "blocks.17.attns.1.norm", square(4, 1)),
-    ("beit_base_patch16_224", {"img_size": 48}, 48, "blocks.11", square(3, 1)),
-    ("convit_tiny", {"img_size": 64}, 64, "blocks.11.norm1", square(4, 1)),
-    ("cait_xxs24_224", {"img_size": 64}, 64, "blocks_token_only.1.norm1", square(4, 1)),
-    ("xcit_nano_12_p16_224", {}, 64, "cls_attn_blocks.1.norm1", square(4, 1)),
-    ("pit_ti_224", {}, 224, "transformers.2.blocks.3.norm1", square(7, 1)),
-    ("swin_tiny_patch4_window7_224", {}, 224, "norm", last),
-    ("coatnet_nano_rw_224", {}, 224, "norm", first),
-    ("mixer_s32_224", {}, 224, "norm", square(7)),
-    ("pvt_v2_b0", {}, 96, "stages.3.norm", square(3)),
-    ("mobilevit_xxs", {}, 64, "final_conv", first),
-    ("levit_128s", {}, 224, "stages.2.blocks.3", square(4)),
-    ("poolformer_s12", {}, 64, "stages.3", first),
-    ("visformer_tiny", {}, 224, "norm", first),
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "options", "size", "module", "arrange"), TIMM, ids=[t[0] for t in TIMM])
-def test_timm(name: str, options: dict[str, Any], size: int, module: str, arrange: Arrange) -> None:
-    timm = pytest.importorskip("timm")
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = _randomised(timm.create_model(name, **options))
-    x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    check_by_differences(model, module, arrange, x)
