@@ -3,6 +3,7 @@
     uv run python benchmarks/protocols.py table --images 128        insertion, deletion, MoRF, LeRF, IBD (DMBP's Table 2, and more)
     uv run python benchmarks/protocols.py short --images 50         insertion and the 5 % protocols alone
     uv run python benchmarks/protocols.py magnitudes --fast         insertion by the magnitudes of the channels instead of their sum
+    uv run python benchmarks/protocols.py times_input --images 90   insertion of the rectified gradients, alone and times the input
     uv run python benchmarks/protocols.py reset --images 40         last-layer reset (DMBP's Table 3)
     uv run python benchmarks/protocols.py classes --images 40       class sensitivity (MIP-IN's Fig. 9)
     uv run python benchmarks/protocols.py cascade --images 16       cascading reset
@@ -19,17 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from _common import RESULTS, SHARED, shared_model, write
 from backlit.bench.compare import compare
 from backlit.data.images import load_batch
-from backlit.methods import DMBP, METHODS, FittedMethod, Random
+from backlit.methods import DMBP, METHODS, Deconvnet, FittedMethod, GuidedBackprop, GuidedGradCAM, Method, Random
 from backlit.metrics import ClassSensitivity, Examples, Insertion
 
 METRICS = {
     "table": ["insertion", "deletion", "morf_5", "lerf_5", "morf_100", "lerf_100", "ibd", "ibd_auc"],
     "short": ["insertion", "morf_5", "lerf_5"],
     "magnitudes": [Insertion(reduce="abs")],
+    "times_input": ["insertion"],
     "reset": ["last_layer_reset"],
     "classes": [ClassSensitivity(classes=(981, 589))],
     "cascade": ["cascading_reset"],
@@ -56,6 +59,17 @@ def mosaics(model: str, count: int) -> Examples:
     loaded = shared_model(model)
     data = ImageFolder(SHARED / "data" / "ilsvrc2012-val", SHARED / "data" / "imagenet_classes.json")
     return make(loaded.network, data, loaded.preprocess, grid=2, count=count, seed=0).examples
+
+
+def chosen_methods(what: str, network: nn.Module) -> dict[str, Method]:
+    """Every method that learns nothing from data, with DMBP's short schedule; for ``times_input`` those beside the input, too."""
+    methods: dict[str, Method] = {m.name: m(network) for m in (Random, *METHODS) if not issubclass(m, FittedMethod)}
+    if what == "times_input":
+        rectified = (GuidedBackprop, Deconvnet, GuidedGradCAM)
+        kept = ("gradient_x_input", "saliency", "grad_cam", *(m.name for m in rectified))
+        times = {f"{m.name}_x_input": m(network, times_input=True) for m in rectified}
+        return {name: methods[name] for name in kept} | times
+    return methods | {"dmbp_fast": DMBP.fast(network)}
 
 
 def print_markdown(rows: list[dict[str, Any]]) -> None:
@@ -103,10 +117,9 @@ def main() -> None:
     loaded = shared_model(arguments.model)
     make = mosaics if arguments.what == "grid" else real_examples
     examples = make(arguments.model, arguments.images)
-    methods = {m.name: m(loaded.network) for m in (Random, *METHODS) if not issubclass(m, FittedMethod)}
-    methods["dmbp_fast"] = DMBP.fast(loaded.network)
+    methods = chosen_methods(arguments.what, loaded.network)
     if arguments.fast:
-        del methods["dmbp"]
+        methods.pop("dmbp", None)
     if arguments.methods:
         methods = {name: methods[name] for name in arguments.methods}
     found = compare(

@@ -11,6 +11,7 @@ from PIL import Image
 
 import backlit
 from _commands import command
+from backlit.cli.compare import Source, read
 from backlit.metrics import METRICS
 from test_cli import digits  # noqa: F401  a fixture
 
@@ -77,6 +78,50 @@ def test_a_folder_a_class_is_ground_truth(folders: Path) -> None:
     assert scores.height == 6
     assert all(name.split("/")[0] == str(target) for name, target in scores.select("image", "target").iter_rows())
     assert json.loads((folders / "out" / "plan.json").read_text())["target"] == "ground truth"
+
+
+@pytest.fixture
+def boxed(tmp_path: Path) -> Path:
+    """Six digits as ImageNet has its pictures, 32 x 32; their boxes were drawn on 64 x 16 (width x height)."""
+    images, labels = backlit.models.digits.digits_images()
+    (tmp_path / "boxes").mkdir()
+    for i in range(6):
+        folder = tmp_path / "val" / f"n{int(labels[i])}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[i].numpy()).save(folder / f"val_{i}.png")
+        (tmp_path / "boxes" / f"val_{i}.xml").write_text(
+            "<annotation><size><width>64</width><height>16</height></size>"
+            f"<object><name>n{int(labels[i])}</name><bndbox><xmin>8</xmin><ymin>4</ymin><xmax>23</xmax><ymax>7</ymax></bndbox>"
+            "</object></annotation>"
+        )
+    index = [{"index": d, "wnid": f"n{d}", "name": f"digit {d}"} for d in range(10)]
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    return tmp_path
+
+
+def test_boxes_of_scaled_pictures_arrive_in_the_networks_pixels(boxed: Path) -> None:
+    words = ("compare", boxed / "val", "--data", "imagenet", "--annotations", boxed / "boxes",
+             "--methods", "random,grad_cam", "--metrics", "energy_pointing_game", "--classes", 1, "--out", boxed / "out")  # fmt: skip
+    done = command(*words)
+    assert done.returncode == 2
+    assert "--class-index" in done.stderr
+    words = (*words, "--class-index", boxed / "index.json")
+    done = command(*words)
+    assert done.returncode == 2
+    assert "for a picture of 64 x 16 pixels" in done.stderr
+    assert "--scaled" in done.stderr
+    done = command(*words, "--scaled")
+    assert done.returncode == 0, done.stderr
+    ranking = pl.read_parquet(boxed / "out" / "ranking.parquet")
+    assert ranking["images"].to_list() == [6, 6]
+    # Pixels 8 to 23 and 4 to 7 of 64 x 16 are x from 4 to 12 and y from 8 to 16 of 32 x 32: 64 of 1,024 pixels.
+    assert ranking.filter(method="random")["value"].item() == pytest.approx(64 / 1024, abs=0.02)
+    source = Source(
+        [boxed / "val"], "imagenet", "predicted", boxed / "index.json", boxed / "boxes", None, 0, scaled=True
+    )
+    examples, _, _ = read(source, backlit.load_model("digits"))
+    assert examples.boxes is not None
+    assert [box.tolist() for box in examples.boxes] == [[[4, 8, 12, 16]]] * 6
 
 
 def test_mosaics_are_made_of_a_data_set(folders: Path) -> None:

@@ -147,6 +147,32 @@ def test_every_spelling_gives_the_twins_map(architecture: str) -> None:
                 torch.testing.assert_close(ours.values, theirs.values, msg=spelling)
 
 
+def test_a_linear_layer_written_as_addmm_reads_as_many_features() -> None:
+    class Head(nn.Module):
+        def __init__(self, way: str) -> None:
+            super().__init__()
+            self.way, self.fc = way, nn.Linear(48, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            weight, bias, z = self.fc.weight, self.fc.bias, x.flatten(1)
+            if self.way == "turned":
+                return torch.addmm(bias[:, None], weight, z.T).T
+            return torch.addmm(bias, z, weight.T) if self.way == "addmm" else self.fc(z)
+
+    x = torch.rand(1, 3, 4, 4, dtype=torch.float64)
+    module, addmm, turned = (Head(way).double().eval() for way in ("module", "addmm", "turned"))
+    addmm.load_state_dict(module.state_dict())
+
+    def biases_of(net: nn.Module, ones: str) -> Tensor:
+        return TRGBP(net, contrast=None, ones=ones)(x, 3).parts["biases"]
+
+    bias = module.fc.bias.detach()[3].expand(1, 1, 4, 4)
+    for net in (module, addmm):
+        torch.testing.assert_close(biases_of(net, "one"), bias)
+        torch.testing.assert_close(biases_of(net, "layer"), 48 * bias)
+    torch.testing.assert_close(biases_of(turned, "layer"), 48 * biases_of(turned, "one"))
+
+
 def test_parts_are_named_by_module_and_by_site_where_one_is_used_often() -> None:
     found = TRGBP(build("reused layers", "module"), contrast=2, layers=True)(images("reused layers")[0])
     assert list(found.parts) == ["input", "a", "b conv2d[1]", "b conv2d[2]", "b conv2d[3]", "fc"]
@@ -179,13 +205,16 @@ def test_a_constant_that_is_added_is_a_bias(x: Tensor) -> None:
 def test_without_biases_it_says_what_it_is(x: Tensor) -> None:
     bare = nn.Sequential(nn.Conv2d(3, 6, 3, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     bare = bare.double().eval()
-    with pytest.warns(UserWarning, match="TR-GBP is then guided back-propagation less the mean"):
+    with pytest.warns(UserWarning, match="summed over colours, less the mean of the likeliest classes"):
         found = TRGBP(bare, contrast=2, layers=True)(x, TARGET % 6)
     assert list(found.parts) == ["input"]
     zero = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double().eval()
     nn.init.zeros_(zero[0].bias)  # type: ignore[arg-type]
     with pytest.warns(UserWarning, match="All biases of the network are zero"):
         assert float(TRGBP(zero, contrast=2)(x).parts["biases"].abs().max()) == 0
+    with pytest.warns(UserWarning, match="summed over colours, and ones and normalise_kernel change nothing"):
+        alone = TRGBP(bare, contrast=None, ones="layer").attribute(x, TARGET % 6)
+    torch.testing.assert_close(alone, GuidedBackprop(bare).attribute(x, TARGET % 6).sum(1, keepdim=True))
 
 
 def test_bad_contrasts(everything: Everything, x: Tensor) -> None:

@@ -51,7 +51,7 @@ class ImageNet(ImageFolder):
         if classes is None and len(folders) != CLASSES:
             raise InputError(
                 f"classes: {str(root)!r} holds {len(folders)} of ImageNet's {CLASSES} classes, so their order does not tell "
-                'their indices. Give a JSON file with {"index", "wnid", "name"} of each class.'
+                'their indices. Give a JSON file with {"index", "wnid", "name"} of each class (--class-index on the command line).'
             )
         self.annotations, self.scaled = None if annotations is None else Path(annotations), scaled
         if self.annotations is not None and not self.annotations.is_dir():

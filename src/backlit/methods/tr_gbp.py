@@ -22,8 +22,8 @@ from backlit.rules import presets
 _SPREAD: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 _GATHER: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _BARE = (
-    "All biases of the network are zero, or it has none: TR-GBP is then guided back-propagation less the mean of the "
-    "likeliest classes. Use GuidedBackprop for the map without that contrast."
+    "All biases of the network are zero, or it has none: TR-GBP is then guided back-propagation, summed over colours{}, and "
+    "ones and normalise_kernel change nothing. Use GuidedBackprop for the map {}."
 )
 
 
@@ -93,7 +93,9 @@ class TRGBP(BiasMethod):
 
         run = with_biases(self.model, inputs, presets.guided.over(options.rules), reader, fold=options.fold)
         if not sizes or not bool(torch.stack(sizes).any()):
-            warn(_BARE)
+            bare = options.contrast in (None, 1)
+            less = "" if bare else ", less the mean of the likeliest classes"
+            warn(_BARE.format(less, "with its colours" if bare else "without that contrast"))
         targets = pick(run.output, targets)
         leaves = (*run.inputs, *(t.inputs[0] for t in run.taps.values()))
         maps = self._contrasted(run, targets, leaves)
@@ -164,14 +166,23 @@ def _filling(call: Call, options: TRGBPOptions) -> float:
     """What a bias is multiplied by for its input of ones of one channel to stand for the one that the options ask for."""
     name = call.primitive.name
     if name not in CONVOLUTIONS:
-        many = call["weight"].shape[-1] if name == "linear" else 1
-        return many if options.ones == "layer" and not options.normalise_kernel else 1
+        return _features(call) if options.ones == "layer" and not options.normalise_kernel else 1
     weight = call["weight"]
     if options.normalise_kernel:
         return 1 / prod(weight.shape[2:])
     if options.ones == "one":
         return 1
     return weight.shape[0] // call.get("groups", 1) if "transpose" in name else weight.shape[1]
+
+
+def _features(call: Call) -> int:
+    """How many features a linear layer reads, however it is spelled; 1 of what is no layer of filters."""
+    name = call.primitive.name
+    if name == "linear":
+        return call["weight"].shape[-1]
+    if name == "addmm":  # what both matrices have in common
+        return call.signals[0].shape[-1 if call.places[0][0] == "mat1" else -2]
+    return 1
 
 
 def ones_input(call: Call, output: Tensor, bias: Tensor, model: nn.Module, images: int, channels_last: bool) -> Tap:
