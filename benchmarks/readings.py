@@ -97,7 +97,7 @@ def tr_gbp(net: nn.Module) -> Methods:
     """The input of ones, the filled kernel and the contrast, beside the methods of the paper's Table 1."""
     return {
         "tr_gbp": TRGBP(net),
-        "tr_gbp, ones of the layer": TRGBP(net, ones="layer"),
+        "tr_gbp, one channel of ones": TRGBP(net, ones="one"),
         "tr_gbp, normalised": TRGBP(net, normalise_kernel=True),
         "tr_gbp, no contrast": TRGBP(net, contrast=None),
         "guided_backprop": GuidedBackprop(net),

@@ -37,9 +37,9 @@ from readings import rows_of, summary
 EDGE = 16  # pixels of border, Eq. 12
 VARIANTS: dict[str, dict[str, Any]] = {
     "normalised": {"normalise_kernel": True},
-    "filled": {"normalise_kernel": False},
+    "filled": {"ones": "one"},
     "normalised_no_contrast": {"normalise_kernel": True, "contrast": None},
-    "filled_no_contrast": {"normalise_kernel": False, "contrast": None},
+    "filled_no_contrast": {"ones": "one", "contrast": None},
 }
 
 
@@ -117,8 +117,8 @@ def border(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     layers = layers_from_the_top(loaded.network, examples.inputs[:1])
     blank = reset(loaded.network, layers, seed=0)
     variants: dict[str, tuple[type[Method], dict[str, Any]]] = {
-        "tr_gbp": (TRGBP, {"layers": False}),
-        "tr_gbp, Eq. 9 (no contrast)": (TRGBP, {"layers": False, "contrast": None}),
+        "tr_gbp, one channel of ones": (TRGBP, {"ones": "one"}),
+        "tr_gbp, one channel of ones, Eq. 9 (no contrast)": (TRGBP, {"ones": "one", "contrast": None}),
         "guided_backprop": (GuidedBackprop, {}),
         "fullgrad": (FullGrad, {}),
     }
@@ -148,8 +148,8 @@ def _edge(heat: Tensor) -> dict[str, float]:
 
 
 READINGS: dict[str, dict[str, Any]] = {
-    "tr_gbp": {},
-    "tr_gbp, ones of the layer": {"ones": "layer"},
+    "tr_gbp": {"ones": "layer"},
+    "tr_gbp, one channel of ones": {"ones": "one"},
     "tr_gbp, normalised": {"normalise_kernel": True},
 }
 
@@ -202,7 +202,7 @@ def box_maps(network: nn.Module, examples: Examples, *, check: bool) -> tuple[di
     maps: dict[str, Tensor] = {}
     shares: dict[str, Tensor] = {}
     for suffix, contrast in (("", 5), (", no contrast", None)):
-        found = TRGBP(network, layers=True, contrast=contrast, chunk=many)(x, target)
+        found = TRGBP(network, ones="one", layers=True, contrast=contrast, chunk=many)(x, target)
         for name, options in READINGS.items():
             image, biases = found.parts["input"], _biases(network, found, options)
             maps[name + suffix] = image + biases
@@ -234,7 +234,7 @@ def _factor(network: nn.Module, name: str, options: dict[str, Any]) -> float:
     weight = network.get_parameter(f"{name}.weight")
     if "normalise_kernel" in options:
         return 1 / weight[0, 0].numel()
-    return weight.shape[1] if options else 1
+    return weight.shape[1] if options["ones"] == "layer" else 1
 
 
 def _paired(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

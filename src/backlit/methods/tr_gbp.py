@@ -34,9 +34,9 @@ class TRGBPOptions(Options):
     Attributes:
         contrast: Over how many of the likeliest classes the mean is taken that is subtracted (Eq. 10): a number from 2
             to the number of classes, "all", or None (or 1) for no contrast: Eq. 9 alone.
-        ones: Channels of a layer's input of ones: "one", or as many as the "layer" reads. Eq. 8's vector filled with b
+        ones: Channels of a layer's input of ones: as many as the "layer" reads, or "one". Eq. 8's vector filled with b
             has the size of the layer's own filters, so that with "layer" a bias counts once for each channel that a filter
-            reads (each feature, of a linear layer).
+            reads (each feature, of a linear layer). The default, as insertion and box accuracy are higher so.
         normalise_kernel: Divide each bias's filled kernel by the number of its elements, so that it adds b to a map of ones
             rather than that many times b; ``ones`` then changes nothing. Eq. 8 fills the kernel with b itself.
         fold: Fold batch norm into the layer that feeds it, whose bias its shift then is. Without it a batch norm is a
@@ -46,7 +46,7 @@ class TRGBPOptions(Options):
     """
 
     contrast: int | Literal["all"] | None = 5
-    ones: Literal["one", "layer"] = "one"
+    ones: Literal["one", "layer"] = "layer"
     normalise_kernel: bool = False
     fold: bool = True
     layers: bool = False
