@@ -207,3 +207,13 @@ class TestOut:
         assert "--force replaces" in done.stdout
         assert "from 10 embedded digits" in done.stdout
         assert Fitted.load(out).facts["description"] == "20 embedded digits"
+
+    def test_another_reading_needs_force(self, digits: Path, tmp_path: Path) -> None:
+        out = tmp_path / "a.mip_in"
+        words = ("fit", "--data", digits, "--classes", "7", "--start", "conv6", "--limit", 12, "--out", out)
+        assert command(*words, "--reading", "paper").returncode == 0
+        first = out.read_bytes()
+        done = command(*words)
+        assert done.returncode == 2
+        assert "another reading and products and ridge_at and constant. Choose another name" in done.stderr
+        assert out.read_bytes() == first

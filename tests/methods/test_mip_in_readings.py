@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from _networks import build
 from backlit import MIPIN, FileError, InputError
-from backlit.inverse import FitStep
+from backlit.inverse import FitStep, Fitted
 
 
 def test_the_papers_reading_is_its_printed_options() -> None:
@@ -103,3 +104,30 @@ def test_one_word_for_where_the_part_begins() -> None:
     assert MIPIN.fit(bare, [x], start="pooled").facts["start"] == "relu[0]"
     one = VGGLike(nn.MaxPool2d(8)).double().eval()  # a pool that leaves one position is no map
     assert MIPIN.fit(one, [x], start="pooled").facts["start"] == "relu[0]"
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "idle"),
+    [
+        ("mlp", "input", ["ridge_at", "constant", "rectify"]),
+        ("cnn", "input", ["rectify"]),
+        ("cnn", "features", ["ridge_at", "constant"]),
+    ],
+)
+def test_readings_that_do_not_fit_a_network_are_named(name: str, start: str, idle: list[str]) -> None:
+    net, x = {"mlp": (mlp(), drawn(60, 3, 2, 2)), "cnn": (cnn(), drawn(60, 2, 6, 6))}[name]
+    fitted = MIPIN.fit(net, [x], start=start, reading="paper")
+    assert fitted.facts["without_effect"] == idle
+    found = MIPIN(net, fitted=fitted)(x[:2], 1).provenance
+    assert (found["reading"], found["without_effect"]) == ("paper", idle)
+
+
+def test_a_file_from_before_the_readings_is_read_as_it_was_built(tmp_path: Path) -> None:
+    net, x = cnn(), drawn(60, 2, 6, 6)
+    new = MIPIN.fit(net, [x], start="features")
+    later = {"asked", "reading", "products", "ridge_at", "constant", "without_effect"}
+    facts = {name: value for name, value in new.facts.items() if name not in later}
+    replace(new, facts=facts).save(tmp_path / "old.mip_in")
+    old = MIPIN(net, fitted=Fitted.load(tmp_path / "old.mip_in"))(x[:2], 1)
+    assert torch.equal(old.values, MIPIN(net, fitted=new)(x[:2], 1).values)
+    assert (old.provenance["reading"], old.provenance["without_effect"]) == ("means", [])

@@ -22,7 +22,7 @@ from backlit.cli.stopping import one_failure, said_when_stopped
 from backlit.data import CIFAR10, MNIST, ImageFolder, ImageNet, find_images, load_batch, take
 from backlit.data.batches import Batches
 from backlit.data.sample import Dataset
-from backlit.inverse import FitStep, Fitted
+from backlit.inverse import FitOptions, FitStep, Fitted
 from backlit.inverse.artefact import check_free, weights_of
 from backlit.inverse.data import digest_of
 from backlit.models import LoadedModel
@@ -117,6 +117,11 @@ def _make_room(kind: str, loaded: LoadedModel, out: Path, data: Any, asked: dict
     wanted = {"network": weights_of(loaded.network), **asked}
     known = {"network": there.network, "classes": list(there.classes), **there.facts}
     known["start"] = there.facts.get("asked", known.get("start"))  # "features", not the site that it was then
+    if kind == "mip_in":  # an option that is not given is its default, and not that of the earlier fit
+        defaults, given = FitOptions(), FitOptions(**{k: v for k, v in asked.items() if k != "description"})
+        names = ("start", "samples", "ridge", "reading", "products", "ridge_at", "constant")
+        known = {name: getattr(defaults, name) for name in names} | known
+        wanted = {name: getattr(given, name) for name in names} | wanted
     differs = [name for name, value in wanted.items() if known.get(name) != value]
     if not differs:  # of the same name; whether of the same content is told by a pass over the data
         now, then = digest_of(data, loaded.network), there.facts.get("data")

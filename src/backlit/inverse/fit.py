@@ -188,6 +188,7 @@ def fit_inverse(
         }
         facts |= {
             "layers": [fit.said[name] for name in names],
+            "without_effect": _without_effect(part),
             "data": asdict(fit.digest or Digest()),
             "versions": {"backlit": __version__, "torch": str(torch.__version__)},
         }
@@ -196,6 +197,18 @@ def fit_inverse(
         if out is not None:
             inverse.save(out, "out")
     return inverse
+
+
+def _without_effect(part: Part) -> list[str]:
+    """The options of ``reading`` that change nothing in this part, for it has no layer that they are about."""
+    layers = [r for r in part.regressions.values() if not r.relative]
+    idle = {
+        "products": not layers,
+        "ridge_at": all(isinstance(r, Dense) for r in layers),
+        "constant": all(isinstance(r, Dense) for r in layers),
+        "rectify": not part.gated,
+    }
+    return [name for name, nothing in idle.items() if nothing]
 
 
 def _classes(wanted: Sequence[int] | None, count: int) -> list[int]:

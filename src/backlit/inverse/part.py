@@ -284,7 +284,7 @@ def _steps(
         raise UnsupportedOp(
             f"The part to be inverted holds {len(refused)} operation{'s' * (len(refused) > 1)} without an inverse: "
             + "; ".join(reversed(refused))
-            + ". Begin behind them (start='a module path', or None for the last feature map), or explain the network without "
+            + ". Begin behind them (start='a module path', or 'features' for the last feature map), or explain the network without "
             "them, such as a softmax at its end."
         )
     return tuple(steps), tuple(channels or ())

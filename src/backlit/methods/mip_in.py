@@ -107,7 +107,7 @@ class MIPIN(FittedMethod):
             coverage=part.coverage(),
             activation_bytes=activation_bytes(part.trace, inputs[0]),
             parts={"source": source, "global": everywhere},
-            notes={"start": part.start, "fitted": str(self.learned)},
+            notes={"start": part.start, "fitted": str(self.learned), **self._reading()},
         )
 
     @torch.no_grad()
@@ -143,6 +143,10 @@ class MIPIN(FittedMethod):
                         f"fitted must hold a {key} of shape {tuple(shape)} for {name}, but it is {found}. Fit again."
                     )
         return part, values, dict(fitted)
+
+    def _reading(self) -> dict[str, Any]:
+        facts = self.learned.facts  # of a fit that is older than its readings: as they were then
+        return {"reading": facts.get("reading", "means"), "without_effect": list(facts.get("without_effect", []))}
 
     def _who(self, targets: Tensor) -> Who:
         classes = torch.tensor(self.learned.classes, device=targets.device)
