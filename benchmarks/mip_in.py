@@ -6,6 +6,9 @@
     uv run python benchmarks/mip_in.py memory --weights FOLDER       peak memory over the number of samples
     uv run python benchmarks/mip_in.py classes --model NAME          1,000 classes of ImageNet: seconds; class sensitivity (Fig. 9)
 
+    uv run python benchmarks/mip_in.py readings --weights FOLDER --networks mlp_mnist     APC of the fit's readings, own samples
+    uv run python benchmarks/mip_in.py boxes --model resnet50        box accuracy of both readings of a classifier part
+
 Needs BACKLIT_SHARED. Results go to results/mip_in_NAME.json.
 """
 
@@ -19,14 +22,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from _common import SHARED, shared_model, write
-from backlit import MIPIN, Deconvnet, GuidedBackprop
-from backlit.data import Batches, ImageFolder
+from _common import SHARED, half, shared_data, shared_model, write
+from backlit import MIPIN, Deconvnet, GradCAM, GradientXInput, GuidedBackprop
+from backlit.data import Batches, ImageFolder, load_examples, select
 from backlit.inverse import InverseNetwork
-from backlit.metrics import ClassSensitivity, Examples, PercentageChange, PositivePercentageChange
+from backlit.metrics import BoxAccuracy, ClassSensitivity, Examples, PercentageChange, PositivePercentageChange
+from backlit.metrics.statistics import estimate
 from mip_in_networks import images, network, trained
 
 PAPER = {"mlp_mnist": (0.101, 0.026), "cnn_mnist": (0.165, 0.023), "cnn_cifar10": (0.211, 0.106)}
@@ -71,6 +76,64 @@ def apc(name: str, folder: Path, count: int) -> list[dict[str, Any]]:
             row[f"right of {key}"] = round(float(right.mean()), 3)
         rows.append(row)
         print(row, flush=True)
+    return rows
+
+
+def readings(name: str, folder: Path, count: int, fitted: int) -> list[dict[str, Any]]:
+    """Eq. 10 and 11 on test images for the readings of Eq. 6 and 7, each class learned from its own samples."""
+    model, spec = trained(name, folder), network(name)
+    (x, y), (shown, labels) = images(spec, train=True), images(spec, train=False)
+    x, y, shown, labels = x[:fitted], y[:fitted], shown[:count], labels[:count]
+    changes: dict[str, dict[str, Any]] = {
+        "means": {},
+        "sums": {"products": "sums"},
+        "ridge at dense layers": {"ridge_at": "dense"},
+        "no constant": {"constant": False},
+        "paper": {"reading": "paper"},
+    }
+    rows = []
+    for reading, options in changes.items():
+        inverse = MIPIN.fit(model, batches(x, y, 5000 if name == "mlp_mnist" else 200), samples="own", **options)
+        maps = {"mip_in": MIPIN(model, fitted=inverse)(shown, labels)}
+        row: dict[str, Any] = {"network": name, "reading": reading, "fitted on": fitted, "judged on": count}
+        for metric in (PercentageChange(), PositivePercentageChange()):
+            values = metric(model, Examples(shown, labels), maps).values["mip_in"]
+            row[metric.name] = round(float(metric.statistic(values[None], labels.numpy())[0]), 4)
+        rows.append(row)
+        print(row, flush=True)
+    return rows
+
+
+def boxes(name: str) -> list[dict[str, Any]]:
+    """Box accuracy (Table 2) on the images of the half "test" with one box under a third of the image.
+
+    The classifier part is learned from the half "dev" and from the 800 photographs, one a class.
+    """
+    loaded, data = shared_model(name), shared_data()
+    photographs = ImageFolder(SHARED / "data" / "imagenet-sample", SHARED / "data" / "imagenet_classes.json")
+    learned = [*select(data, half("dev", 450)), *photographs]
+    test = half("test", 450, boxed=True)
+    examples = load_examples(select(data, test), loaded.preprocess, boxes=True)
+    methods: dict[str, Any] = {"grad_cam": GradCAM(loaded.network), "gradient_x_input": GradientXInput(loaded.network)}
+    for reading in ("means", "paper"):
+        batched = Batches(learned, loaded.preprocess, batch=10, classes=1000)
+        fitted = MIPIN.fit(loaded.network, batched, start="features", reading=reading)
+        methods[f"mip_in, {reading}"] = MIPIN(loaded.network, fitted=fitted)
+        other = {"means": "mean", "paper": "each"}[reading]
+        methods[f"mip_in, {reading}, {other} rectified"] = MIPIN(loaded.network, fitted=fitted, rectify=other)
+    metric = BoxAccuracy(largest=1 / 3, one_box=True)
+    values: dict[str, list[float]] = {key: [] for key in methods}
+    for i in range(len(examples)):
+        one = examples[slice(i, i + 1)]
+        maps = {key: method(one.inputs, one.target) for key, method in methods.items()}
+        for key, value in metric(loaded.network, one, maps).values.items():
+            values[key].append(float(value[0]))
+    rows = []
+    for key, found in values.items():
+        e = estimate(np.array(found))
+        rows.append({"network": name, "method": key, "images": e.images, "learned from": len(learned)})
+        rows[-1] |= {"box_accuracy": round(e.value, 4), "low": round(e.low, 4), "high": round(e.high, 4)}
+        print(rows[-1], flush=True)
     return rows
 
 
@@ -171,12 +234,13 @@ def sensitivity(count: int, name: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["apc", "time", "memory", "classes", "one-fit"])
+    parser.add_argument("what", choices=["apc", "readings", "boxes", "time", "memory", "classes", "one-fit"])
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--networks", nargs="+", default=list(PAPER))
     parser.add_argument("--model", default="squeezenet1_0", help="or mobilenet_v2")
     parser.add_argument("--test", type=int, default=1000)
     parser.add_argument("--images", type=int, default=24)
+    parser.add_argument("--fitted", type=int, default=20000, help="training images of the readings' fits")
     parser.add_argument("--batches", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.what == "one-fit":
@@ -184,13 +248,22 @@ def main() -> None:
         return
     if arguments.what == "apc":
         rows = [row for name in arguments.networks for row in apc(name, arguments.weights, arguments.test)]
+    elif arguments.what == "readings":
+        rows = [
+            r
+            for name in arguments.networks
+            for r in readings(name, arguments.weights, arguments.test, arguments.fitted)
+        ]
+    elif arguments.what == "boxes":
+        rows = boxes(arguments.model)
     elif arguments.what == "time":
         rows = fit_time(arguments.weights)
     elif arguments.what == "memory":
         rows = memory(arguments.weights)
     else:
         rows = sensitivity(arguments.images, arguments.model)
-    part = {"classes": [arguments.model], "apc": arguments.networks}.get(arguments.what, [])
+    one, several = [arguments.model], arguments.networks
+    part = {"classes": one, "boxes": one, "apc": several, "readings": several}.get(arguments.what, [])
     name = "_".join([arguments.what, *(part if len(part) == 1 else [])])
     print("written to", write(f"mip_in_{name}", torch.device("cpu"), rows))
 

@@ -60,7 +60,7 @@ def report(net: nn.Module) -> Methods:
 
 def full(net: nn.Module) -> Methods:
     """The whole schedule beside the short one."""
-    return beside(net) | {"dmbp": DMBP(net), "dmbp_fast": DMBP.fast(net)}
+    return beside(net) | {"dmbp": DMBP(net), "dmbp, from 0": DMBP(net, init=0.0), "dmbp_fast": DMBP.fast(net)}
 
 
 def lpr(net: nn.Module) -> Methods:
