@@ -33,6 +33,17 @@ def interleaved(functions: dict[str, Callable[[], Any]], device: torch.device, r
     return {name: median(values[1:]) for name, values in seconds.items()}
 
 
+def in_turn(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """As ``interleaved``, in seconds of the processor, which waiting for others does not lengthen."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds + 1):
+        for name, function in functions.items():
+            start = time.process_time()
+            function()
+            seconds[name].append(time.process_time() - start)
+    return {name: median(values[1:]) for name, values in seconds.items()}
+
+
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

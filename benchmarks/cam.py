@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from _common import write
+from _common import in_turn, write
 from backlit import GradCAM
 
 
@@ -53,17 +51,6 @@ def by_hooks(model: nn.Module, layer: str, arrange: Callable[[Tensor], Tensor], 
     value, grad = arrange(kept["value"]), arrange(kept["grad"])
     maps = (grad.mean((2, 3), keepdim=True) * value).sum(1, keepdim=True).relu()
     return F.interpolate(maps, x.shape[-2:], mode="bilinear", align_corners=False)
-
-
-def in_turn(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median processor seconds of each function, called in turn; one warm-up round is dropped."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds + 1):
-        for name, function in functions.items():
-            start = time.process_time()
-            function()
-            seconds[name].append(time.process_time() - start)
-    return {name: median(values[1:]) for name, values in seconds.items()}
 
 
 def row(name: str, layer: str, arrange: Callable[[Tensor], Tensor], n: int, rounds: int = 5) -> dict[str, Any]:

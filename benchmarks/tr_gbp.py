@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from _common import half, interleaved, shared_data, shared_model, write
+from _common import half, in_turn, interleaved, shared_data, shared_model, write
 from backlit import Attribution, load_model
 from backlit.bench.compare import compare
 from backlit.data import load_examples, select
@@ -65,7 +63,8 @@ def cost(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     timed: dict[str, Any] = {"forward": forward}
     timed |= {name: (lambda m=method: m.attribute(x)) for name, method in methods.items()}
     timed["tr_gbp, target outside the top 5"] = lambda: methods["tr_gbp"].attribute(x, target)
-    seconds = (processor if device.type == "cpu" else interleaved)(timed, device, arguments.rounds)
+    rounds = arguments.rounds
+    seconds = in_turn(timed, rounds) if device.type == "cpu" else interleaved(timed, device, rounds)
     return [
         {
             "network": arguments.model,
@@ -77,17 +76,6 @@ def cost(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         }
         for name, value in seconds.items()
     ]
-
-
-def processor(functions: dict[str, Any], device: torch.device, rounds: int) -> dict[str, float]:
-    """As ``interleaved``, in seconds of the processor, which waiting for others does not lengthen."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds + 1):
-        for name, function in functions.items():
-            start = time.process_time()
-            function()
-            seconds[name].append(time.process_time() - start)
-    return {name: median(values[1:]) for name, values in seconds.items()}
 
 
 def kernel(arguments: argparse.Namespace) -> list[dict[str, Any]]:
