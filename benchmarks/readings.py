@@ -60,7 +60,7 @@ def report(net: nn.Module) -> Methods:
 
 def full(net: nn.Module) -> Methods:
     """The whole schedule beside the short one."""
-    return beside(net) | {"dmbp": DMBP(net), "dmbp, from 0": DMBP(net, init=0.0), "dmbp_fast": DMBP.fast(net)}
+    return beside(net) | {"dmbp": DMBP(net), "dmbp, from 1": DMBP(net, init=1.0), "dmbp_fast": DMBP.fast(net)}
 
 
 def lpr(net: nn.Module) -> Methods:
@@ -190,8 +190,10 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             entry |= {"mean": round(mean.value, 4), "low": round(mean.low, 4), "high": round(mean.high, 4)}
             entry["median"] = round(float(np.nanmedian(values)), 4)
             if metric in ("morf_5", "lerf_5"):
-                logits = np.array([row["logit"] for row in scored])
-                ratio = estimate(np.arange(len(values)).astype(float), statistic=_ratio_of_means(values, logits))
+                known = np.isfinite(values)
+                logits = np.array([row["logit"] for row in scored])[known]
+                order = np.arange(len(logits)).astype(float)
+                ratio = estimate(order, statistic=_ratio_of_means(values[known], logits))
                 entry["ratio of means"] = [round(v, 4) for v in (ratio.value, ratio.low, ratio.high)]
             found.append(entry)
     for method in rows[0]["facts"]:

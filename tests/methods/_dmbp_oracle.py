@@ -41,7 +41,7 @@ class DoubleBackward:
     """
 
     def __init__(
-        self, net: nn.Module, x: Tensor, target: Tensor, variant: str, *, sites: str = "layers", init: float = 1.0
+        self, net: nn.Module, x: Tensor, target: Tensor, variant: str, *, sites: str = "layers", init: float = 0.0
     ) -> None:
         self.net, self.x, self.target, self.variant = net, x, target, variant
         self.shared = 1.0

@@ -181,7 +181,7 @@ def test_dtype_is_the_precision_of_the_optimisation() -> None:
 def test_fast_is_twenty_steps() -> None:
     ours = DMBP.fast(Net())(images(), TARGET)
     assert ours.trajectory["loss"].shape == (20, 3)
-    assert ours.provenance["options"]["lr"] == 0.1
+    assert {k: ours.provenance["options"][k] for k in ("lr", "init")} == {"lr": 0.1, "init": 1.0}
     assert DMBP.fast(Net(), steps=2)(images(), TARGET).trajectory["loss"].shape == (2, 3)
 
 

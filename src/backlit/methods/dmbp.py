@@ -50,7 +50,7 @@ LEAST_SHARE = 0.01
 
 @dataclass(frozen=True)
 class DMBPOptions(Options):
-    """Options of DMBP; the defaults are the paper's (Sec. 3.4 and 4), and ``init``, which it does not give, by measurement.
+    """Options of DMBP; the defaults are the paper's (Sec. 3.4 and 4), but for ``init``, which it does not give.
 
     Attributes:
         variant: Loss of Table 1: "all" (Eq. 10), "+,-" (without the nuisance), "+" (only -y+), "nd" (no masks, Eq. 5).
@@ -75,7 +75,7 @@ class DMBPOptions(Options):
     steps: int = 200
     lr: float = 0.01
     optimizer: str | Callable[[list[Tensor], float], torch.optim.Optimizer] = "rmsprop"
-    init: float | Literal["normal"] = 1.0
+    init: float | Literal["normal"] = 0.0
     sites: Sites = "layers"
     last_bias: Literal["both", "half"] = "both"
     tolerance: float | None = None
@@ -114,8 +114,8 @@ class DMBP(Method):
 
     @classmethod
     def fast(cls, model: nn.Module, **options: Any) -> DMBP:
-        """The short schedule: 20 steps of 0.1, chosen by insertion (``benchmarks/readings.py dmbp``)."""
-        return cls(model, **{"steps": 20, "lr": 0.1, **options})
+        """The short schedule: 20 steps of 0.1 from theta = 1, chosen by insertion (``benchmarks/readings.py dmbp``)."""
+        return cls(model, **{"steps": 20, "lr": 0.1, "init": 1.0, **options})
 
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
         n = inputs[0].shape[0]
