@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from _relevance_networks import Net, drawn, quietly
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backlit import DMBP, LRP, DeepTaylor, ExcitationBackprop, GuidedBackprop, UnsupportedOp
@@ -55,9 +57,9 @@ def _squashed_through_a_view(h: Tensor, s: Tensor) -> Tensor:
         lambda h, w: F.conv2d(h, w.view(4, 1, 1, 1).to(h), groups=4),  # as a weight, too
     ],
 )
-@pytest.mark.parametrize("method", [LRP, DeepTaylor, DMBP])
+@pytest.mark.parametrize("method", [LRP, DeepTaylor, partial(DMBP, sites="rectifiers")])  # a weight is a layer
 def test_a_constant_shaped_like_a_signal_is_a_constant(
-    spelled: Callable[[Tensor, Tensor], Tensor], method: type
+    spelled: Callable[[Tensor, Tensor], Tensor], method: Callable[[nn.Module], Any]
 ) -> None:
     """It takes the signal's shape or type, none of its values: the product has one signal, the sum a bias."""
     scale = torch.tensor([0.5, 2.0, 1.0, 3.0], dtype=torch.float64).view(1, 4, 1, 1)

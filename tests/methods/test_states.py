@@ -340,8 +340,9 @@ def test_recurrent_layers_are_refused_by_name_and_their_way_out_works(layer: str
     with pytest.raises(
         InputError, match=r"sites must leave DMBP an activation.*tanh\[0\].*sites='activations' takes them all"
     ):
-        DMBP(plain, steps=2)(X, 1)
+        DMBP(plain, steps=2, sites="rectifiers")(X, 1)
     for method in (
+        DMBP(plain, steps=2),
         DMBP(plain, steps=2, sites="activations"),
         LPR(plain, steps=2),
         backlit.LRP(plain),

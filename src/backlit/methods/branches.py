@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import replace
 
@@ -16,6 +15,7 @@ from backlit.methods.inputs import alike
 
 _SUMS = frozenset({"add", "sub", "lerp", "addcmul"})
 _REDUCED = frozenset({"sum", "mean"})
+_MOVES = CARRIERS - {"mul", "div", "add", "sub", "neg", "where"}
 _STACKS = frozenset({"stack", "cat"})
 
 
@@ -49,20 +49,24 @@ def _is_sum(node: Node | None, makers: dict[int, Node]) -> bool:
 def with_layers(frozen: FrozenNetwork, masked: Collection[str]) -> FrozenNetwork:
     """The same map with an activation of slope 1 behind each layer that still needs a mask.
 
-    That is each layer with weights, as ``LAYERS`` lists them, whose output something else than the activations named in
-    ``masked`` reads, and behind which another layer follows: the last one computes the logits. Its site is the layer's.
+    That is each layer with weights, as ``LAYERS`` lists them, whose output none of the activations named in ``masked``
+    reads, with at most moves, scales and shifts between, and behind which another layer follows: the last one computes the
+    logits. Its site is the layer's.
     """
-    readers: dict[int, list[str]] = defaultdict(list)
+    covered: set[int] = set()  # values that a masked activation reads
     inner: set[int] = set()  # values that a later layer depends on
     for node in reversed(frozen.recording.nodes):
+        name = node.call.primitive.name
         if _is_layer(node) or inner.intersection(node.outputs):
             inner.update(node.sources)
-        for slot in node.sources:
-            readers[slot].append(node.call.site.name)
+        carries = name in _MOVES or (name in CARRIERS and len(node.sources) == 1)
+        if node.call.site.name in masked or (carries and covered.intersection(node.outputs)):
+            # Of what else a move reads, such as the shape of view_as, no value goes on.
+            covered.update(node.sources if name == "setitem" or not carries else node.sources[:1])
 
     def change(node: Node) -> tuple[Node, ...]:
         (output,) = node.outputs if len(node.outputs) == 1 else (-1,)
-        if not _is_layer(node) or output not in inner or all(name in masked for name in readers[output]):
+        if not _is_layer(node) or output not in inner or output in covered:
             return (node,)
         site = replace(frozen.trace[node.call.site.name], kind="activation")
         ones = torch.ones(site.output_shape, dtype=torch.bool, device=frozen.output.device)
@@ -83,7 +87,7 @@ def images_apart(frozen: FrozenNetwork, inputs: tuple[Tensor, ...]) -> frozenset
     apart: set[str] = set()
 
     def activate(site: Site, form: Scaled, z: Tensor) -> Tensor:
-        if z.shape[0] % (2 * len(inputs[0])) == 0 and alike(*z.chunk(2)):
+        if z.dim() and z.shape[0] % (2 * len(inputs[0])) == 0 and alike(*z.chunk(2)):
             apart.add(site.name)
         return form(z)
 
