@@ -80,14 +80,16 @@ def with_layers(frozen: FrozenNetwork, masked: Collection[str]) -> FrozenNetwork
 
 @torch.no_grad()
 def images_apart(frozen: FrozenNetwork, inputs: tuple[Tensor, ...]) -> frozenset[str]:
-    """Names of the activations that hold the images in their first dimension, of a network that has each of them twice.
+    """Names of the layers behind which ``with_layers`` put an activation, and whose output has the images first.
 
-    Others, such as layers between tokens that come before the images, cannot be masked image by image.
+    The network has each image twice. Others, such as layers between tokens that come before the images, cannot be masked
+    image by image.
     """
     apart: set[str] = set()
 
     def activate(site: Site, form: Scaled, z: Tensor) -> Tensor:
-        if z.dim() and z.shape[0] % (2 * len(inputs[0])) == 0 and alike(*z.chunk(2)):
+        images_first = site.primitive in LAYERS and z.dim() > 0 and z.shape[0] % (2 * len(inputs[0])) == 0
+        if images_first and alike(*z.chunk(2)):
             apart.add(site.name)
         return form(z)
 

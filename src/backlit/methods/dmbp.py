@@ -227,7 +227,7 @@ def _warn_of_biases(maps: Maps) -> None:
     dead = own < LEAST_SHARE * whole
     if not bool(dead.any()):
         return
-    t, i = divmod(int((own / whole).argmin()), own.shape[1])
+    t, i = divmod(int(torch.where(dead, own / whole, torch.inf).argmin()), own.shape[1])
     warn(
         f"DMBP: of the {float(whole[t, i]):.4g} that y+ and y- hold of image {i} (logit {float(maps.output[t, i]):.3g}), its "
         f"pixels account for {float(own[t, i]):.3g} ({float(own[t, i] / whole[t, i]):.2%}); the rest are biases, so the map "
