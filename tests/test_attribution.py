@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +40,15 @@ def make(n: int = 3, c: int = 3, dtype: torch.dtype = torch.float32, seed: int =
         completeness={"gap": draw(n)},
         coverage=COVERAGE,
         provenance={"method": "dmbp", "options": {"steps": 7, "init": None}, "seed": 0},
+        labels=tuple(f"class {i}, say" for i in range(n)),
+        probability=torch.rand(n, generator=generator),
     )
 
 
 def assert_same(one: Attribution, other: Attribution) -> None:
-    for name in ("values", "target", "output", "inputs"):
+    assert one.labels == other.labels
+    assert (one.probability is None) == (other.probability is None)
+    for name in ("values", "target", "output", "inputs", *["probability"] * (one.probability is not None)):
         a, b = getattr(one, name), getattr(other, name)
         assert a.dtype == b.dtype
         assert torch.equal(a, b)
@@ -62,6 +67,19 @@ def test_a_file_holds_everything(tmp_path: Path, dtype: torch.dtype, c: int) -> 
     made.save(tmp_path / "map.safetensors")
     assert_same(Attribution.load(tmp_path / "map.safetensors"), made)
     assert os.listdir(tmp_path) == ["map.safetensors"]  # noqa: PTH208  names only
+
+
+def test_files_of_earlier_versions_have_neither_labels_nor_probabilities(tmp_path: Path) -> None:
+    made = make()
+    old = Attribution(made.values, made.target, made.output, made.inputs, made.parts)
+    old.save(tmp_path / "map.safetensors")
+    with safe_open(str(tmp_path / "map.safetensors"), "pt") as file:
+        assert "probability" not in file.keys()  # noqa: SIM118  not a dict
+        assert "labels" not in file.metadata()
+    loaded = Attribution.load(tmp_path / "map.safetensors")
+    assert loaded.labels is None
+    assert loaded.probability is None
+    assert loaded[0].labels is None
 
 
 def test_saving_over_a_file_replaces_it_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,6 +228,8 @@ def test_slices_and_joins() -> None:
     assert_same(Attribution.cat(list(made)), made)
     assert made[-1].target.tolist() == [2]
     assert made[1].trajectory["loss"].shape == (7, 1)
+    assert made[1].labels == ("class 1, say",)
+    assert torch.equal(made[1:].probability, made.probability[1:])  # type: ignore[index, arg-type]
     assert len(made) == 3
     with pytest.raises(IndexError, match="below the number of images, 3, but is 3"):
         made[3]
@@ -231,6 +251,8 @@ def test_slices_and_joins() -> None:
         ({"completeness": {}}, "the same completeness"),
         ({"trajectory": {"loss": torch.zeros(6, 3)}}, r"the same trajectory .*'loss': 7.*'loss': 6"),
         ({"inputs": None}, "the same inputs"),
+        ({"labels": None}, "the same labels"),
+        ({"probability": None}, "the same probability"),
         ({"provenance": {"method": "gradient"}}, "the same method .*'dmbp' and another 'gradient'"),
         ({"provenance": {"method": "dmbp", "options": {"steps": 8}}}, "the same options"),
     ],
@@ -254,6 +276,10 @@ def test_only_results_of_one_kind_are_joined(changed: dict[str, object], message
         ("trajectory", {"loss": torch.zeros(())}, r"trajectory\['loss'\] must have shape \(3,\)"),
         ("completeness", {"gap": torch.zeros(())}, r"completeness\['gap'\] must have shape \(3,\)"),
         ("inputs", torch.zeros(3, 3, 4, 6), r"inputs must have shape \(3, 3, 4, 5\)"),
+        ("probability", torch.zeros(2), r"probability must have shape \(3,\)"),
+        ("labels", ("a", "b"), "labels must be 3 class names, one for each image, but are 2"),
+        ("labels", "abc", "labels must be 3 class names, one for each image, but are 'abc'"),
+        ("labels", (1, 2, 3), r"labels must be 3 class names, one for each image, but are \(1, 2, 3\)"),
         ("target", torch.zeros(3), r"target must hold class indices as torch\.int64, but holds torch\.float32"),
     ],
 )
@@ -312,12 +338,15 @@ def test_it_is_frozen_and_says_what_it_is() -> None:
     parts["late"] = made.values
     assert not one.parts
     gap = float(made.completeness["gap"].abs().max())
-    assert repr(made).startswith("Attribution(dmbp, 3 images of 3x4x5, target=[0, 1, 2], output=[")
+    assert repr(made).startswith(
+        "Attribution(dmbp, 3 images of 3x4x5, target=[class 0, say, class 1, say, class 2, say], out"
+    )
+    assert "target=[0, 1, 2], output=[" in repr(replace(made, labels=None))
     assert repr(made).endswith(f", gap={gap:.2g}, coverage: guided x1)")
     assert repr(one).endswith("])")
     assert "1 image of" in repr(made[0])
-    assert "target=[0, 1, 2, 3, ...]" in repr(make(n=200))
-    assert len(repr(make(n=200))) < 200
+    assert "target=[0, 1, 2, 3, ...]" in repr(replace(make(n=200), labels=None))
+    assert len(repr(make(n=200))) < 250
     assert "0 images" in repr(made[3:])
 
 

@@ -6,6 +6,7 @@ import json
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,6 +42,8 @@ class Attribution:
         completeness: Numbers (n,) that say what the map accounts for, by name; "gap" is what it should and does not.
         coverage: The rule of every site.
         provenance: Method, options, model fingerprint, versions, seed, seconds; plain JSON values.
+        labels: A name for each image's target, where the network's class names are known; or None.
+        probability: The targets' probabilities in the same forward pass (n,), or None.
     """
 
     values: Tensor
@@ -52,6 +55,8 @@ class Attribution:
     completeness: Mapping[str, Tensor] = field(default_factory=dict)
     coverage: Coverage = field(default_factory=Coverage)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    labels: tuple[str, ...] | None = None
+    probability: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -69,11 +74,15 @@ class Attribution:
         expected += [(f"parts[{k!r}]", v, tuple(self.values.shape)) for k, v in self.parts.items()]
         expected += [(f"completeness[{k!r}]", v, (n,)) for k, v in self.completeness.items()]
         expected += [(f"trajectory[{k!r}]", v, (*v.shape[:1], n)) for k, v in self.trajectory.items()]
+        if self.probability is not None:
+            expected.append(("probability", self.probability, (n,)))
         if self.inputs is not None:  # a class activation map has one channel, whatever the image has
             expected.append(("inputs", self.inputs, (n, *self.inputs.shape[1:2], *self.values.shape[2:])))
         for name, tensor, shape in expected:
             if tuple(tensor.shape) != shape:
                 raise InputError(f"{name} must have shape {shape} to go with values, but has {tuple(tensor.shape)}.")
+        if self.labels is not None:
+            object.__setattr__(self, "labels", _checked_labels(self.labels, n))
         if not self.values.is_floating_point():
             raise InputError(f"values must be floating point, but are {self.values.dtype}.")
         if self.target.dtype != torch.int64:
@@ -99,6 +108,8 @@ class Attribution:
             {k: v[index] for k, v in self.completeness.items()},
             self.coverage,
             self.provenance,
+            None if self.labels is None else self.labels[index],
+            None if self.probability is None else self.probability[index],
         )
 
     def __iter__(self) -> Iterator[Attribution]:
@@ -109,7 +120,7 @@ class Attribution:
         facts = [
             str(self.provenance.get("method", "?")),
             f"{n} image{'s' * (n != 1)} of {'x'.join(str(size) for size in self.values.shape[1:])}",
-            f"target={_few(self.target.tolist())}",
+            f"target={_few(self.target.tolist() if self.labels is None else self.labels)}",
             f"output={_few([f'{v:.4g}' for v in self.output.tolist()])}",
         ]
         if n and "gap" in self.completeness:
@@ -139,7 +150,9 @@ class Attribution:
         def joined(name: str, dim: int = 0) -> dict[str, Tensor]:
             return {k: torch.cat([getattr(a, name)[k] for a in items], dim) for k in getattr(first, name)}
 
-        inputs = [a.inputs for a in items if a.inputs is not None]  # all of them, or none
+        inputs = [a.inputs for a in items if a.inputs is not None]  # all of them, or none; so are the next two
+        labels = [a.labels for a in items if a.labels is not None]
+        chances = [a.probability for a in items if a.probability is not None]
         return cls(
             torch.cat([a.values for a in items]),
             torch.cat([a.target for a in items]),
@@ -150,6 +163,8 @@ class Attribution:
             joined("completeness"),
             first.coverage,
             first.provenance,
+            tuple(chain.from_iterable(labels)) if labels else None,
+            torch.cat(chances) if chances else None,
         )
 
     def heatmap(self, reduce: Reduce = "sum") -> Heatmap:
@@ -208,6 +223,8 @@ class Attribution:
         tensors = {"values": self.values, "target": self.target, "output": self.output}
         if self.inputs is not None:
             tensors["inputs"] = self.inputs
+        if self.probability is not None:
+            tensors["probability"] = self.probability
         for name in _GROUPS:
             tensors |= {f"{name}/{k}": v for k, v in getattr(self, name).items()}
         try:
@@ -216,7 +233,10 @@ class Attribution:
             raise InputError(f"provenance must hold plain JSON values to be saved, but: {error}.") from error
         coverage = json.dumps(self.coverage.to_json())
         order = json.dumps(list(tensors))  # which safetensors does not keep
-        return pack(_FILE, tensors, {"order": order, "coverage": coverage, "provenance": provenance})
+        texts = {"order": order, "coverage": coverage, "provenance": provenance}
+        if self.labels is not None:
+            texts["labels"] = json.dumps(self.labels)
+        return pack(_FILE, tensors, texts)
 
     @classmethod
     def load(cls, path: str | Path) -> Attribution:
@@ -255,6 +275,15 @@ class Attribution:
         plt.show()
 
 
+def _checked_labels(labels: Sequence[str], n: int) -> tuple[str, ...]:
+    must = f"labels must be {n} class names, one for each image"
+    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
+        raise InputError(f"{must}, but are {labels!r}.")
+    if len(labels) != n:
+        raise InputError(f"{must}, but are {len(labels)}.")
+    return tuple(labels)
+
+
 def _few(items: Sequence[Any]) -> str:
     """The first four items of a list, and that there are more."""
     return f"[{', '.join(str(item) for item in items[:4])}{', ...' * (len(items) > 4)}]"
@@ -266,7 +295,8 @@ def _kind(one: Attribution) -> dict[str, Any]:
     steps = {name: len(curve) for name, curve in one.trajectory.items()}
     named["options"] = without_free(named["options"])
     groups = {"parts": sorted(one.parts), "trajectory": steps, "completeness": sorted(one.completeness)}
-    return {**named, "size": tuple(one.values.shape[1:]), "inputs": one.inputs is not None, **groups}
+    there = {name: getattr(one, name) is not None for name in ("inputs", "labels", "probability")}
+    return {**named, "size": tuple(one.values.shape[1:]), **there, **groups}
 
 
 def _sorted_out(tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, Any]:
@@ -280,4 +310,6 @@ def _sorted_out(tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[st
             found[key] = tensors[key]
     found["coverage"] = Coverage.from_json(json.loads(metadata["coverage"]))
     found["provenance"] = json.loads(metadata["provenance"])
+    if "labels" in metadata:  # which files of earlier versions have not
+        found["labels"] = json.loads(metadata["labels"])
     return found

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,13 @@ from backlit.capture.primitives import BY_NAME
 from backlit.capture.refuse import check_model
 from backlit.methods.chunks import first_size, out_of_memory, run_in_chunks
 from backlit.methods.inputs import check_images, check_runs, check_targets, chunk_of, not_finite
+from backlit.methods.named import Named, indices_of, network_of
 
-Target = int | Sequence[int] | Tensor | None
+Target = int | str | Sequence[int] | Sequence[str] | Tensor | None
+Kind = Literal["signed", "contrast", "one-sided", "magnitude", "signal"]
+"""What a value of a map says: "signed", for the class or against it; "contrast", more or less for it than for others;
+"one-sided", for the class or nothing; "magnitude", how much a pixel matters, for or against; "signal", an estimate of the
+part of the image that the score follows."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +125,10 @@ def check_common(chunk: Any, seed: Any) -> None:
 class Maps:
     """What a method computes for one chunk of n images with t targets each.
 
-    ``values`` and each part hold one tensor per input of the network, (t, n, c, h, w); ``targets`` is (n, t), ``output``
-    and each number of ``completeness`` (t, n), each ``trajectory`` (t, steps, n). ``activation_bytes`` is the size of one
-    image's activations, from which the chunk size follows; ``notes`` say what the method chose, for the provenance.
+    ``values`` and each part hold one tensor per input of the network, (t, n, c, h, w); ``targets`` is (n, t), ``output``,
+    ``probability`` and each number of ``completeness`` (t, n), each ``trajectory`` (t, steps, n). ``activation_bytes`` is the
+    size of one image's activations, from which the chunk size follows; ``notes`` say what the method chose, for the
+    provenance.
     """
 
     values: tuple[Tensor, ...]
@@ -134,6 +140,7 @@ class Maps:
     trajectory: Mapping[str, Tensor] = field(default_factory=dict)
     completeness: Mapping[str, Tensor] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+    probability: Tensor | None = None
 
 
 class Method(ABC):
@@ -147,21 +154,25 @@ class Method(ABC):
     title: ClassVar[str]
     summary: ClassVar[str]
     source: ClassVar[str]
+    kind: ClassVar[Kind] = "magnitude"
+    """What its maps say with the default options; :attr:`kind_of_map` knows the others."""
     Options: ClassVar[type[Options]] = Options
     takes_rules: ClassVar[bool] = True
     """Whether the method propagates by rules, so that the option ``rules`` says something to it."""
     memory_factor: ClassVar[float] = 4.0
     """Bytes that an image takes at the peak, over the bytes of its activations in one forward pass."""
 
-    def __init__(self, model: nn.Module, **options: Any) -> None:
-        check_module(model)
+    def __init__(self, model: nn.Module | Named, **options: Any) -> None:
+        network = network_of(model)
+        check_module(network)
         known = [f.name for f in fields(self.Options)]
         for key in options:
             if key not in known:
                 raise InputError(
                     f"{key!r} is no option of {self.title}: it has {', '.join(known)}.{nearest(key, known)}"
                 )
-        self.model = model
+        self.model = network
+        self.loaded: Named | None = None if isinstance(model, nn.Module) else model
         self.options: Any = self.Options(**options)
         if self.options.rules is not None and not self.takes_rules:
             raise InputError(
@@ -174,7 +185,8 @@ class Method(ABC):
 
         Args:
             inputs: Images (n, c, h, w) as the network takes them, on its device; or a tuple, if it takes several inputs.
-            target: A class index, or one per image; None for the class that the network predicts.
+            target: A class index, or one per image; None for the class that the network predicts. Of a method that was given
+                a :class:`~backlit.LoadedModel`, class names as well.
 
         Returns:
             An :class:`~backlit.Attribution`; for a tuple of inputs, a tuple with one for each.
@@ -187,8 +199,10 @@ class Method(ABC):
         """
         return self._explained(inputs, target, several=False)[0]
 
-    def each(self, inputs: Tensor | tuple[Tensor, ...], targets: Sequence[Sequence[int]] | Tensor) -> tuple[Any, ...]:
-        """Explain t targets per image, (n, t) class indices, from the same forward pass; one result per target."""
+    def each(
+        self, inputs: Tensor | tuple[Tensor, ...], targets: Sequence[Sequence[int]] | Sequence[Sequence[str]] | Tensor
+    ) -> tuple[Any, ...]:
+        """Explain t targets per image, (n, t) class indices or names, from the same forward pass; one result per target."""
         return self._explained(inputs, targets, several=True)
 
     def attribute(self, inputs: Tensor | tuple[Tensor, ...], target: Target = None) -> Any:
@@ -206,14 +220,21 @@ class Method(ABC):
         tensors, maps = self._maps(inputs, target, several=several)
         provenance = {**self._provenance(time.perf_counter() - start, tensors[0]), **maps.notes}
         count = range(maps.targets.shape[1])
-        results = tuple(tuple(_attribution(maps, t, i, x, provenance) for i, x in enumerate(tensors)) for t in count)
+        labels = self._labels(maps.targets)
+        results = tuple(
+            tuple(
+                _attribution(maps, t, i, x, provenance, None if labels is None else labels[t])
+                for i, x in enumerate(tensors)
+            )
+            for t in count
+        )
         return results if isinstance(inputs, tuple) else tuple(r[0] for r in results)
 
     def _maps(self, inputs: Any, target: Any, *, several: bool) -> tuple[tuple[Tensor, ...], Maps]:
         tensors = tuple(x.detach() for x in check_images(inputs, self.model))  # the caller's graph is not continued
         check_model(self.model, tensors)
         n = tensors[0].shape[0]
-        targets = check_targets(target, n, several=several)
+        targets = check_targets(indices_of(target, self.loaded), n, several=several)
         chunks = self._chunks(tensors, targets)
         maps = joined(chunks)
         self._check_finite(maps)
@@ -245,9 +266,22 @@ class Method(ABC):
         if not all(bool(v.isfinite().all()) for v in maps.values):
             raise not_finite(self.model, f"The map of {self.title}")
 
+    @property
+    def kind_of_map(self) -> Kind:
+        """What the maps say with this method's own options."""
+        return self.kind
+
+    def _labels(self, targets: Tensor) -> list[tuple[str, ...]] | None:
+        """The class names of targets (n, t), a tuple for each of t; None where none are known."""
+        if self.loaded is None:
+            return None
+        names = self.loaded.class_names
+        return [tuple(names[k] if k < len(names) else f"class {k}" for k in column) for column in targets.T.tolist()]
+
     def _provenance(self, seconds: float, x: Tensor) -> dict[str, Any]:
         return {
             "method": self.name,
+            "kind": self.kind_of_map,
             "options": described(self.options),
             "model": type(self.model).__name__,
             "fingerprint": fingerprint(self.model),
@@ -256,6 +290,7 @@ class Method(ABC):
             "device": str(x.device),
             "dtype": str(x.dtype).removeprefix("torch."),
             "seconds": round(seconds, 4),
+            **({} if self.loaded is None else {"pixels": [list(bound) for bound in self.loaded.preprocess.bounds]}),
         }
 
 
@@ -286,6 +321,7 @@ def joined(chunks: list[Maps]) -> Maps:
         trajectory={k: _padded([c.trajectory[k] for c in chunks]) for k in first.trajectory},
         completeness={k: rows("completeness", None, k) for k in first.completeness},
         notes=first.notes,
+        probability=None if first.probability is None else rows("probability"),
     )
 
 
@@ -295,7 +331,9 @@ def _padded(curves: list[Tensor]) -> Tensor:
     return torch.cat([torch.cat([c, c[:, -1:].expand(-1, steps - c.shape[1], -1)], 1) for c in curves], 2)
 
 
-def _attribution(maps: Maps, t: int, i: int, x: Tensor, provenance: dict[str, Any]) -> Attribution:
+def _attribution(
+    maps: Maps, t: int, i: int, x: Tensor, provenance: dict[str, Any], labels: tuple[str, ...] | None
+) -> Attribution:
     return Attribution(
         values=maps.values[i][t],
         target=maps.targets[:, t],
@@ -306,4 +344,6 @@ def _attribution(maps: Maps, t: int, i: int, x: Tensor, provenance: dict[str, An
         completeness={k: v[t] for k, v in maps.completeness.items()},
         coverage=maps.coverage,
         provenance=provenance,
+        labels=labels,
+        probability=None if maps.probability is None else maps.probability[t],
     )

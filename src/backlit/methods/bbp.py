@@ -12,7 +12,7 @@ from torch import Tensor
 from backlit.capture import LAYERS, PRIMITIVES, Call, Rule, Tap
 from backlit.methods.base import Maps, Options, activation_bytes, check
 from backlit.methods.biases import BiasMethod, check_told, offset, propagated, with_biases
-from backlit.methods.inputs import pick
+from backlit.methods.inputs import pick, probability
 from backlit.rules import TRUE, RuleTable, presets
 from backlit.rules.exact import exact
 
@@ -53,6 +53,7 @@ class BBp(BiasMethod):
 
     name = "bbp"
     title = "BBp"
+    kind = "signed"
     summary = "the biases' part of the logit, shared out layer by layer"
     source = "Wang, Zhou and Bilmes 2019"
     Options = BBpOptions
@@ -82,6 +83,7 @@ class BBp(BiasMethod):
             values=maps,
             targets=targets,
             output=output,
+            probability=probability(run.output, targets),
             coverage=shared.coverage,
             activation_bytes=activation_bytes(run.trace, inputs[0]),
             completeness={"biases": biases, "gap": biases - sum(m.flatten(2).sum(2) for m in maps)},

@@ -13,9 +13,9 @@ from backlit._errors import InputError, nearest
 from backlit._features import Features, Node, find_features
 from backlit._places import Layout, given_layout, is_somewhere
 from backlit.capture import Propagation, Site, propagate
-from backlit.methods.base import Maps, Method, Options, activation_bytes, check
+from backlit.methods.base import Kind, Maps, Method, Options, activation_bytes, check
 from backlit.methods.gradient import RectifiedOptions
-from backlit.methods.inputs import pick
+from backlit.methods.inputs import pick, probability
 from backlit.methods.targets import gradients
 from backlit.rules import presets
 
@@ -62,6 +62,7 @@ class GradCAM(Method):
 
     name = "grad_cam"
     title = "Grad-CAM"
+    kind = "one-sided"
     summary = "last feature map, its channels weighted by their mean gradient"
     source = "Selvaraju et al. 2017"
     Options = CAMOptions
@@ -80,6 +81,7 @@ class GradCAM(Method):
             values=tuple(values),
             targets=targets,
             output=run.output.detach().gather(1, targets).T,
+            probability=probability(run.output, targets),
             coverage=run.coverage,
             activation_bytes=activation_bytes(run.trace, inputs[0]),
             notes=_notes(layers),
@@ -96,9 +98,14 @@ class GuidedGradCAM(Method):
 
     name = "guided_grad_cam"
     title = "Guided Grad-CAM"
+    kind = "magnitude"
     summary = "guided backprop where Grad-CAM is positive"
     source = "Selvaraju et al. 2017"
     Options = GuidedGradCAMOptions
+
+    @property
+    def kind_of_map(self) -> Kind:
+        return "signed" if self.options.times_input else self.kind
 
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
         own = {field.name: getattr(self.options, field.name) for field in fields(CAMOptions)}
@@ -111,6 +118,7 @@ class GuidedGradCAM(Method):
             values=tuple(g * c for g, c in zip(fine, coarse.values, strict=True)),
             targets=coarse.targets,
             output=coarse.output,
+            probability=coarse.probability,
             coverage=run.coverage,
             activation_bytes=coarse.activation_bytes,
             notes=coarse.notes,

@@ -17,7 +17,8 @@ from backlit.capture import propagate
 from backlit.methods.audit import Leak, audit
 from backlit.methods.base import Maps, Method, Options, activation_bytes, check, check_positive
 from backlit.methods.chunks import FIRST, IMAGES
-from backlit.methods.inputs import alike, pick
+from backlit.methods.inputs import alike, pick, probability
+from backlit.methods.named import Named
 from backlit.methods.targets import gradients
 from backlit.rules import RuleTable, lift
 from backlit.rules.reference import Reference
@@ -99,7 +100,7 @@ class _Lift(Method):
     source = "Shrikumar et al. 2017"
     memory_factor = 8.0
 
-    def __init__(self, model: torch.nn.Module, **options: Any) -> None:
+    def __init__(self, model: torch.nn.Module | Named, **options: Any) -> None:
         super().__init__(model, **options)
         self._warned = False
 
@@ -121,6 +122,7 @@ class _Lift(Method):
             values=values,
             targets=targets,
             output=output,
+            probability=probability(run.output, targets),
             coverage=run.coverage,
             activation_bytes=activation_bytes(run.trace, inputs[0]),
             completeness=_account(values, output, start),
@@ -167,6 +169,7 @@ class DeepLIFT(_Lift):
 
     name = "deeplift"
     title = "DeepLIFT"
+    kind = "signed"
     summary = "difference from a reference, by finite slopes instead of gradients"
     Options: ClassVar[type[Options]] = DeepLIFTOptions
 
@@ -179,6 +182,7 @@ class DeepSHAP(_Lift):
 
     name = "deep_shap"
     title = "DeepSHAP"
+    kind = "signed"
     summary = "DeepLIFT averaged over a set of references"
     source = "Lundberg and Lee 2017"
     Options: ClassVar[type[Options]] = DeepSHAPOptions
@@ -216,6 +220,7 @@ class DeepSHAP(_Lift):
                     maps,
                     targets=maps.targets[::each],
                     output=maps.output[:, ::each],
+                    probability=None if maps.probability is None else maps.probability[:, ::each],
                     activation_bytes=maps.activation_bytes * each,
                 )
                 targets = first.targets  # the predicted class, if none was asked for, whatever the group

@@ -37,8 +37,9 @@ from backlit.methods.base import (
 )
 from backlit.methods.branches import behind_sums, images_apart, with_layers
 from backlit.methods.descent import OPTIMIZERS, Descent, Step
-from backlit.methods.inputs import alike, pick, why_not
+from backlit.methods.inputs import alike, pick, probability, why_not
 from backlit.methods.masks import doubled
+from backlit.methods.named import Named
 from backlit.methods.sites import Sites, check_sites, is_wanted
 
 Variant = Literal["all", "+,-", "+", "nd"]
@@ -106,6 +107,7 @@ class DMBP(Method):
 
     name = "dmbp"
     title = "DMBP"
+    kind = "signed"
     summary = "masks learned per image split the gradient into positive, negative and nuisance parts"
     source = "Ruiz et al., ICCV 2021"
     Options = DMBPOptions
@@ -113,7 +115,7 @@ class DMBP(Method):
     memory_factor = 16.0
 
     @classmethod
-    def fast(cls, model: nn.Module, **options: Any) -> DMBP:
+    def fast(cls, model: nn.Module | Named, **options: Any) -> DMBP:
         """The short schedule: 20 steps of 0.1 from theta = 1, chosen by insertion (``benchmarks/readings.py dmbp``)."""
         return cls(model, **{"steps": 20, "lr": 0.1, "init": 1.0, **options})
 
@@ -129,6 +131,7 @@ class DMBP(Method):
             values=tuple(torch.stack([f.map(i) for f in found]) for i in range(len(inputs))),
             targets=targets,
             output=output,
+            probability=probability(frozen.output[:n], targets),
             coverage=_coverage(frozen, {site.name for site, _ in chosen}),
             activation_bytes=activation_bytes(frozen.trace, torch.cat([inputs[0]] * 2)),
             notes={"masks": _described(frozen, chosen)},

@@ -17,6 +17,7 @@ from backlit.inverse import Fitted
 from backlit.inverse.artefact import Layers
 from backlit.inverse.data import Data
 from backlit.methods.base import Method, Options
+from backlit.methods.named import Named, network_of
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,18 @@ class FittedOptions(Options):
     fitted: Fitted | str | Path | None = None
 
 
-def check_fit(model: object, options: Iterable[str], known: Sequence[str]) -> None:
-    """Refuse what no fit takes.
+def check_fit(model: nn.Module | Named, options: Iterable[str], known: Sequence[str]) -> nn.Module:
+    """Return the network to fit to; refuse what no fit takes.
 
     Raises:
         InputError: If the model is no module, or an option is none that is ``known``.
     """
-    check_module(model)
+    network = network_of(model)
+    check_module(network)
     for key in options:
         if key not in known:
             raise InputError(f"{key!r} is no option of this fit: it has {', '.join(known)}.{nearest(key, known)}")
+    return network
 
 
 class FittedMethod(Method):
@@ -50,10 +53,10 @@ class FittedMethod(Method):
 
     @classmethod
     @abstractmethod
-    def fit(cls, model: nn.Module, data: Data, **options: Any) -> Fitted:
+    def fit(cls, model: nn.Module | Named, data: Data, **options: Any) -> Fitted:
         """Learn from batches of images, or of (images, class indices), what the method needs for this model."""
 
-    def __init__(self, model: nn.Module, **options: Any) -> None:
+    def __init__(self, model: nn.Module | Named, **options: Any) -> None:
         super().__init__(model, **options)
         found = self.options.fitted
         if found is None:
@@ -68,7 +71,7 @@ class FittedMethod(Method):
         self.learned = found if isinstance(found, Fitted) else Fitted.load(found)
         self.options = replace(self.options, fitted=self.learned)  # a file may be another one later
         self.learned.check_kind(self.artefact)
-        self.learned.check_network(model)
+        self.learned.check_network(self.model)
         self._placed: tuple[tuple[torch.device, torch.dtype], Layers] | None = None
 
     def parameters(self, x: Tensor) -> Layers:

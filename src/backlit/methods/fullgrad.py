@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backlit.capture import CONVOLUTIONS, Call, Tap
-from backlit.methods.base import Maps, Options, activation_bytes, check
+from backlit.methods.base import Kind, Maps, Options, activation_bytes, check
 from backlit.methods.biases import (
     BiasMethod,
     Channels,
@@ -21,7 +21,7 @@ from backlit.methods.biases import (
     site_names,
     with_biases,
 )
-from backlit.methods.inputs import pick
+from backlit.methods.inputs import pick, probability
 from backlit.rules import presets
 
 _LAYERS = frozenset((*CONVOLUTIONS, "batch_norm"))
@@ -62,10 +62,15 @@ class FullGrad(BiasMethod):
 
     name = "fullgrad"
     title = "FullGrad"
+    kind = "magnitude"
     summary = "magnitudes of gradient times input and of gradient times bias in every layer"
     source = "Srinivas and Fleuret 2019"
     Options = FullGradOptions
     memory_factor = 6.0
+
+    @property
+    def kind_of_map(self) -> Kind:
+        return "signed" if self.options.process == "raw" else self.kind
 
     def explain_together(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
         run = with_biases(
@@ -99,6 +104,7 @@ class FullGrad(BiasMethod):
             values=tuple(sum(p[i] for p in parts.values()) for i in range(len(inputs))),  # type: ignore[misc]
             targets=targets,
             output=output,
+            probability=probability(run.output, targets),
             coverage=run.coverage,
             activation_bytes=activation_bytes(run.trace, inputs[0]),
             parts=parts if self.options.layers else {},

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from backlit.capture import propagate
-from backlit.methods.base import Maps, Method, Options, activation_bytes, check
-from backlit.methods.inputs import pick
+from backlit.methods.base import Kind, Maps, Method, Options, activation_bytes, check
+from backlit.methods.inputs import pick, probability
 from backlit.methods.targets import gradients
 from backlit.rules import RuleTable, presets
 
@@ -20,6 +20,7 @@ class Gradient(Method):
 
     name = "gradient"
     title = "Gradient"
+    kind = "magnitude"
     summary = "gradient of the target's logit"
     source = "Simonyan et al. 2014"
     table: ClassVar[RuleTable] = presets.gradient
@@ -33,6 +34,7 @@ class Gradient(Method):
             values=values,
             targets=targets,
             output=output,
+            probability=probability(run.output, targets),
             coverage=run.coverage,
             activation_bytes=activation_bytes(run.trace, inputs[0]),
             completeness=self.completeness(values, output),
@@ -52,6 +54,7 @@ class Saliency(Gradient):
 
     name = "saliency"
     title = "Saliency"
+    kind = "magnitude"
     summary = "magnitude of the gradient"
 
     def value(self, gradient: Tensor, x: Tensor) -> Tensor:
@@ -63,6 +66,7 @@ class GradientXInput(Gradient):
 
     name = "gradient_x_input"
     title = "Gradient × input"
+    kind = "signed"
     summary = "gradient times image"
     source = "Shrikumar et al. 2016"
 
@@ -94,6 +98,10 @@ class _Rectified(Gradient):
 
     Options = RectifiedOptions
 
+    @property
+    def kind_of_map(self) -> Kind:
+        return "signed" if self.options.times_input else self.kind
+
     def value(self, gradient: Tensor, x: Tensor) -> Tensor:
         return gradient * x if self.options.times_input else gradient
 
@@ -103,6 +111,7 @@ class Deconvnet(_Rectified):
 
     name = "deconvnet"
     title = "Deconvnet"
+    kind = "magnitude"
     summary = "gradient rectified at each ReLU, gates ignored"
     source = "Zeiler and Fergus 2014"
     table = presets.deconvnet
@@ -113,6 +122,7 @@ class GuidedBackprop(_Rectified):
 
     name = "guided_backprop"
     title = "Guided backprop"
+    kind = "magnitude"
     summary = "gradient rectified at each ReLU, gates kept"
     source = "Springenberg et al. 2015"
     table = presets.guided

@@ -102,11 +102,6 @@ def check_targets(target: Any, n: int, *, several: bool) -> Tensor | None:
     """
     if target is None and not several:
         return None
-    if isinstance(target, str):
-        raise InputError(
-            f"target must be a class index, but is the label {target!r}. Look it up first: "
-            "backlit.load_model(...).class_index(label)."
-        )
     try:
         indices = torch.as_tensor(target)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -142,6 +137,23 @@ def pick(output: Tensor, targets: Tensor | None) -> Tensor:
             f"target must be a class index from 0 to {k - 1}, but is {int(wrong[0])}; the model has {k} classes."
         )
     return targets.to(output.device)
+
+
+def probability(output: Tensor, targets: Tensor) -> Tensor | None:
+    """The targets' probabilities (t, n) among the k classes of ``output`` (n, k), at least in single precision.
+
+    Rows that are probabilities already, as of a network that ends in a softmax, are taken as they are. None for a network
+    of one output, whose score is no logit of a set of classes.
+    """
+    if output.shape[1] < 2:
+        return None
+    scores = output.detach().to(torch.promote_types(output.dtype, torch.float32))
+    is_sum = (scores.sum(1, keepdim=True) - 1).abs() < _SUM_OF_CHANCES
+    given = is_sum & (scores >= 0).all(1, keepdim=True)
+    return torch.where(given, scores, scores.softmax(1)).gather(1, targets).T
+
+
+_SUM_OF_CHANCES = 1e-3  # how far from 1 rounding in half precision takes the sum of a thousand probabilities
 
 
 def check_runs(model: nn.Module, tensors: tuple[Tensor, ...], error: Exception) -> None:

@@ -46,7 +46,7 @@ from backlit.methods.base import (
 )
 from backlit.methods.branches import between_convolutions
 from backlit.methods.chunks import FIRST
-from backlit.methods.inputs import pick
+from backlit.methods.inputs import pick, probability
 from backlit.methods.sites import Sites, check_sites, is_wanted
 from backlit.rules import presets
 from backlit.rules.adjoint import adjoint
@@ -188,6 +188,7 @@ class LPR(Method):
 
     name = "lpr"
     title = "LPR"
+    kind = "signed"
     summary = "propagation rules at the activations, learned per image by hiding what they find"
     source = "Yang et al., ECCV 2020"
     Options = LPROptions
@@ -210,6 +211,7 @@ class LPR(Method):
             values=tuple(torch.stack([f.maps[i] for f in found]) for i in range(len(inputs))),
             targets=targets,
             output=run.output.detach().gather(1, targets).T,
+            probability=probability(run.output, targets),
             coverage=run.coverage,
             activation_bytes=activation_bytes(run.trace, inputs[0]),
             parts={p: tuple(torch.stack([f.masks[i][p] for f in found]) for i in range(len(inputs))) for p in parts},

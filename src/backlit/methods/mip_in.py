@@ -21,7 +21,8 @@ from backlit.inverse.regressions import Parameters
 from backlit.inverse.signals import Who
 from backlit.methods.base import Maps, Target, activation_bytes, check
 from backlit.methods.fitted import FittedMethod, FittedOptions, check_fit
-from backlit.methods.inputs import check_images, check_targets, pick
+from backlit.methods.inputs import check_images, check_targets, pick, probability
+from backlit.methods.named import Named, indices_of
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class MIPIN(FittedMethod):
 
     name = "mip_in"
     title = "MIP-IN"
+    kind = "signal"
     summary = "what a backward network learned from data reconstructs from the logit"
     source = "Jing et al. 2021"
     artefact = "mip_in"
@@ -60,7 +62,7 @@ class MIPIN(FittedMethod):
     @classmethod
     def fit(
         cls,
-        model: nn.Module,
+        model: nn.Module | Named,
         data: Data,
         *,
         out: str | Path | None = None,
@@ -72,8 +74,8 @@ class MIPIN(FittedMethod):
 
         See :func:`backlit.inverse.fit_inverse`.
         """
-        check_fit(model, options, [f.name for f in fields(FitOptions)])
-        return fit_inverse(model, data, FitOptions(**options), out=out, description=description, progress=progress)
+        network = check_fit(model, options, [f.name for f in fields(FitOptions)])
+        return fit_inverse(network, data, FitOptions(**options), out=out, description=description, progress=progress)
 
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
         part, values, fitted = self._prepared(inputs)
@@ -104,6 +106,7 @@ class MIPIN(FittedMethod):
             values=local,
             targets=targets,
             output=values.output.gather(1, targets).T,
+            probability=probability(values.output, targets),
             coverage=part.coverage(),
             activation_bytes=activation_bytes(part.trace, inputs[0]),
             parts={"source": source, "global": everywhere},
@@ -117,7 +120,7 @@ class MIPIN(FittedMethod):
         Arguments and errors are those of a call for a map.
         """
         inputs = check_images(inputs, self.model)
-        targets = check_targets(target, len(inputs[0]), several=False)
+        targets = check_targets(indices_of(target, self.loaded), len(inputs[0]), several=False)
         part, values, fitted = self._prepared(inputs)
         who = self._who(pick(values.output, targets))
         source, attribution = (go_back(part, values, fitted, who, bias=bias)[0] for bias in (True, False))

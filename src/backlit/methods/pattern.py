@@ -17,7 +17,8 @@ from backlit.inverse import FitStep, Patterns, fit_patterns
 from backlit.inverse.data import Data
 from backlit.methods.base import Maps, activation_bytes, check
 from backlit.methods.fitted import FittedMethod, FittedOptions, check_fit
-from backlit.methods.inputs import pick
+from backlit.methods.inputs import pick, probability
+from backlit.methods.named import Named
 from backlit.rules.patterns import pattern_table
 
 _SEEDS = (1.0, 1e-10, 1e-20, 1e-30)
@@ -49,6 +50,7 @@ class PatternNet(FittedMethod):
 
     name = "pattern_net"
     title = "PatternNet"
+    kind = "signal"
     summary = "signal of the logit, by patterns learned from data"
     source = "Kindermans et al. 2018"
     artefact = "pattern"
@@ -58,7 +60,7 @@ class PatternNet(FittedMethod):
     @classmethod
     def fit(
         cls,
-        model: nn.Module,
+        model: nn.Module | Named,
         data: Data,
         *,
         out: str | Path | None = None,
@@ -67,8 +69,8 @@ class PatternNet(FittedMethod):
         **options: Any,
     ) -> Patterns:
         """Learn the patterns; see :func:`backlit.inverse.fit_patterns`. PatternNet and PatternAttribution share them."""
-        check_fit(model, options, ["precision"])
-        return fit_patterns(model, data, out=out, description=description, progress=progress, **options)
+        network = check_fit(model, options, ["precision"])
+        return fit_patterns(network, data, out=out, description=description, progress=progress, **options)
 
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
         self.learned.check_inputs(inputs)
@@ -84,6 +86,7 @@ class PatternNet(FittedMethod):
             values=values,
             targets=targets,
             output=output,
+            probability=probability(run.output, targets),
             coverage=run.coverage,
             activation_bytes=activation_bytes(run.trace, inputs[0]),
             parts={} if self.times_weight else {"source": values},
@@ -134,5 +137,6 @@ class PatternAttribution(PatternNet):
 
     name = "pattern_attribution"
     title = "PatternAttribution"
+    kind = "signed"
     summary = "how much each pixel's signal gives to the logit"
     times_weight = True

@@ -10,7 +10,7 @@ from backlit._random import image_bytes, stable_seed
 from backlit.capture import Coverage
 from backlit.capture.refuse import check_output
 from backlit.methods.base import Maps, Method
-from backlit.methods.inputs import pick
+from backlit.methods.inputs import pick, probability
 
 
 class Random(Method):
@@ -18,6 +18,7 @@ class Random(Method):
 
     name = "random"
     title = "Random"
+    kind = "magnitude"
     summary = "noise that looks at neither image nor network"
     source = "baseline"
     takes_rules = False
@@ -30,6 +31,7 @@ class Random(Method):
             values=tuple(self._noise(x).expand(targets.shape[1], *x.shape).clone() for x in inputs),
             targets=targets,
             output=output.gather(1, targets).T,
+            probability=probability(output, targets),
             coverage=Coverage(),
             activation_bytes=64.0 * inputs[0][0].numel() * inputs[0].element_size(),
         )

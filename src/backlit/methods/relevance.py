@@ -16,10 +16,11 @@ from backlit._warn import warn
 from backlit.capture import CARRIERS, LAYERS, Propagation, Rule, Trace, propagate
 from backlit.capture.record import Recording, record
 from backlit.methods.audit import Leak, audit
-from backlit.methods.base import Maps, Method, Options, activation_bytes, check, check_positive, is_number
+from backlit.methods.base import Kind, Maps, Method, Options, activation_bytes, check, check_positive, is_number
 from backlit.methods.box import box_of
 from backlit.methods.chunks import FIRST
-from backlit.methods.inputs import pick
+from backlit.methods.inputs import pick, probability
+from backlit.methods.named import Named
 from backlit.methods.targets import gradients
 from backlit.rules import RuleTable, attention, presets
 from backlit.rules.linear import Bound, Contrast, Gamma
@@ -137,7 +138,7 @@ class Relevance(Method):
         """The rules of every site."""
         raise NotImplementedError
 
-    def __init__(self, model: torch.nn.Module, **options: Any) -> None:
+    def __init__(self, model: torch.nn.Module | Named, **options: Any) -> None:
         super().__init__(model, **options)
         self._warned = False
 
@@ -159,6 +160,7 @@ class Relevance(Method):
             values=values,
             targets=targets,
             output=output,
+            probability=probability(run.output, targets),
             coverage=run.coverage,
             activation_bytes=activation_bytes(run.trace, inputs[0]),
             completeness=completeness,
@@ -313,6 +315,7 @@ class LRP(Relevance):
 
     name = "lrp"
     title = "LRP"
+    kind = "signed"
     summary = "logit handed down layer by layer, by a rule for each role"
     Options: ClassVar[type[Options]] = LRPOptions
 
@@ -349,6 +352,7 @@ class DeepTaylor(Relevance):
 
     name = "deep_taylor"
     title = "Deep Taylor"
+    kind = "one-sided"
     summary = "logit by what speaks for each unit, pixels between black and white"
     source = "Montavon et al. 2017"
     Options: ClassVar[type[Options]] = DeepTaylorOptions
@@ -383,14 +387,19 @@ class ExcitationBackprop(Relevance):
 
     name = "excitation_backprop"
     title = "Excitation backprop"
+    kind = "one-sided"
     summary = "where a winner-take-all walk from the class ends"
     source = "Zhang et al. 2016"
     Options: ClassVar[type[Options]] = ExcitationOptions
 
     @classmethod
-    def contrastive(cls, model: torch.nn.Module, **options: Any) -> ExcitationBackprop:
+    def contrastive(cls, model: torch.nn.Module | Named, **options: Any) -> ExcitationBackprop:
         """Contrastive excitation backprop: the class against its opposite."""
         return cls(model, **{"contrastive": True, **options})
+
+    @property
+    def kind_of_map(self) -> Kind:
+        return "contrast" if self.options.contrastive else self.kind
 
     def table(self, inputs: tuple[Tensor, ...]) -> RuleTable:
         table = presets.excitation_backprop()

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from backlit._errors import InputError
 from backlit._warn import warn
 from backlit.capture import CONVOLUTIONS, Call, Propagation, Tap
-from backlit.methods.base import Maps, Options, activation_bytes, check
+from backlit.methods.base import Kind, Maps, Options, activation_bytes, check
 from backlit.methods.biases import BiasMethod, Channels, bias_of, enlarged, propagated, site_names, with_biases
-from backlit.methods.inputs import pick
+from backlit.methods.inputs import pick, probability
 from backlit.rules import presets
 
 _SPREAD: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -71,10 +71,15 @@ class TRGBP(BiasMethod):
 
     name = "tr_gbp"
     title = "TR-GBP"
+    kind = "contrast"
     summary = "guided backprop to the image and every bias, minus the mean of the likeliest classes"
     source = "TR-GBP, ICLR 2022 submission"
     Options = TRGBPOptions
     memory_factor = 6.0
+
+    @property
+    def kind_of_map(self) -> Kind:
+        return "magnitude" if self.options.contrast in (None, 1) else self.kind
 
     def explain_together(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
         options: TRGBPOptions = self.options
@@ -110,6 +115,7 @@ class TRGBP(BiasMethod):
             values=tuple(sum(p[i] for p in parts.values()) for i in range(len(inputs))),  # type: ignore[misc]
             targets=targets,
             output=run.output.detach().gather(1, targets).T,
+            probability=probability(run.output, targets),
             coverage=run.coverage,
             activation_bytes=activation_bytes(run.trace, inputs[0]),
             parts=parts,

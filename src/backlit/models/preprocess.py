@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Real
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -15,9 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from backlit._errors import InputError, nearest
+from backlit.models.files import load_image
 from backlit.models.pixels import to_planes, to_rgb
 
-Picture: TypeAlias = "Image.Image | np.ndarray | Tensor"
+Picture: TypeAlias = "Image.Image | np.ndarray | Tensor | str | Path"
 Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
 Crop: TypeAlias = Literal["center", "stretch"]
 
@@ -77,20 +79,43 @@ class Preprocess:
             raise InputError(f"crop: must be one of {', '.join(_CROPS)}, found {self.crop!r}.")
 
     def __call__(self, image: Picture) -> Float[Tensor, "c h w"]:
-        """Return ``image`` (Pillow, any mode; an array or tensor as `to_image` reads them) normalised, float32.
+        """Return ``image`` (a file, Pillow's of any mode, an array or tensor as `to_image` reads them) normalised, float32.
 
         Raises:
             InputError: the picture cannot be read without a guess (see `to_image`).
+            FileError: the file cannot be read.
 
         """
+        pixels = self._pixels(image)
+        mean, std = self._statistics(pixels)
+        return (pixels - mean) / std
+
+    def picture(self, image: Picture, *, times: int = 1) -> Float[Tensor, "c h w"]:
+        """Return what the network sees of ``image`` as pixels in [0, 1], with ``times`` as many on each side, for display.
+
+        Enlarged, it is cut from the picture itself, and is as sharp as that is.
+
+        Raises:
+            InputError: as a call does; ``times`` is no whole number from 1.
+            FileError: the file cannot be read.
+
+        """
+        if not _whole(times):
+            raise InputError(f"times: must be a whole number from 1, found {times!r}.")
+        height, width = self.size
+        resize = None if self.resize is None else self.resize * times
+        return replace(self, size=(height * times, width * times), resize=resize)._pixels(image)
+
+    def _pixels(self, image: Picture) -> Float[Tensor, "c h w"]:
+        """Scale and crop; pixels in [0, 1]."""
+        if isinstance(image, str | Path):
+            image = load_image(image)
         planes = np.asarray(to_rgb(image)) if isinstance(image, Image.Image) else to_planes(image)
         planes = self._with_channels(planes)
         fitted = np.stack([self._fit(Image.fromarray(np.ascontiguousarray(p))) for p in planes.transpose(2, 0, 1)])
         pixels = torch.from_numpy(fitted.astype(np.float32))
         # Bicubic overshoots; on 8 bits Pillow clips it itself.
-        pixels = pixels / 255 if fitted.dtype == np.uint8 else pixels.clamp(0, 1)
-        mean, std = self._statistics(pixels)
-        return (pixels - mean) / std
+        return pixels / 255 if fitted.dtype == np.uint8 else pixels.clamp(0, 1)
 
     def batch(self, images: Iterable[Picture]) -> Float[Tensor, "n c h w"]:
         """Return several pictures, of any sizes, as one normalised batch."""

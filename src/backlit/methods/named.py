@@ -1,0 +1,57 @@
+"""A network together with the names of its classes, as models are loaded: what a method asks of it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+from backlit._errors import InputError
+
+
+class Bounded(Protocol):
+    """What says which values black and white pixels have in a network's input, one a channel each."""
+
+    @property
+    def bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]: ...
+
+
+@runtime_checkable
+class Named(Protocol):
+    """A network and the names of its outputs: a :class:`backlit.LoadedModel`, which stands above this layer."""
+
+    @property
+    def network(self) -> nn.Module: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def preprocess(self) -> Bounded: ...
+
+    def class_index(self, label_or_index: str | int) -> int:
+        """Return the output's index for a class name or an index."""
+        ...
+
+
+def network_of(model: Any) -> Any:
+    """Return the network of a loaded model; anything else as it is, for ``check_module`` to refuse."""
+    return model.network if isinstance(model, Named) and not isinstance(model, nn.Module) else model
+
+
+def indices_of(target: Any, loaded: Named | None) -> Any:
+    """Return targets with class indices in the place of names, however deep they are nested; anything else as it is.
+
+    Raises:
+        InputError: If a name is none of the network's, or is given where no names are known.
+    """
+    if isinstance(target, str):
+        if loaded is None:
+            raise InputError(
+                f"target must be a class index, but is the label {target!r}, and a bare network has no class names. Give the "
+                "method what backlit.load_model(...) returned, or look the index up: backlit.load_model(...).class_index(label)."
+            )
+        return loaded.class_index(target)
+    if isinstance(target, (list, tuple)) and any(isinstance(part, (str, list, tuple)) for part in target):
+        return [indices_of(part, loaded) for part in target]
+    return target
