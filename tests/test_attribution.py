@@ -358,8 +358,8 @@ def test_figures_show_image_map_overlay_and_parts_with_the_scale() -> None:
     assert len(figure.axes) == 2 * (5 + 1)  # and the colour bars
     limits = [image.get_clim() for a in figure.axes for image in a.get_images() if image.get_array().ndim == 2]
     assert limits == [(-s, s) for s in (make(n=2)[i].scale() for i in range(2))]
-    plain = Attribution(torch.zeros(1, 1, 4, 4), torch.zeros(1).long(), torch.zeros(1)).figure()
-    assert [a.xaxis.label.get_text() for a in plain.axes] == ["the map is zero everywhere: shown white"]
+    plain = Attribution(torch.zeros(1, 1, 4, 4), torch.zeros(1).long(), torch.ones(1)).figure()
+    assert [a.xaxis.label.get_text() for a in plain.axes] == ["The map is zero everywhere."]
     figure.savefig(io.BytesIO())
 
 

@@ -256,23 +256,50 @@ class Attribution:
             ) from error
 
     def figure(
-        self, images: Tensor | None = None, *, percentile: float = 99.5, parts: bool = True, opacity: float = 0.85
+        self,
+        images: Tensor | None = None,
+        *,
+        class_names: Sequence[str] | None = None,
+        scale: float | Literal["own", "shared"] = "own",
+        percentile: float = 99.5,
+        parts: bool = True,
+        opacity: float = 0.85,
     ) -> Figure:
-        """Image, map and overlay of each image, and its parts; see :func:`backlit.report.figure.draw`."""
-        from backlit.report.figure import draw  # drawing stands above this layer, and loads matplotlib
+        """Draw a row for each image: the image, map and overlay, and its parts.
 
-        return draw(self, images, percentile=percentile, parts=parts, opacity=opacity)
+        Args:
+            images: (n, c, h, w) in [0, 1] to show; None takes the network's inputs.
+            class_names: A name for each output of the network; None takes ``labels``.
+            scale: Where the colours end: "own", each map at its own; "shared", all at the largest of these; or a number.
+            percentile: Of a map's magnitude: its own limit.
+            parts: Also show the parts.
+            opacity: Of the overlay, from 0 to 1.
 
-    def show(
-        self, images: Tensor | None = None, *, percentile: float = 99.5, parts: bool = True, opacity: float = 0.85
-    ) -> None:
-        """Show :meth:`figure` in a notebook or a window."""
+        Raises:
+            InputError: If there is no image, or an argument does not fit.
+        """
+        from backlit.report.rows import Look, draw  # drawing stands above this layer, and loads matplotlib
+
+        return draw(self, images, Look(class_names, scale, percentile, parts, opacity))
+
+    def show(self, images: Tensor | None = None, **look: Any) -> None:
+        """Show :meth:`figure` in a notebook or a window; the arguments are the same."""
         from matplotlib import pyplot as plt  # a notebook or a window shows pyplot's own figures only
 
-        from backlit.report.figure import draw
+        from backlit.report.rows import Look, draw
 
-        draw(self, images, percentile=percentile, parts=parts, opacity=opacity, into=plt.figure())
+        draw(self, images, Look(**look), into=plt.figure())
         plt.show()
+
+    def _repr_html_(self) -> str:
+        from backlit.report.notebook import as_html
+
+        return as_html(self)
+
+    def _repr_png_(self) -> bytes | None:
+        from backlit.report.notebook import as_png
+
+        return as_png(self)
 
 
 def _checked_labels(labels: Sequence[str], n: int) -> tuple[str, ...]:

@@ -8,12 +8,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from backlit._errors import InputError
 from backlit._files import write_whole
@@ -116,96 +112,3 @@ def scale_text(scale: float, percentile: float) -> str:
 def _ordinal(number: float) -> str:
     endings: dict[float, str] = {1: "st", 2: "nd", 3: "rd"}
     return f"{number:g}{'th' if number in (11, 12, 13) else endings.get(number % 10, 'th')}"
-
-
-def draw(
-    explanation: Attribution,
-    images: Tensor | None,
-    *,
-    percentile: float = 99.5,
-    parts: bool = True,
-    opacity: float = 0.85,
-    into: Figure | None = None,
-) -> Figure:
-    """A figure with a row per image: the image, the map, the map over the image, and each part.
-
-    Parts are drawn in the map's colours; those whose names begin with "mask" hold shares from 0 to 1, drawn black to white.
-
-    Args:
-        explanation: The maps.
-        images: (n, c, h, w) in [0, 1] to show; None takes the network's inputs, stretched to [0, 1].
-        percentile: Of the magnitude of each row's map: where the colours end.
-        parts: Also show the parts.
-        opacity: Of the overlay, from 0 to 1.
-        into: The empty figure to draw into, such as a window's; None for a new one.
-
-    Raises:
-        InputError: If there is no image, or an argument does not fit.
-    """
-    if not len(explanation):
-        raise InputError("the attribution must hold at least one image to be drawn, but is empty.")
-    shown = _pictures(explanation, images)
-    names = list(explanation.parts) if parts else []
-    columns = 1 + (shown is not None) * 2 + len(names)
-    figure = Figure() if into is None else into
-    figure.set_size_inches(2.6 * columns, 2.9 * len(explanation))
-    figure.set_layout_engine("constrained")
-    axes = figure.subplots(len(explanation), columns, squeeze=False)
-    heat = explanation.heatmap()
-    for i, row in enumerate(axes):
-        scale, used = explanation[i].scale_used(percentile)
-        limits = Normalize(-scale or -1, scale or 1)
-        cells = iter(row)
-        if shown is not None:
-            _picture(next(cells), render_image(shown[i]), f"image {i}")
-        axis = next(cells)
-        pixels = heat[i, 0].detach().cpu().double().numpy()
-        mappable = axis.imshow(pixels, cmap=COLOURS, norm=limits, interpolation="nearest")
-        _bare(axis, f"{explanation.provenance.get('method', 'map')}, class {int(explanation.target[i])}")
-        axis.set_xlabel(scale_text(scale, used), fontsize=7)
-        if scale > 0:
-            figure.colorbar(mappable, ax=axis, shrink=0.8)
-        if shown is not None:
-            _picture(next(cells), render_overlay(shown[i], heat[i], scale=scale, opacity=opacity), "over the image")
-        for name in names:
-            part = explanation.parts[name][i]
-            axis = next(cells)
-            if name.startswith("mask"):  # a share of each pixel, not in the map's unit
-                _picture(axis, render_image(part), name)
-                axis.set_xlabel("black hides, white keeps", fontsize=7)
-            else:
-                _picture(axis, render_map(part.sum(0, keepdim=True), scale=scale), name)
-                axis.set_xlabel("in the map's colours", fontsize=7)
-    return figure
-
-
-def _picture(axis: Axes, picture: np.ndarray, title: str) -> None:
-    axis.imshow(picture, interpolation="nearest")
-    _bare(axis, title)
-
-
-def _bare(axis: Axes, title: str) -> None:
-    axis.set_title(title, fontsize=9)
-    axis.set_xticks([])
-    axis.set_yticks([])
-
-
-def _pictures(explanation: Attribution, images: Tensor | None) -> Tensor | None:
-    if images is None:
-        return None if explanation.inputs is None else _stretched(explanation.inputs.float())
-    if images.dim() != 4 or len(images) != len(explanation):
-        raise InputError(
-            f"images must be (n, c, h, w) with n = {len(explanation)}, but have shape {tuple(images.shape)}."
-        )
-    if not images.is_floating_point() or not bool(((images >= 0) & (images <= 1)).all()):
-        raise InputError(
-            f"images must hold pixels from 0 to 1, but are {images.dtype} from {images.min():.4g} to {images.max():.4g}. "
-            "Divide 8-bit pixels by 255, and undo the normalisation of network inputs with Preprocess.restore."
-        )
-    return F.interpolate(images.float(), explanation.values.shape[-2:], mode="bilinear", antialias=True)
-
-
-def _stretched(x: Tensor) -> Tensor:
-    """Each image from its own smallest to its own largest value."""
-    low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
-    return (x - low) / (high - low).clamp(min=1e-12)
