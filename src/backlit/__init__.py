@@ -11,45 +11,45 @@ torch.Size([1, 1, 32, 32])
 
 from __future__ import annotations
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
-from backlit import capture, methods, metrics, models, rules
-from backlit._errors import BacklitError, FileError, InputError, ModelStateError, RuleMismatch, UnsupportedOp
 from backlit._version import __version__
-from backlit.attribution import Attribution
-from backlit.bench.compare import compare
-from backlit.bench.comparison import Comparison
-from backlit.methods import (
-    DMBP,
-    LPR,
-    LRP,
-    METHODS,
-    MIPIN,
-    TRGBP,
-    BBp,
-    Deconvnet,
-    DeepLIFT,
-    DeepSHAP,
-    DeepTaylor,
-    ExcitationBackprop,
-    FullGrad,
-    GradCAM,
-    Gradient,
-    GradientXInput,
-    GuidedBackprop,
-    GuidedGradCAM,
-    PatternAttribution,
-    PatternNet,
-    Saliency,
-)
-from backlit.methods.lookup import explain_with, find_method
-from backlit.metrics import METRICS, Examples
-from backlit.models import LoadedModel, load_model
-from backlit.rules import RuleTable, check_rule
+
+if TYPE_CHECKING:
+    from backlit import capture, methods, metrics, models, rules
+    from backlit._errors import BacklitError, FileError, InputError, ModelStateError, RuleMismatch, UnsupportedOp
+    from backlit.attribution import Attribution
+    from backlit.bench.compare import compare
+    from backlit.bench.comparison import Comparison
+    from backlit.methods import (
+        DMBP,
+        LPR,
+        LRP,
+        METHODS,
+        MIPIN,
+        TRGBP,
+        BBp,
+        Deconvnet,
+        DeepLIFT,
+        DeepSHAP,
+        DeepTaylor,
+        ExcitationBackprop,
+        FullGrad,
+        GradCAM,
+        Gradient,
+        GradientXInput,
+        GuidedBackprop,
+        GuidedGradCAM,
+        PatternAttribution,
+        PatternNet,
+        Saliency,
+    )
+    from backlit.methods.function import explain_func
+    from backlit.methods.lookup import find_method
+    from backlit.metrics import METRICS, Examples
+    from backlit.models import LoadedModel, load_model
+    from backlit.rules import RuleTable, check_rule
 
 __all__ = [
     "DMBP",
@@ -98,27 +98,37 @@ __all__ = [
     "rules",
 ]
 
+_HOMES = {
+    "_errors": "BacklitError FileError InputError ModelStateError RuleMismatch UnsupportedOp",
+    "attribution": "Attribution",
+    "bench.compare": "compare",
+    "bench.comparison": "Comparison",
+    "methods": (
+        "DMBP LPR LRP METHODS MIPIN TRGBP BBp Deconvnet DeepLIFT DeepSHAP DeepTaylor ExcitationBackprop FullGrad GradCAM "
+        "Gradient GradientXInput GuidedBackprop GuidedGradCAM PatternAttribution PatternNet Saliency"
+    ),
+    "methods.function": "explain_func",
+    "methods.lookup": "find_method",
+    "metrics": "METRICS Examples",
+    "models": "LoadedModel load_model",
+    "rules": "RuleTable check_rule",
+}
+"""Where each name is defined: it is imported when it is asked for, so that the command line's help needs no torch."""
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+_MODULES = ("attribution", "bench", "capture", "data", "inverse", "methods", "metrics", "models", "report", "rules")
 
-def explain_func(
-    model: nn.Module,
-    inputs: np.ndarray | Tensor,
-    targets: np.ndarray | Tensor | int | None = None,
-    *,
-    method: str = "dmbp",
-    device: str | torch.device | None = None,
-    **options: Any,
-) -> np.ndarray:
-    """A map as a function of model, inputs and targets: the form that Quantus calls an ``explain_func``.
+if not TYPE_CHECKING:  # a type checker sees the imports above, and every other name as the error that it is
 
-    Args:
-        model: The network, in eval mode.
-        inputs: Images (n, c, h, w).
-        targets: Class indices, one or (n,); None for the predicted classes.
-        method: Name of the method.
-        device: Where to compute; None for the model's device.
-        **options: Options of the method, ``steps=40`` for example.
+    def __getattr__(name: str) -> Any:
+        if name == "bench":  # nothing in itself
+            import_module("backlit.bench.compare")
+        if name in _MODULES:
+            return import_module(f"backlit.{name}")
+        if name not in _HOME:
+            raise AttributeError(f"module 'backlit' has no attribute {name!r}")
+        found = globals()[name] = getattr(import_module(f"backlit.{_HOME[name]}"), name)
+        return found
 
-    Returns:
-        An array shaped as ``inputs``; of one channel for class activation maps.
-    """
-    return explain_with(METHODS, model, inputs, targets, method, device, options)
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

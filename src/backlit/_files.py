@@ -20,6 +20,11 @@ PARTIAL = ".backlit-*.part"
 """The names of temporary files; one that is left there belongs to a process that was killed."""
 
 
+def path_text(path: str | Path) -> str:
+    """Return a path as text that every file and stream can hold: bytes that are no UTF-8 become escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def write_whole(path: str | Path, data: bytes, argument: str = "path") -> None:
     """Write a file beside its place and move it there: an interruption leaves the old file, not half of the new one.
 

@@ -2,86 +2,44 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
-from typer.core import TyperGroup
 
-from backlit._errors import BacklitError, FileError, InputError, reason
+from backlit._errors import InputError
 from backlit._version import __version__
-from backlit.cli import settings
-from backlit.cli.console import clean, console, warnings_said
-from backlit.cli.stopping import Stopped, asked_to_stop, exit_code, watched
-
-
-class _Commands(TyperGroup):
-    """The commands; what stops one is said here, before typer makes a bare exit code of it."""
-
-    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except (BacklitError, Stopped, typer.Exit, BrokenPipeError):
-            raise
-        except BaseException as error:
-            if asked_to_stop(error):
-                console(stderr=True).print("stopped; what was written before is kept")
-                raise Stopped from error
-            if (said := _said(error)) is None:
-                raise
-            raise said from error
-
-
-def _said(error: BaseException) -> BacklitError | None:
-    """What the user is told of an error of his model's code or of his machine; None for one of Backlit's own."""
-    if isinstance(error, MemoryError) or "not enough memory" in reason(error):
-        return InputError(
-            f"{reason(error)}. Give fewer or smaller images, a smaller batch or chunk, or another device."
-        )
-    if isinstance(error, OSError):
-        return FileError(f"{error.strerror or error}{f': {error.filename!r}' if error.filename else ''}.")
-    through = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
-    if "_call_impl" in through:  # a module's call: the network's own forward pass
-        return InputError(f"model: its forward pass failed: {reason(error)}.")
-    if not isinstance(error, Exception):
-        return InputError(f"model: its code failed: {reason(error)}.")
-    return None
-
-
-app = typer.Typer(
-    cls=_Commands,
-    help="Which pixels made this network say that? Attribution maps by modified and learned back-propagation.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+from backlit.cli import program
+from backlit.cli.arguments import (
+    MOST_AT_ONCE,
+    MOST_SEED,
+    Crop,
+    Device,
+    DType,
+    FittedFiles,
+    Mean,
+    Methods,
+    Metrics,
+    Model,
+    Seed,
+    Size,
+    Std,
+    Weights,
 )
 
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")]
-DType = Annotated[str, typer.Option(help="Precision: float32, float64, bfloat16.")]
-_MOST_SEED = 2**63 - 1  # what torch and NumPy take, both
-_MOST_AT_ONCE = 1_000_000  # images
-Seed = Annotated[
-    int, typer.Option(help="Seed of whatever is drawn; recorded with every result.", min=0, max=_MOST_SEED)
-]
-Model = Annotated[
-    str, typer.Option(help='"digits" (embedded), a torchvision name ("resnet50"), "timm:NAME", or "module:function".')
-]
-Weights = Annotated[str | None, typer.Option(help='A safetensors file; "random" for speed tests.', metavar="FILE")]
-Size = Annotated[int | None, typer.Option(help="Side of the network's input, where it is not the model's usual one.")]
-Mean = Annotated[str | None, typer.Option(help='Normalisation, e.g. "0.5" or "0.485,0.456,0.406".')]
-Std = Annotated[str | None, typer.Option(help='Normalisation, e.g. "0.5" or "0.229,0.224,0.225".')]
-Crop = Annotated[
-    str | None,
-    typer.Option(help="center cuts the middle out of a picture; stretch cuts nothing: for pictures that are squashed."),
-]
-FittedFiles = Annotated[
-    list[Path] | None, typer.Option(help="What `backlit fit` wrote, for methods that learn from data.", metavar="FILE")
-]
+_EARLIER = {"methods": "method", "metrics": "metric"}  # options that were called so before
+
+app = typer.Typer(
+    cls=program.Commands,
+    help="Which pixels made this network say that? Attribution maps by modified and learned back-propagation.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda name: _EARLIER.get(name, name),
+    },
+)
 
 
 def _version(wanted: bool) -> None:
@@ -105,6 +63,7 @@ def demo(
     seed: Seed = 0,
 ) -> None:
     """Explain real handwritten digits, and scenes of two digits, with every method: one HTML page."""
+    from backlit.cli import settings
     from backlit.cli.demo import run
 
     run(out, settings.Compute(device, dtype, seed))
@@ -118,7 +77,7 @@ def explain(
     target: Annotated[
         str, typer.Option(help="A class name, an index, or top:K for the K classes predicted.")
     ] = "top:1",
-    method: Annotated[str, typer.Option(help="Methods, by comma; see `backlit methods`.")] = "dmbp",
+    method: Methods = "dmbp",
     option: Annotated[
         list[str] | None, typer.Option(help="An option of a method: steps=40, or dmbp.steps=40.", metavar="KEY=VALUE")
     ] = None,
@@ -142,6 +101,7 @@ def explain(
 
     Interrupted, the same command goes on; another one adds to the folder.
     """
+    from backlit.cli import settings
     from backlit.cli.explain import Run, run
 
     compute = settings.Compute(device, dtype, seed)
@@ -162,12 +122,8 @@ def compare(
     ] = None,
     model: Model = "digits",
     weights: Weights = None,
-    methods: Annotated[
-        str, typer.Option(help="Methods, by comma; see `backlit methods`. random is the baseline.")
-    ] = "random,gradient_x_input,guided_backprop,grad_cam,dmbp",
-    metrics: Annotated[
-        str, typer.Option(help="Metrics, by comma; see `backlit metrics`.")
-    ] = "insertion,morf_5,lerf_5,last_layer_reset",
+    method: Methods = "random,gradient_x_input,guided_backprop,grad_cam,dmbp",
+    metric: Metrics = "insertion,morf_5,lerf_5,last_layer_reset",
     data: Annotated[
         str, typer.Option(help="How to read IMAGE: images, folder (a folder a class), imagenet, voc, cifar10, mnist.")
     ] = "images",
@@ -200,10 +156,11 @@ def compare(
     seed: Seed = 0,
 ) -> None:
     """Compare methods on the same images: maps, scores as parquet, one HTML report. Interrupted, it goes on where it stopped."""
+    from backlit.cli import settings
     from backlit.cli.compare import Source, run
 
     compute = settings.Compute(device, dtype, seed)
-    chosen, measured = settings.methods_and_metrics(methods, metrics, option or [], seed)
+    chosen, measured = settings.methods_and_metrics(method, metric, option or [], seed)
     chosen = settings.with_fitted(chosen, fitted or [])
     loaded = settings.load(model, weights, compute, settings.preprocessing(size, mean, std, crop))
     chosen = settings.with_bounds(chosen, loaded.preprocess)
@@ -215,13 +172,13 @@ def compare(
 @app.command()
 def roar(
     data: Annotated[Path, typer.Option(help="Folder of CIFAR-10 (binary or parquet) or MNIST.", metavar="DIR")],
-    methods: Annotated[str, typer.Option(help="Methods, by comma; random always runs beside.")],
+    method: Methods,
     fractions: Annotated[
         str, typer.Option(help="Shares of the pixels to remove, by comma.")
     ] = "0.4,0.5,0.6,0.7,0.8,0.9",
     seeds: Annotated[int, typer.Option(help="Number of retrainings of each.", min=1, max=1000)] = 3,
     epochs: Annotated[int, typer.Option(help="Epochs of each training.", min=1, max=100_000)] = 30,
-    batch: Annotated[int, typer.Option(help="Images a step.", min=1, max=_MOST_AT_ONCE)] = 128,
+    batch: Annotated[int, typer.Option(help="Images a step.", min=1, max=MOST_AT_ONCE)] = 128,
     optimizer: Annotated[str, typer.Option(help="adamw, adam or sgd.")] = "adamw",
     learning_rate: Annotated[float, typer.Option(help="Of the first step; goes down to 0 by a cosine.")] = 1e-3,
     weight_decay: Annotated[float, typer.Option(help="As the optimizer means it.")] = 1e-2,
@@ -240,7 +197,7 @@ def roar(
     limit: Annotated[int | None, typer.Option(help="Images of each part to take, for a trial.", min=1)] = None,
     out: Annotated[Path, typer.Option(help="Folder for ranks, trainings and the table.")] = Path("backlit-roar"),
     device: Device = "cpu",
-    seed: Annotated[int, typer.Option(help="Seed of what methods draw.", min=0, max=_MOST_SEED)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of what methods draw.", min=0, max=MOST_SEED)] = 0,
 ) -> None:
     """Remove each method's most important pixels, retrain, test (ROAR). Interrupted, it goes on from the last whole epoch."""
     from backlit.bench.roar import RoarOptions, TrainingOptions
@@ -250,7 +207,7 @@ def roar(
     training = TrainingOptions(epochs, batch, optimizer, learning_rate, weight_decay, flip=flip)  # pyright: ignore[reportArgumentType]  checked there
     words: dict[str, Any] = {"replacement": replacement, "target": target, "reduce": reduce}  # checked by the options
     options = RoarOptions(shares(fractions), tuple(range(seeds)), mask_only=mask_only, training=training, **words)
-    run(Setting(data, out, limit, width, dropout, device), chosen(methods, option or [], seed), options)
+    run(Setting(data, out, limit, width, dropout, device), chosen(method, option or [], seed), options)
 
 
 @app.command()
@@ -274,7 +231,7 @@ def fit(
         bool, typer.Option("--test", help="The test part of cifar10 or mnist, not the training part.")
     ] = False,
     limit: Annotated[int | None, typer.Option(help="Number of images to take, evenly spread.", min=1)] = None,
-    batch: Annotated[int, typer.Option(help="Images at once.", min=1, max=_MOST_AT_ONCE)] = 64,
+    batch: Annotated[int, typer.Option(help="Images at once.", min=1, max=MOST_AT_ONCE)] = 64,
     start: Annotated[
         str | None,
         typer.Option(
@@ -304,6 +261,7 @@ def fit(
 
     Interrupted, the same command goes on: mip_in after its last whole layer, pattern from its sums of ten seconds ago or so.
     """
+    from backlit.cli import settings
     from backlit.cli.fit import Source, run
 
     loaded = settings.load(
@@ -345,6 +303,7 @@ def trace(
     seed: Seed = 0,
 ) -> None:
     """Show every operation that a network calls, and the rule that it gets under a method."""
+    from backlit.cli import settings
     from backlit.cli.tables import print_trace
 
     compute = settings.Compute(device, dtype, seed)
@@ -358,15 +317,5 @@ def trace(
 
 
 def main() -> None:
-    """Run the command line; errors that Backlit foresees become one message and exit code 2, an interruption 130 or 143."""
-    for stream in (sys.stdout, sys.stderr):
-        if (change := getattr(stream, "reconfigure", None)) is not None:
-            change(errors="backslashreplace")  # a name that the terminal cannot show is no reason to stop
-    with watched(), warnings_said(console(stderr=True)):
-        try:
-            app()
-        except BacklitError as error:
-            console(stderr=True).print(Text(clean(f"error: {error}"), "red"))
-            sys.exit(2)
-        except (Stopped, KeyboardInterrupt):
-            sys.exit(exit_code())
+    """Run the command line."""
+    program.run(app)

@@ -19,9 +19,10 @@ from backlit._store import reopen
 from backlit.bench.compare import compare
 from backlit.bench.comparison import Comparison
 from backlit.bench.folder import COMPARISON, REPORT
-from backlit.cli.console import Description, bars, console, say_failed, shown
+from backlit.cli.console import console, say_failed, shown
 from backlit.cli.culprit import culprit_named
 from backlit.cli.images import Failure, found_images, stems
+from backlit.cli.progress import Description, bars
 from backlit.cli.settings import Chosen, Compute, logits_of
 from backlit.cli.stopping import one_failure, said_when_stopped
 from backlit.data import CIFAR10, MNIST, VOC, ImageFolder, ImageNet, load_batch, load_examples, mosaics, take

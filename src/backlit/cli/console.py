@@ -10,12 +10,11 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
-from backlit.data.images import path_text as shown
+from backlit._files import path_text as shown
 
-__all__ = ["bars", "clean", "console", "say_failed", "shown", "warnings_said"]
+__all__ = ["clean", "console", "say_failed", "shown", "warnings_said"]
 
 _KEPT = "\n\t"
 
@@ -51,20 +50,6 @@ def console(*, stderr: bool = False) -> Console:
 def say_failed(into: Console, what: str, image: str, error: str) -> None:
     """Print that something was not done for an image, and why."""
     into.print(Text.assemble((what, "red"), clean(f" {image}: {error}")))
-
-
-def bars(into: Console, *columns: ProgressColumn) -> Progress:
-    """Return bars with a description, the count and the time left, which leave nothing behind; or with other columns."""
-    usual = (Description(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*(columns or usual), console=into, transient=True)
-
-
-class Description(ProgressColumn):
-    """A task's description, and its step where there is one."""
-
-    def render(self, task: Task) -> Text:
-        """Return both as they are."""
-        return Text(clean(f"{task.description}{task.fields.get('step', '')}"))
 
 
 @contextmanager

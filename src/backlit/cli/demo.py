@@ -15,7 +15,8 @@ from rich.console import Console
 from backlit._forward import forward
 from backlit._version import __version__
 from backlit.attribution import Attribution
-from backlit.cli.console import bars, console, shown
+from backlit.cli.console import console, shown
+from backlit.cli.progress import bars
 from backlit.cli.settings import Chosen, Compute, with_bounds
 from backlit.cli.stopping import said_when_stopped
 from backlit.inverse import Fitted

@@ -16,8 +16,9 @@ from torch import Tensor
 from backlit._errors import FileError, InputError
 from backlit._files import file_digest
 from backlit._store import share
-from backlit.cli.console import bars, console, say_failed, shown
+from backlit.cli.console import console, say_failed, shown
 from backlit.cli.images import Failure, found_images
+from backlit.cli.progress import bars
 from backlit.cli.record import JOURNAL, Record
 from backlit.cli.settings import Chosen, Compute, logits_of
 from backlit.cli.stopping import Hopeless, one_failure, said_when_stopped

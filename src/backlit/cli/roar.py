@@ -14,7 +14,8 @@ from rich.console import Console
 from backlit._errors import FileError, InputError
 from backlit.bench.roar import RoarData, RoarOptions, RoarResult, RoarStep, roar
 from backlit.cli import settings
-from backlit.cli.console import bars, console
+from backlit.cli.console import console
+from backlit.cli.progress import bars
 from backlit.cli.settings import Chosen
 from backlit.cli.stopping import said_when_stopped
 from backlit.data import CIFAR10, MNIST, load_examples, take

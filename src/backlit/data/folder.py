@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from backlit._errors import FileError
+from backlit._files import path_text
 from backlit.data.classes import Classes, ClassIndex, class_index
-from backlit.data.images import find_images, load_image, path_text
+from backlit.data.images import find_images, load_image
 from backlit.data.sample import Dataset, Sample
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from backlit._claim import written_in
 from backlit._errors import FileError, InputError
-from backlit.models.files import check_file, load_image, path_text
+from backlit.models.files import check_file, load_image
 from backlit.models.pixels import to_image
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
-__all__ = ["EXTENSIONS", "check_file", "find_images", "load_batch", "load_image", "path_text", "to_image"]
+__all__ = ["EXTENSIONS", "check_file", "find_images", "load_batch", "load_image", "to_image"]
 
 
 def find_images(

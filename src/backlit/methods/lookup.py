@@ -1,12 +1,6 @@
-"""Methods by name, and the one-function form that other tools expect."""
+"""Methods by name."""
 
 from __future__ import annotations
-
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor, nn
 
 from backlit._errors import InputError, nearest
 from backlit.methods.base import Method
@@ -34,23 +28,3 @@ def same_name(one: str, other: str) -> bool:
 
 def _key(name: str) -> str:
     return name.lower().translate(_IGNORED)
-
-
-def explain_with(
-    methods: tuple[type[Method], ...],
-    model: nn.Module,
-    inputs: np.ndarray | Tensor,
-    targets: np.ndarray | Tensor | int | None,
-    method: str,
-    device: str | torch.device | None,
-    options: dict[str, Any],
-) -> np.ndarray:
-    """The map as an array shaped as ``inputs``; see :func:`backlit.explain_func`."""
-    parameter = next(model.parameters(), None)
-    where = device or (parameter.device if parameter is not None else "cpu")
-    x = torch.as_tensor(inputs).to(where)
-    if parameter is not None and x.is_floating_point():
-        x = x.to(parameter.dtype)
-    target = targets if targets is None or isinstance(targets, int) else torch.as_tensor(targets).long()
-    maps = find_method(method, methods)(model, **options).attribute(x, target)
-    return maps.float().cpu().numpy() if maps.dtype == torch.bfloat16 else maps.cpu().numpy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -48,11 +47,6 @@ def load_image(path: str | Path, *, upright: bool = True) -> Image.Image:
         raise FileError(
             f"image: {str(path)!r} cannot be decoded ({error}); it may be truncated or damaged. Copy it again."
         ) from error
-
-
-def path_text(path: str | Path) -> str:
-    """Return a path as text that every file and stream can hold: bytes that are no UTF-8 become escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def check_file(path: Path) -> None:
