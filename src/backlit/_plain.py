@@ -31,8 +31,8 @@ from backlit._errors import InputError
 from backlit._fingerprint import fingerprint, tensor_digest
 from backlit._version import __version__
 
-_CALLED_BACK = "callback"  # is told how far a run is, and changes no number
-_FREE = (_CALLED_BACK, "chunk")  # a run may go on with another chunk: each image's result is its own
+_TOLD = ("callback", "progress")  # are told how far a run is, and change no number
+_FREE = (*_TOLD, "chunk")  # a run may go on with another chunk: each image's result is its own
 _LONGEST = 2000  # characters of one value; of a longer one, its digest
 _FEW = 16  # numbers of a tensor that are told beside its digest, for whoever reads the record
 _WITH_STATE = (
@@ -57,7 +57,7 @@ def described(options: Any, *, argument: str = "", exact: bool = False) -> dict[
     Raises:
         InputError: If ``exact``, and an option is a lambda, a local function, a generator, or holds one.
     """
-    names = [f.name for f in fields(options) if f.name not in (_FREE if exact else (_CALLED_BACK,))]
+    names = [f.name for f in fields(options) if f.name not in (_FREE if exact else _TOLD)]
     return {name: plain(getattr(options, name), argument=f"{argument}{name}", exact=exact) for name in names}
 
 

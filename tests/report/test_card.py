@@ -203,7 +203,7 @@ def test_what_is_near_nothing_is_drawn_faint_whatever_the_style() -> None:
             far = [np.abs(p[:256].astype(int) - ground)[:, :20].sum() for p in (strong, weak)]
             assert far[1] < 0.55 * far[0]
         assert weak.shape[0] > strong.shape[0] or style == "bare"  # the words
-    bars = [Panels(firm, None, 1.0, faintness).bar(64, 4) for faintness in (0.0, FAINTNESS)]
+    bars = [Panels(firm, None, None, faintness).bar(64, 4) for faintness in (0.0, FAINTNESS)]
     assert bars[1][0, -1, 1] > bars[0][0, -1, 1] + 100  # the bar is as faint as the map
 
 
@@ -223,6 +223,8 @@ def test_all_classes_of_an_image_share_a_scale_and_each_method_has_its_own() -> 
     assert scales([strong, weak, other]) == [own[0], own[0], own[2]]
     assert scales([strong, weak, other], "own") == own
     assert scales([]) == []
+    unseen = replace(weak, probability=torch.tensor([1e-9]))  # on a shared scale it is weak already: no fainter
+    assert np.array_equal(card(unseen, scale=own[0], style="bare"), card(weak, scale=own[0], style="bare"))
     pale = card(weak, scale=scales([strong, weak])[1], style="bare").astype(int)
     assert pale.min() > 245
     with pytest.raises(InputError, match="how must be 'image' or 'own', but is 'all'"):

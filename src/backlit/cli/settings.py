@@ -203,7 +203,7 @@ def _refuse(unused: list[str], kinds: Sequence[type[Method] | type[Metric]]) -> 
 
 def option_names(kind: type[Method] | type[Metric]) -> list[str]:
     """The options that a command line can set."""
-    return [f.name for f in fields(kind.Options) if f.name not in ("callback", "fitted", "rules")]
+    return [f.name for f in fields(kind.Options) if f.name not in ("callback", "progress", "fitted", "rules")]
 
 
 def _pair(text: str) -> tuple[str, Any]:

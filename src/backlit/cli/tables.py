@@ -23,7 +23,7 @@ def print_methods() -> None:
         options = ", ".join(
             f"{f.name}={f.default!r}"
             for f in fields(method.Options)
-            if f.default is not MISSING and f.name != "callback"
+            if f.default is not MISSING and f.name not in ("callback", "progress")
         )
         table.add_row(method.name, method.summary, options, method.source)
     console().print(table)

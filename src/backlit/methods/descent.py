@@ -148,14 +148,16 @@ class Descent:
     def _descend(self) -> dict[str, Tensor]:
         options = self._options
         curves: dict[str, list[Tensor]] = {"loss": [], "positive": [], "negative": [], "nuisance": []}
-        for index in range(1, options.steps + 1):
-            terms = self.step()
-            for name, value in terms.items():
-                curves[name].append(value)
-            if options.callback is not None:
-                options.callback(Step(index, options.steps, **terms, maps=self._current))
-            if self._stopped.all:
-                break
+        with options.watched("DMBP", options.steps) as done:
+            for index in range(1, options.steps + 1):
+                terms = self.step()
+                for name, value in terms.items():
+                    curves[name].append(value)
+                done(index)
+                if options.callback is not None:
+                    options.callback(Step(index, options.steps, **terms, maps=self._current))
+                if self._stopped.all:
+                    break
         return {name: torch.stack(values) for name, values in curves.items()}
 
     def _target_of(self, output: Tensor) -> tuple[Tensor, Tensor]:

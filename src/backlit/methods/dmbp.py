@@ -28,7 +28,6 @@ from backlit.methods.base import (
     MOST_STEPS,
     Maps,
     Method,
-    Options,
     activation_bytes,
     check,
     check_positive,
@@ -36,11 +35,12 @@ from backlit.methods.base import (
     is_number,
 )
 from backlit.methods.branches import behind_sums, images_apart, with_layers
-from backlit.methods.descent import OPTIMIZERS, Descent, Step
+from backlit.methods.descent import OPTIMIZERS, Descent
 from backlit.methods.inputs import alike, pick, probability, why_not
 from backlit.methods.masks import doubled
 from backlit.methods.named import Named
 from backlit.methods.sites import Sites, check_sites, is_wanted
+from backlit.methods.steps import SteppedOptions
 
 Variant = Literal["all", "+,-", "+", "nd"]
 BESIDE_SUMS = ("branches", "layers")
@@ -50,8 +50,10 @@ LEAST_SHARE = 0.01
 
 
 @dataclass(frozen=True)
-class DMBPOptions(Options):
+class DMBPOptions(SteppedOptions):
     """Options of DMBP; the defaults are the paper's (Sec. 3.4 and 4), but for ``init``, which it does not give.
+
+    ``callback`` is called with a :class:`~backlit.methods.descent.Step`.
 
     Attributes:
         variant: Loss of Table 1: "all" (Eq. 10), "+,-" (without the nuisance), "+" (only -y+), "nd" (no masks, Eq. 5).
@@ -69,7 +71,6 @@ class DMBPOptions(Options):
         tolerance: Stop an image once its loss changes by less than this share of itself in a step; None: never.
         dtype: Precision of the optimisation; None for the model's.
         compile: Run the steps through torch.compile: slower to start, faster afterwards.
-        callback: Called with a :class:`Step` after each step.
     """
 
     variant: Variant = "all"
@@ -82,7 +83,6 @@ class DMBPOptions(Options):
     tolerance: float | None = None
     dtype: torch.dtype | None = None
     compile: bool = False
-    callback: Callable[[Step], None] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,8 +94,6 @@ class DMBPOptions(Options):
         check(is_number(self.init) or self.init == "normal", "init", self.init, "a number or 'normal'")
         check_positive("tolerance", self.tolerance, none=True)
         check(isinstance(self.compile, bool), "compile", self.compile, "True or False")
-        good = self.callback is None or callable(self.callback)
-        check(good, "callback", self.callback, "a function of a step, or None")
         check_sites(self.sites)
         check(self.last_bias in ("both", "half"), "last_bias", self.last_bias, "'both' or 'half'")
         floating = self.dtype is None or (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point)

@@ -37,7 +37,6 @@ from backlit.methods.base import (
     MOST_STEPS,
     Maps,
     Method,
-    Options,
     activation_bytes,
     check,
     check_positive,
@@ -48,6 +47,7 @@ from backlit.methods.branches import between_convolutions
 from backlit.methods.chunks import FIRST
 from backlit.methods.inputs import pick, probability
 from backlit.methods.sites import Sites, check_sites, is_wanted
+from backlit.methods.steps import SteppedOptions
 from backlit.rules import presets
 from backlit.rules.adjoint import adjoint
 from backlit.rules.exact import exact
@@ -88,8 +88,10 @@ _CHOICES: dict[str, tuple[Any, Any]] = {
 
 
 @dataclass(frozen=True)
-class LPROptions(Options):
+class LPROptions(SteppedOptions):
     """Options of LPR; the defaults are the paper's (Sec. 4.2) where it says one.
+
+    ``callback`` is called with an :class:`LPRStep`.
 
     Attributes:
         reading: What G computes, of the four readings in ``rules/plugin.py``: "gradient", "gated", "multiplier", "features";
@@ -119,7 +121,6 @@ class LPROptions(Options):
         sites: Which activations get a plugin: "activations" (every elementwise one), "between_convolutions" (those with a
             convolution before and behind them: "within two convolution layers", Sec. 4.2), "rectifiers", a function of
             the site, or names of sites and modules.
-        callback: Called with an :class:`LPRStep` after each step.
     """
 
     reading: str = "gradient"
@@ -141,7 +142,6 @@ class LPROptions(Options):
     lr: float = 0.2
     init: float = 1.0
     sites: Sites | None = None
-    callback: Callable[[LPRStep], None] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -173,9 +173,6 @@ class LPROptions(Options):
         for name in ("reference", "sign_aware", "relative"):
             check(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
         check_sites(self.sites)
-        check(
-            self.callback is None or callable(self.callback), "callback", self.callback, "a function of a step, or None"
-        )
 
     @property
     def formula(self) -> str:
@@ -339,15 +336,17 @@ class Learning:
         """All steps, the map that they end in, and its masks."""
         curves: dict[str, list[Tensor]] = {}
         last: tuple[Tensor, ...] = ()
-        for index in range(1, self._options.steps + 1):
-            maps, terms = self.step()
-            last = self._finite_of(maps, last, index, terms["loss"])
-            for name, value in terms.items():
-                curves.setdefault(name, []).append(value)
-            if self._options.callback is not None:
-                self._options.callback(
-                    LPRStep(index, self._options.steps, **{k: v.clone() for k, v in terms.items()}, map=maps[0].clone())
-                )
+        steps = self._options.steps
+        with self._options.watched("LPR", steps) as done:
+            for index in range(1, steps + 1):
+                maps, terms = self.step()
+                last = self._finite_of(maps, last, index, terms["loss"])
+                for name, value in terms.items():
+                    curves.setdefault(name, []).append(value)
+                done(index)
+                if self._options.callback is not None:
+                    copies = {k: v.clone() for k, v in terms.items()}
+                    self._options.callback(LPRStep(index, steps, **copies, map=maps[0].clone()))
         last = self._finite_of(self.maps(learn=False), last, self._options.steps + 1)
         self._warn(last)
         masks = tuple(self._masks(a) for a in last)

@@ -23,6 +23,7 @@ from backlit.methods.base import Maps, Target, activation_bytes, check
 from backlit.methods.fitted import FittedMethod, FittedOptions, check_fit
 from backlit.methods.inputs import check_images, check_targets, pick, probability
 from backlit.methods.named import Named, indices_of
+from backlit.methods.steps import told_of_fit
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,18 @@ class MIPIN(FittedMethod):
         *,
         out: str | Path | None = None,
         description: str = "",
-        progress: Callable[[FitStep], None] = lambda step: None,
+        progress: Callable[[FitStep], None] | bool = False,
         **options: Any,
     ) -> InverseNetwork:
         """Learn the inverse network; ``options`` are those of :class:`backlit.inverse.FitOptions`.
 
+        ``progress`` is called after each batch; True says on the error stream how far it is.
+
         See :func:`backlit.inverse.fit_inverse`.
         """
         network = check_fit(model, options, [f.name for f in fields(FitOptions)])
-        return fit_inverse(network, data, FitOptions(**options), out=out, description=description, progress=progress)
+        with told_of_fit("MIP-IN", progress) as tell:
+            return fit_inverse(network, data, FitOptions(**options), out=out, description=description, progress=tell)
 
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
         part, values, fitted = self._prepared(inputs)

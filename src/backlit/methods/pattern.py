@@ -19,6 +19,7 @@ from backlit.methods.base import Maps, activation_bytes, check
 from backlit.methods.fitted import FittedMethod, FittedOptions, check_fit
 from backlit.methods.inputs import pick, probability
 from backlit.methods.named import Named
+from backlit.methods.steps import told_of_fit
 from backlit.rules.patterns import pattern_table
 
 _SEEDS = (1.0, 1e-10, 1e-20, 1e-30)
@@ -65,12 +66,16 @@ class PatternNet(FittedMethod):
         *,
         out: str | Path | None = None,
         description: str = "",
-        progress: Callable[[FitStep], None] = lambda step: None,
+        progress: Callable[[FitStep], None] | bool = False,
         **options: Any,
     ) -> Patterns:
-        """Learn the patterns; see :func:`backlit.inverse.fit_patterns`. PatternNet and PatternAttribution share them."""
+        """Learn the patterns; see :func:`backlit.inverse.fit_patterns`. PatternNet and PatternAttribution share them.
+
+        ``progress`` is called after each batch; True says on the error stream how far it is.
+        """
         network = check_fit(model, options, ["precision"])
-        return fit_patterns(network, data, out=out, description=description, progress=progress, **options)
+        with told_of_fit("Patterns", progress) as tell:
+            return fit_patterns(network, data, out=out, description=description, progress=tell, **options)
 
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
         self.learned.check_inputs(inputs)

@@ -11,7 +11,7 @@ from backlit._errors import InputError, nearest
 from backlit.attribution import Attribution
 from backlit.methods.base import is_number
 from backlit.report.canvas import INK, SOFT, WARNING, WARNING_GROUND, Canvas, fitted, line_height, width_of, wrapped
-from backlit.report.kinds import check_one, limit_of, method_of, scales, title_of
+from backlit.report.kinds import check_one, method_of, scales, title_of
 from backlit.report.panels import Panels, as_bytes, check_picture
 from backlit.report.trust import Trust, trust
 
@@ -50,13 +50,11 @@ def card(
         raise InputError(f"scale must be a number from 0, or None for the map's own, but is {scale!r}.")
     picture = None if picture is None else check_picture(picture, explanation)
     verdict = trust(explanation)
-    panels = Panels(
-        explanation, picture, limit_of(explanation)[0] if scale is None else float(scale), verdict.faintness
-    )
+    panels = Panels(explanation, picture, scale, verdict.faintness)
     if style == "bare":
         return panels.map()
     if style == "card":
-        return _Card(panels, verdict, shared=scale is not None).drawn()
+        return _Card(panels, verdict).drawn()
     bare = panels.overlay() if style == "overlay" else panels.jet()
     return _with_strip(bare, verdict) if verdict.near_nothing else bare
 
@@ -103,8 +101,8 @@ class _Card:
     Each part is drawn below a row of pixels and says where the next may begin.
     """
 
-    def __init__(self, panels: Panels, verdict: Trust, *, shared: bool) -> None:
-        self._panels, self._verdict, self._shared = panels, verdict, shared
+    def __init__(self, panels: Panels, verdict: Trust) -> None:
+        self._panels, self._verdict = panels, verdict
         self._one = panels.explanation
         height, width = panels.size
         self._size = min(max(round(max(height, width) / 26), _LEAST_TEXT), _MOST_TEXT)
@@ -197,11 +195,10 @@ class _Card:
 
     def _scale_said(self) -> str:
         """What the colours' ends are, and how far a map reaches on the scale of others."""
-        own, percentile = limit_of(self._one)
-        scale = self._panels.scale
+        (own, percentile), scale = self._panels.own, self._panels.scale
         if scale == 0 or own == 0:
             return ""
-        if not self._shared:
+        if self._panels.given is None:
             return f"Full colour at its {'largest value' if percentile == 100 else '99.5th percentile'}."
         return "" if own >= _WEAK * scale else f"On the scale that it is shown on, this map reaches {own / scale:.0%}."
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from backlit._errors import InputError
 from backlit.attribution import Attribution
-from backlit.report.kinds import Palette, drawn, palette_of
+from backlit.report.kinds import Palette, drawn, limit_of, palette_of
 
 ENLARGED = 2  # a panel's pixels for each of the input's
 LEAST_SIDE, MOST_SIDE = 256, 1024  # pixels of a panel's longer side
@@ -32,13 +32,13 @@ class Panels:
     Attributes:
         explanation: Of one image.
         picture: The photograph (c, h, w) in [0, 1], or None.
-        scale: The colour limit; 0 draws nothing.
-        faintness: How much of its colour the map loses.
+        given: The colour limit, where another one than the map's own is asked for.
+        faintness: How much of full colour the map may not reach: it is drawn weaker, unless its scale makes it so already.
     """
 
     explanation: Attribution
     picture: Tensor | None
-    scale: float
+    given: float | None = None
     faintness: float = 0.0
 
     @cached_property
@@ -60,16 +60,36 @@ class Panels:
         return max(self.explanation.values.shape[-2:]) <= _COARSE and self.palette.name != "one-sided"
 
     @cached_property
+    def own(self) -> tuple[float, float]:
+        """The map's own colour limit, and the percentile of its magnitude that this is."""
+        return limit_of(self.explanation)
+
+    @property
+    def scale(self) -> float:
+        """The colour limit; with 0, nothing is drawn."""
+        return self.own[0] if self.given is None else self.given
+
+    @cached_property
+    def heat(self) -> Tensor:
+        """The number that each pixel is drawn by, (1, h, w)."""
+        return drawn(self.explanation)[0].detach().cpu().double()
+
+    @cached_property
+    def faded(self) -> float:
+        """What strengths are multiplied by, so that the strongest leaves the faintness free."""
+        peak = self.own[0] / self.scale if self.scale > 0 else 0.0
+        return min(1.0, (1 - self.faintness) / peak) if 0 < peak < 1 else 1 - self.faintness
+
+    @cached_property
     def strength(self) -> np.ndarray | None:
         """The map over its scale (h, w), from -1 to 1, at the panel's size; None of one with NaN or infinity.
 
         It is enlarged before it gets its colours: colours would be cut into bands.
         """
-        heat = drawn(self.explanation)[0].detach().cpu().double()
-        if not bool(heat.isfinite().all()):
+        if not bool(self.heat.isfinite().all()):
             return None
-        relative = heat / self.scale if self.scale > 0 else torch.zeros_like(heat)
-        return resized(relative, self.size, coarse=self.coarse)[0].clamp(-1, 1).numpy() * (1 - self.faintness)
+        relative = self.heat / self.scale if self.scale > 0 else torch.zeros_like(self.heat)
+        return resized(relative, self.size, coarse=self.coarse)[0].clamp(-1, 1).numpy() * self.faded
 
     @cached_property
     def photo(self) -> np.ndarray | None:
@@ -99,12 +119,12 @@ class Panels:
         if self.strength is None:
             return self.overlay()
         colours = matplotlib.colormaps["jet"](np.clip(self.strength, 0, 1))[..., :3]
-        share = _JET * (1 - self.faintness)
+        share = _JET * self.faded
         return as_bytes(colours if self.photo is None else (1 - share) * self.photo + share * colours)
 
     def bar(self, width: int, height: int) -> np.ndarray:
         """The colours from one end of the scale to the other, as faint as the map's, uint8 (height, width, 3)."""
-        ends = np.linspace(-1 if self.palette.two_sided else 0, 1, width) * (1 - self.faintness)
+        ends = np.linspace(-1 if self.palette.two_sided else 0, 1, width) * self.faded
         return as_bytes(np.broadcast_to(self.palette.colour(ends), (height, width, 3)))
 
 

@@ -21,7 +21,7 @@ from backlit.methods.base import is_number
 from backlit.report.canvas import plain
 from backlit.report.card import class_of
 from backlit.report.figure import render_image, scale_text
-from backlit.report.kinds import LEVELS, PALETTES, Palette, drawn, limit_of, title_of
+from backlit.report.kinds import LEVELS, PALETTES, Palette, limit_of, title_of
 from backlit.report.panels import Panels, as_bytes, shown_inputs
 from backlit.report.trust import Trust, trust
 
@@ -116,8 +116,9 @@ def _draw_map(axis: Axes, panels: Panels, verdict: Trust, percentile: float | No
         axis.imshow(panels.map())
     else:
         norm = Normalize((-scale or -1) if palette.two_sided else 0, scale or 1)
-        pixels = drawn(one)[0, 0].detach().cpu().double().numpy()
-        mappable = axis.imshow(pixels, cmap=_colours(palette, panels.faintness), norm=norm, interpolation="nearest")
+        mappable = axis.imshow(
+            panels.heat[0].numpy(), cmap=_colours(palette, panels.faded), norm=norm, interpolation="nearest"
+        )
         if scale > 0:
             label = f"{_scale_text(scale, percentile, two_sided=palette.two_sided)}\n{label}".rstrip()
             axis.get_figure(root=True).colorbar(mappable, ax=axis, shrink=0.8)  # type: ignore[union-attr]
@@ -129,9 +130,9 @@ def _scale_text(scale: float, percentile: float | None, *, two_sided: bool) -> s
     return text if two_sided else text.replace("±", "0 to ")
 
 
-def _colours(palette: Palette, faintness: float) -> ListedColormap:
+def _colours(palette: Palette, faded: float) -> ListedColormap:
     """A palette for matplotlib, as faint as the map."""
-    return ListedColormap(palette.colour(np.linspace(-1 if palette.two_sided else 0, 1, LEVELS) * (1 - faintness)))
+    return ListedColormap(palette.colour(np.linspace(-1 if palette.two_sided else 0, 1, LEVELS) * faded))
 
 
 def _part(panels: Panels, part: Tensor) -> np.ndarray:
@@ -140,7 +141,7 @@ def _part(panels: Panels, part: Tensor) -> np.ndarray:
     relative = (heat / panels.scale if panels.scale > 0 else torch.zeros_like(heat)).clamp(-1, 1).nan_to_num()
     two_sided = panels.palette.two_sided or not bool((heat < 0).any())
     palette = panels.palette if two_sided else PALETTES[None]
-    return as_bytes(palette.colour(relative.numpy() * (1 - panels.faintness)))
+    return as_bytes(palette.colour(relative.numpy() * panels.faded))
 
 
 def _limits(explanation: Attribution, look: Look) -> list[tuple[float, float | None]]:

@@ -164,8 +164,8 @@ def _of_masks(n: dict[str, float], logit: float, total: float) -> Account:
     parts, own = (abs(n["positive" + end]) + abs(n["negative" + end]) for end in ("", "_image"))
     share, times = _over(own, parts), _over(total, logit)
     said = (
-        f"The pixels hold {percent(share)} of y+ and y−, the rest are biases. The map sums to {_times(times)} the logit; the "
-        f"nuisance that it leaves out is {_times(_over(n['nuisance'], logit))} the logit."
+        f"The pixels hold {percent(share)} of y+ and y−, the biases the rest. The map sums to {_times(times)} the logit; "
+        f"{_times(_over(n['nuisance'], logit))} are nuisance, left out."
     )
     return Account(share, times, said, None, "y+ and y−", by_size=True)
 
