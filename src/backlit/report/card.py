@@ -11,8 +11,9 @@ from backlit._errors import InputError, nearest
 from backlit.attribution import Attribution
 from backlit.methods.base import is_number
 from backlit.report.canvas import INK, SOFT, WARNING, WARNING_GROUND, Canvas, fitted, line_height, width_of, wrapped
-from backlit.report.kinds import check_one, method_of, scales, title_of
+from backlit.report.kinds import check_one, method_of, title_of
 from backlit.report.panels import Panels, as_bytes, check_picture
+from backlit.report.scales import scales
 from backlit.report.trust import Trust, trust
 
 Style = Literal["card", "overlay", "jet", "bare"]
@@ -69,7 +70,7 @@ def numbers_of(explanation: Attribution) -> str:
     chance = (
         "" if explanation.probability is None else f"p = {probability_text(float(explanation.probability[0]))}     "
     )
-    return f"{chance}logit = {float(explanation.output[0]):.4g}"
+    return f"{chance}logit = {float(explanation.output[0]):.4g}".replace("= -", "= −")
 
 
 def probability_text(p: float) -> str:

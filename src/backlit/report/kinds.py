@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, get_args
@@ -124,28 +123,6 @@ def limit_of(explanation: Attribution, percentile: float = 99.5) -> tuple[float,
     return limit(heat.flatten(0, -2), percentile)
 
 
-def scales(explanations: Sequence[Attribution], how: str = "image") -> list[float]:
-    """The colour limit of each explanation of one image.
-
-    Args:
-        explanations: Explanations of one image each, all of the same image: of several classes, by one method or by several.
-        how: "image": what one method made of the image, for whatever class, has the largest of its limits in common, so that a
-            weak map looks weak beside a strong one. "own": each has its own limit.
-
-    Raises:
-        InputError: If ``how`` is neither, or an explanation is of several images.
-    """
-    if how not in ("image", "own"):
-        raise InputError(f"how must be 'image' or 'own', but is {how!r}.")
-    for one in explanations:
-        check_one(one)
-    own = [limit_of(one)[0] for one in explanations]
-    if how == "own":
-        return own
-    made_by = [_made_by(one) for one in explanations]
-    return [max(s for s, other in zip(own, made_by, strict=True) if other == by) for by in made_by]
-
-
 def check_one(explanation: Attribution) -> None:
     """Refuse an attribution of several images, or of none.
 
@@ -157,10 +134,6 @@ def check_one(explanation: Attribution) -> None:
             f"explanation must be of one image, but is of {len(explanation)}. Take one of them: explanation[0], or go through "
             "all of them: for one in explanation."
         )
-
-
-def _made_by(explanation: Attribution) -> tuple[Any, Any]:
-    return explanation.provenance.get("method"), repr(explanation.provenance.get("options"))
 
 
 @cache

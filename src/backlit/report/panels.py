@@ -21,7 +21,9 @@ _COARSE = 64  # pixels: up to this side single pixels are to be seen
 _ASPECT = 0.02  # how far a picture's shape may be from the input's: more is another crop
 _COLOUR_LEFT = 0.7  # of the photograph under a map: the rest is grey, so that red and blue stand out on any of them
 _LIGHT = 0.12  # how much lighter it is there
-_FIRM = 0.7  # below 1, weak pixels of a map are firmer than in proportion
+_ROUGH = 0.1  # of a map's strength: what neighbours differ by on average in a map of single pixels, not of regions
+_FIRM = 0.7  # below 1, weak pixels of a map of single pixels are firmer than in proportion
+_REGIONS = 0.72  # of the opacity: a map of regions covers what it is about, and is to let it be seen
 _JET = 0.5  # of the map in jet colours, as it is used elsewhere
 
 
@@ -92,6 +94,14 @@ class Panels:
         return resized(relative, self.size, coarse=self.coarse)[0].clamp(-1, 1).numpy() * self.faded
 
     @cached_property
+    def smooth(self) -> bool:
+        """Whether the map is of regions, in which neighbouring pixels are alike."""
+        heat = self.heat[0]
+        steps = [(heat[1:] - heat[:-1]).abs(), (heat[:, 1:] - heat[:, :-1]).abs()]
+        changes = torch.cat([s.flatten() for s in steps])
+        return bool(len(changes) and changes.mean() < _ROUGH * heat.abs().mean())
+
+    @cached_property
     def photo(self) -> np.ndarray | None:
         """The photograph (h, w, 3) in [0, 1] at the panel's size; None where there is none."""
         image = self.picture if self.picture is not None else shown_inputs(self.explanation)
@@ -111,7 +121,8 @@ class Panels:
         grey = self.photo @ np.array([0.299, 0.587, 0.114])
         ground = _COLOUR_LEFT * self.photo + (1 - _COLOUR_LEFT) * grey[..., None]
         ground = ground * (1 - _LIGHT) + _LIGHT
-        alpha = opacity * np.abs(self.strength)[..., None] ** _FIRM
+        strength = np.abs(self.strength)[..., None]
+        alpha = opacity * (_REGIONS * strength if self.smooth else strength**_FIRM)
         return as_bytes(ground * (1 - alpha) + self.palette.ink(self.strength) * alpha)
 
     def jet(self) -> np.ndarray:

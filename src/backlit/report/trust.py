@@ -215,11 +215,17 @@ def percent(share: float) -> str:
     if not math.isfinite(share):
         return "no finite share"
     if size > 10:
-        return f"{share:,.0f} times".replace("-", "−")
+        return f"{_number(share)} times"
     if 0 < size < 5e-5:
         return "under 0.01 %"
-    return (f"{share * 100:.2f} %" if 0 < size < 0.01 else f"{share * 100:.3g} %").replace("-", "−")
+    return f"{share * 100:.2f} %".replace("-", "−") if 0 < size < 0.01 else f"{_number(share * 100)} %"
 
 
 def _times(share: float) -> str:
-    return "no finite share of" if not math.isfinite(share) else f"{share:,.3g} times".replace("-", "−")
+    return "no finite share of" if not math.isfinite(share) else f"{_number(share)} times"
+
+
+def _number(value: float) -> str:
+    """Three digits, or all of a whole part that has more; without an exponent, and 0 without a sign."""
+    text = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return "0" if value == 0 else text.replace("-", "−")
