@@ -71,7 +71,10 @@ def test_explain_writes_pictures_maps_and_a_summary(digits: Path, tmp_path: Path
     for row in summary["maps"]:
         explanation = backlit.Attribution.load(out / row["map"])
         assert explanation.target.tolist() == [row["target"]]
-        assert np.array(Image.open(out / row["picture"])).shape == (256, 256, 3)
+        assert np.array(Image.open(out / row["bare"])).shape == (256, 256, 3)
+        height, width, _ = np.array(Image.open(out / row["picture"])).shape
+        assert width > 3 * 256  # photograph, map and overlay side by side
+        assert height > 256
     assert {row["provenance"]["options"].get("steps") for row in summary["maps"]} == {3, None}
     assert len({row["map"] for row in summary["maps"]}) == 12  # images of one name do not overwrite each other
     first = summary["maps"][0]

@@ -143,7 +143,9 @@ def test_mosaics_are_made_of_a_data_set(folders: Path) -> None:
         (["--option", "insertion.stepz=3"], "option 'insertion.stepz=3' fits nothing that was asked for"),
         (["--option", "insertion.steps=0"], "steps must be a positive integer, but is 0"),
         (["--metrics", "pointing_game"], "needs boxes of the target"),
-        (["--data", "coco"], "data must be one of images, folder, imagenet, voc, cifar10, mnist, but is 'coco'"),
+        (["--read", "coco"], "read must be one of images, folder, imagenet, voc, cifar10, mnist, but is 'coco'"),
+        (["--data", "coco"], "'coco' does not exist"),
+        (["here.png", "--data", "coco"], "data must be the data set's folder, in the place of IMAGE"),
         (["--data", "folder"], "IMAGES must be the one folder of the data set"),
         (["--mosaic", "2"], "mosaic needs images with known classes"),
         (

@@ -425,7 +425,7 @@ def test_weights_of_another_network(here: Path) -> None:
         ("compare --metrics insertion --option insertion.absolute=3", "absolute must be a tuple of names"),
         ("compare --metrics insertion --option insertion.blur_sigma=1e300", "blur_sigma must be from 0.001"),
         ("compare --metrics last_layer_reset --option layers=3", "layers must be a tuple of module paths"),
-        ("roar --data empty --methods random", "methods must name one beside random"),
+        ("roar --data empty --methods random", "method must name one beside random"),
         ("roar --data empty --methods gradient --batch 1000000000000000000000", "--batch"),
         ("fit --batch 1000000000000000000000", "--batch"),
         ("trace --method gradient,dmbp", "method must be one, whose rules are shown"),

@@ -74,7 +74,7 @@ def test_every_option_arrives(cifar: Path, tmp_path: Path) -> None:
         (["--methods", "saliency", "--fractions", "half"], "fractions must be numbers by comma, .* but are 'half'"),
         (["--methods", "saliency", "--fractions", "1.5"], "fractions must be different shares above 0 and below 1"),
         (["--methods", "salience"], "Did you mean 'saliency'"),
-        (["--methods", "random"], "methods must name one beside random"),
+        (["--methods", "random"], "method must name one beside random"),
         (["--methods", "saliency", "--optimizer", "lion"], "optimizer must be 'adamw', 'adam' or 'sgd'"),
         (["--methods", "saliency", "--device", "abacus"], "device: 'abacus' cannot be used"),
     ],

@@ -21,11 +21,13 @@ from backlit.cli.arguments import (
     Methods,
     Metrics,
     Model,
+    ModelOfImages,
     Seed,
     Size,
     Std,
     Weights,
 )
+from backlit.cli.complete import FAST
 
 _EARLIER = {"methods": "method", "metrics": "metric"}  # options that were called so before
 
@@ -58,7 +60,7 @@ def _options(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the page.")] = Path("backlit-demo"),
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: DType = "float32",
     seed: Seed = 0,
 ) -> None:
@@ -72,19 +74,31 @@ def demo(
 @app.command()
 def explain(
     images: Annotated[list[Path], typer.Argument(help="Image files or folders.", metavar="IMAGE...")],
-    model: Model = "digits",
+    model: ModelOfImages = None,
     weights: Weights = None,
     target: Annotated[
-        str, typer.Option(help="A class name, an index, or top:K for the K classes predicted.")
+        str,
+        typer.Option(
+            help="Classes, by comma: names, indices, top:K for the K that the network predicts, A-B for one against another."
+        ),
     ] = "top:1",
-    method: Methods = "dmbp",
+    method: Methods = FAST,
     option: Annotated[
         list[str] | None, typer.Option(help="An option of a method: steps=40, or dmbp.steps=40.", metavar="KEY=VALUE")
     ] = None,
     fitted: FittedFiles = None,
     out: Annotated[
-        Path, typer.Option(help="Folder for pictures, maps and summary.json; adds to what is there.")
+        Path, typer.Option(help="Folder for cards, maps, index.html and summary.json; adds to what is there.")
     ] = Path("backlit-out"),
+    style: Annotated[
+        str, typer.Option(help="What to draw of each map: card, overlay, jet or bare.", metavar="STYLE")
+    ] = "card",
+    scale: Annotated[
+        str,
+        typer.Option(help="image: one colour scale for all classes of an image; own: each its own.", metavar="SCALE"),
+    ] = "image",
+    as_json: Annotated[bool, typer.Option("--json", help="Print a row of JSON for each map.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what failed.")] = False,
     force: Annotated[
         bool,
         typer.Option("--force", help="Replace maps of these images and methods that were made with other settings."),
@@ -93,22 +107,27 @@ def explain(
     mean: Mean = None,
     std: Std = None,
     crop: Crop = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: DType = "float32",
     seed: Seed = 0,
 ) -> None:
-    """Explain images: a PNG overlay and a .safetensors map for each image, class and method, and a JSON summary.
+    """Explain images: a card for each image, class and method, with the bare map and its numbers beside it.
 
     Interrupted, the same command goes on; another one adds to the folder.
     """
     from backlit.cli import settings
     from backlit.cli.explain import Run, run
+    from backlit.cli.images import refuse_photographs
+    from backlit.cli.output import Output
 
     compute = settings.Compute(device, dtype, seed)
-    loaded = settings.load(model, weights, compute, settings.preprocessing(size, mean, std, crop))
-    chosen = settings.with_fitted(settings.methods(method, option or [], seed), fitted or [])
-    asked = Run(loaded, target, settings.with_bounds(chosen, loaded.preprocess), compute, force)
-    if run(images, asked, out):
+    asked = settings.methods(method, option or [], seed)
+    if model is None:
+        refuse_photographs(images)
+    loaded = settings.load(model or "digits", weights, compute, settings.preprocessing(size, mean, std, crop))
+    output = Output(out, quiet, as_json)
+    chosen = settings.with_bounds(settings.with_fitted(asked, fitted or [], output.into.print), loaded.preprocess)
+    if run(images, Run(loaded, target, chosen, compute, force, style, scale), output):
         raise typer.Exit(1)
 
 
@@ -120,13 +139,19 @@ def compare(
             help="Image files or folders, or a data set's folder; none for the embedded scenes.", metavar="[IMAGE]..."
         ),
     ] = None,
-    model: Model = "digits",
+    model: ModelOfImages = None,
     weights: Weights = None,
     method: Methods = "random,gradient_x_input,guided_backprop,grad_cam,dmbp",
     metric: Metrics = "insertion,morf_5,lerf_5,last_layer_reset",
     data: Annotated[
-        str, typer.Option(help="How to read IMAGE: images, folder (a folder a class), imagenet, voc, cifar10, mnist.")
-    ] = "images",
+        str | None, typer.Option(help="The data set's folder, in the place of IMAGE.", metavar="DIR")
+    ] = None,
+    read: Annotated[
+        str | None,
+        typer.Option(
+            help="How to read it: images, folder (a folder a class), imagenet, voc, cifar10, mnist.", metavar="KIND"
+        ),
+    ] = None,
     target: Annotated[str, typer.Option(help="For images without labels: a class, or predicted.")] = "predicted",
     class_index: Annotated[
         Path | None, typer.Option(help="JSON that maps class folders to the model's classes.", metavar="FILE")
@@ -151,20 +176,24 @@ def compare(
     mean: Mean = None,
     std: Std = None,
     crop: Crop = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: DType = "float32",
     seed: Seed = 0,
 ) -> None:
     """Compare methods on the same images: maps, scores as parquet, one HTML report. Interrupted, it goes on where it stopped."""
     from backlit.cli import settings
-    from backlit.cli.compare import Source, run
+    from backlit.cli.compare import Source, from_words, run
+    from backlit.cli.images import refuse_photographs
 
     compute = settings.Compute(device, dtype, seed)
     chosen, measured = settings.methods_and_metrics(method, metric, option or [], seed)
+    paths, kind = from_words(images or [], data, read)
+    if model is None and kind == "images" and paths:
+        refuse_photographs(paths)
     chosen = settings.with_fitted(chosen, fitted or [])
-    loaded = settings.load(model, weights, compute, settings.preprocessing(size, mean, std, crop))
+    loaded = settings.load(model or "digits", weights, compute, settings.preprocessing(size, mean, std, crop))
     chosen = settings.with_bounds(chosen, loaded.preprocess)
-    source = Source(images or [], data, target, class_index, annotations, limit, mosaic, seed, scaled)
+    source = Source(paths, kind, target, class_index, annotations, limit, mosaic, seed, scaled)
     if run(source, loaded, chosen, measured, out, compute, classes=classes, force=force):
         raise typer.Exit(1)
 
@@ -196,18 +225,20 @@ def roar(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Images of each part to take, for a trial.", min=1)] = None,
     out: Annotated[Path, typer.Option(help="Folder for ranks, trainings and the table.")] = Path("backlit-roar"),
-    device: Device = "cpu",
+    device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Seed of what methods draw.", min=0, max=MOST_SEED)] = 0,
 ) -> None:
     """Remove each method's most important pixels, retrain, test (ROAR). Interrupted, it goes on from the last whole epoch."""
     from backlit.bench.roar import RoarOptions, TrainingOptions
+    from backlit.cli import settings
     from backlit.cli.roar import Setting, chosen, run
     from backlit.cli.roar import fractions as shares
 
     training = TrainingOptions(epochs, batch, optimizer, learning_rate, weight_decay, flip=flip)  # pyright: ignore[reportArgumentType]  checked there
     words: dict[str, Any] = {"replacement": replacement, "target": target, "reduce": reduce}  # checked by the options
     options = RoarOptions(shares(fractions), tuple(range(seeds)), mask_only=mask_only, training=training, **words)
-    run(Setting(data, out, limit, width, dropout, device), chosen(method, option or [], seed), options)
+    where = settings.Compute(device, "float32", seed).device
+    run(Setting(data, out, limit, width, dropout, where), chosen(method, option or [], seed), options)
 
 
 @app.command()
@@ -216,7 +247,7 @@ def fit(
         Path, typer.Option(help="The file to write; OUT.parts keeps what is done meanwhile.", metavar="FILE")
     ],
     method: Annotated[str, typer.Option(help="mip_in or pattern (PatternNet and PatternAttribution).")] = "mip_in",
-    model: Model = "digits",
+    model: ModelOfImages = None,
     weights: Weights = None,
     data: Annotated[
         Path | None, typer.Option(help="What to learn from; none for the embedded digits.", metavar="DIR")
@@ -254,7 +285,7 @@ def fit(
     mean: Mean = None,
     std: Std = None,
     crop: Crop = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: DType = "float32",
 ) -> None:
     """Learn from data what MIP-IN or the pattern methods need: one file.
@@ -263,9 +294,12 @@ def fit(
     """
     from backlit.cli import settings
     from backlit.cli.fit import Source, run
+    from backlit.cli.images import refuse_photographs
 
+    if model is None and data is not None and read == "images":
+        refuse_photographs([data])
     loaded = settings.load(
-        model, weights, settings.Compute(device, dtype, 0), settings.preprocessing(size, mean, std, crop)
+        model or "digits", weights, settings.Compute(device, dtype, 0), settings.preprocessing(size, mean, std, crop)
     )
     asked = {"start": start, "samples": samples, "classes": classes, "ridge": ridge, "reading": reading}
     own: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
@@ -298,7 +332,7 @@ def trace(
     method: Annotated[str, typer.Option(help="The method whose rules to show.")] = "guided_backprop",
     fitted: FittedFiles = None,
     size: Size = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: DType = "float32",
     seed: Seed = 0,
 ) -> None:

@@ -9,23 +9,28 @@ import typer
 
 from backlit.cli.complete import methods, metrics, models
 
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")]
+Device = Annotated[
+    str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps; auto takes the fastest that is there.")
+]
 DType = Annotated[str, typer.Option(help="Precision: float32, float64, bfloat16.")]
 MOST_SEED = 2**63 - 1  # what torch and NumPy take, both
 MOST_AT_ONCE = 1_000_000  # images
 Seed = Annotated[int, typer.Option(help="Seed of whatever is drawn; recorded with every result.", min=0, max=MOST_SEED)]
-Model = Annotated[
-    str,
-    typer.Option(
-        help='"digits" (embedded), a torchvision name ("resnet50"), "timm:NAME", or "module:function".',
-        autocompletion=models,
-    ),
+_MODEL = '"digits" (embedded), a torchvision name ("resnet50"), "timm:NAME", or "module:function".'
+Model = Annotated[str, typer.Option("--model", help=_MODEL, autocompletion=models)]
+ModelOfImages = Annotated[
+    str | None, typer.Option("--model", help=f"{_MODEL} None: digits, for pictures of digits.", autocompletion=models)
 ]
 Methods = Annotated[
-    str, typer.Option("--method", help="Methods, by comma; see `backlit methods`.", autocompletion=methods)
+    str,
+    typer.Option(
+        "--method",
+        help="Methods, by comma, or all; fast is DMBP's short schedule. `backlit methods` lists them.",
+        autocompletion=methods,
+    ),
 ]
 Metrics = Annotated[
-    str, typer.Option("--metric", help="Metrics, by comma; see `backlit metrics`.", autocompletion=metrics)
+    str, typer.Option("--metric", help="Metrics, by comma; `backlit metrics` lists them.", autocompletion=metrics)
 ]
 Weights = Annotated[str | None, typer.Option(help='A safetensors file; "random" for speed tests.', metavar="FILE")]
 Size = Annotated[int | None, typer.Option(help="Side of the network's input, where it is not the model's usual one.")]

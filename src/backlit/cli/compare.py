@@ -71,6 +71,23 @@ READERS: dict[str, Callable[[Source], Dataset]] = {
 }
 
 
+def from_words(images: Sequence[Path], data: str | None, read: str | None) -> tuple[list[Path], str]:
+    """The paths, and how to read them, from IMAGE, --data and --read; --data also takes what --read does, as it once did.
+
+    Raises:
+        InputError: If they say two things.
+    """
+    kinds = ("images", *READERS)
+    if data in kinds and read is None and not (Path(data).exists() and not images):
+        return list(images), data
+    if data is not None and images:
+        raise InputError(
+            f"data must be the data set's folder, in the place of IMAGE, but is {data!r} beside {shown(images[0])!r}. Give one of "
+            f"them; how to read it is for --read: {', '.join(kinds)}."
+        )
+    return ([Path(data)] if data is not None else list(images)), read or "images"
+
+
 def run(
     source: Source,
     loaded: LoadedModel,
@@ -100,7 +117,7 @@ def run(
         found = compare(
             loaded,
             _placed(examples, loaded),
-            {c.method.name: c.method(loaded.network, **c.options, **_stepped(c, step)) for c in methods},
+            {c.name: c.method(loaded.network, **c.options, **_stepped(c, step)) for c in methods},
             metrics,
             out=out,
             classes=classes,
@@ -128,13 +145,13 @@ def read(source: Source, loaded: LoadedModel) -> tuple[Examples, str, list[Failu
     _refuse_unread(source)
     if source.data == "images":
         if source.mosaic:
-            raise InputError("mosaic needs images with known classes: --data folder, imagenet, cifar10 or mnist.")
+            raise InputError("mosaic needs images with known classes: --read folder, imagenet, cifar10 or mnist.")
         if not source.paths:
             return _scenes(loaded, source.limit), "ground truth", []
         return _images(source, loaded)
     if len(source.paths) != 1:
         raise InputError(
-            f"IMAGES must be the one folder of the data set for --data {source.data}, but are {len(source.paths)} paths."
+            f"IMAGES must be the one folder of the data set for --read {source.data}, but are {len(source.paths)} paths."
         )
     data = READERS[source.data](source)
     if len(data.class_names) != len(loaded.class_names):
@@ -159,14 +176,14 @@ def _refuse_unread(source: Source) -> None:
         InputError: Names the option and what it is for.
     """
     if source.data not in ("images", *READERS):
-        raise InputError(f"data must be one of images, {', '.join(READERS)}, but is {source.data!r}.")
+        raise InputError(f"read must be one of images, {', '.join(READERS)}, but is {source.data!r}.")
     for option, given, kinds in (
         ("annotations", source.annotations, ("imagenet",)),
         ("scaled", source.scaled or None, ("imagenet", "voc")),
         ("class-index", source.index, ("imagenet", "folder")),
     ):
         if given is not None and source.data not in kinds:
-            raise InputError(f"{option} is for --data {' or '.join(kinds)}, but data is {source.data}. Leave it out.")
+            raise InputError(f"{option} is for --read {' or '.join(kinds)}, but read is {source.data}. Leave it out.")
     if source.target != "predicted" and (source.data != "images" or not source.paths):
         known = source.data if source.paths else "the embedded scenes"
         raise InputError(

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from backlit._files import path_text as shown
 
-__all__ = ["clean", "console", "say_failed", "shown", "warnings_said"]
+__all__ = ["clean", "console", "counted", "say_failed", "shown", "warnings_said"]
 
 _KEPT = "\n\t"
 
@@ -45,6 +45,11 @@ class _Plain(Console):
 def console(*, stderr: bool = False) -> Console:
     """Return the console of a command."""
     return _Plain(markup=False, emoji=False, highlight=False, soft_wrap=True, stderr=stderr)
+
+
+def counted(number: int, thing: str) -> str:
+    """Return "1 map", "2 maps"."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def say_failed(into: Console, what: str, image: str, error: str) -> None:

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
-from backlit._errors import FileError, InputError
+from backlit._errors import FileError, InputError, nearest
 from backlit._files import file_digest
 from backlit._store import share
-from backlit.cli.console import console, say_failed, shown
+from backlit.cli.console import counted, shown
 from backlit.cli.images import Failure, found_images
-from backlit.cli.progress import bars
+from backlit.cli.output import Output, Prediction, Said
+from backlit.cli.progress import Pace, paced
 from backlit.cli.record import JOURNAL, Record
-from backlit.cli.settings import Chosen, Compute, logits_of
+from backlit.cli.settings import SHORT, Chosen, Compute, logits_of
 from backlit.cli.stopping import Hopeless, one_failure, said_when_stopped
+from backlit.cli.targets import Choice, Target, explained, targets
 from backlit.data.images import check_file, load_batch
 from backlit.methods import FittedMethod
 from backlit.models import LoadedModel
+from backlit.report.card import Style
+
+_PREDICTED = 5  # predictions of an image that are told
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,12 @@ class Run:
 
     Attributes:
         loaded: The model.
-        target: A class name, an index, or top:K.
+        target: Classes: names, indices, top:K, A-B, by comma.
         methods: The methods.
         compute: Where and how to compute.
         force: Replace maps of the same images and methods that were asked for otherwise.
+        style: What is drawn: "card", "overlay", "jet" or "bare".
+        scale: "image": all classes of an image have one colour scale by one method; "own": each has its own.
     """
 
     loaded: LoadedModel
@@ -44,43 +50,63 @@ class Run:
     methods: Sequence[Chosen]
     compute: Compute
     force: bool = False
+    style: str = "card"
+    scale: str = "image"
+
+    def __post_init__(self) -> None:
+        for name, known in (("style", get_args(Style)), ("scale", ("image", "own"))):
+            if (found := getattr(self, name)) not in known:
+                raise InputError(f"{name} must be one of {', '.join(known)}, but is {found!r}.{nearest(found, known)}")
 
 
-def run(paths: list[Path], asked: Run, out: Path) -> list[Failure]:
+def run(paths: list[Path], asked: Run, output: Output) -> list[Failure]:
     """Explain every image with every method; returns the failures, which the summary lists, too.
 
     Maps that an earlier call made are kept: those of the same command are not computed again, others stay beside the new ones.
 
     Raises:
         InputError: If the target or a method does not fit the model: then no image could be explained.
-        FileError: If there is no image at all, or ``out`` cannot be written, is in use, or holds maps of the same images and
+        FileError: If there is no image at all, or the folder cannot be written, is in use, or holds maps of the same images and
             methods that were asked for otherwise.
     """
-    choose = _targets(asked.target, asked.loaded)
+    out, choose = output.out, targets(asked.target, asked.loaded)
     for chosen in asked.methods:
         if issubclass(chosen.method, FittedMethod):  # refuses a file for another network before any image is read
             chosen.method(asked.loaded.network, **chosen.options)
     images, failures = found_images(paths)
+    for failure in failures:
+        output.failed("failed", failure.image, failure.error)
     with share(out, JOURNAL) as store:
-        work = _Work(asked, choose, Record(store, asked.loaded, asked.compute), failures)
+        work = _Work(asked, choose, Record(store, asked.loaded, asked.compute), failures, output)
         wanted = work.readable(images)
         _make_room(wanted, work, out)
         work.record.write_summary(failures)  # now, so that a file of somebody else stops nothing that was computed
         kept = partial("{0.count} maps are kept in {1}, and the same command goes on".format, work, shown(out))
         with said_when_stopped(kept):
             try:
-                with _progress(work.into) as bar:
+                with paced(output.progress, len(wanted) * len(asked.methods)) as pace:
                     for image, digest in wanted.items():
                         with one_failure(partial(work.fail, image)):
-                            work.explain(image, digest, bar)
+                            work.explain(image, digest, pace)
                         work.record.write_summary(failures, if_due=True)
             finally:  # what was computed before an interruption is listed, too
                 work.record.write_summary(failures)
-    before = f"; {work.kept} of them were there" if work.kept else ""
-    work.into.print(f"{work.count} maps of {len(images)} images in {shown(out)} (summary.json lists them){before}")
-    if failures:
-        work.into.print(Text.assemble((f"{len(failures)} failed", "red"), "; summary.json says why"))
+    _say_all(work, len(images))
     return failures
+
+
+def _say_all(work: _Work, images: int) -> None:
+    output = work.output
+    output.table()
+    before = f"; {work.kept} of them were there" if work.kept else ""
+    maps, pictures = counted(work.count, "map"), counted(images, "image")
+    output.into.print(f"{maps} of {pictures} in {shown(output.out)} (summary.json lists them){before}")
+    if work.count and any(chosen.name == SHORT for chosen in work.asked.methods):
+        output.into.print(
+            f"{SHORT} is DMBP's short schedule; --method dmbp is the paper's, and takes ten times as long"
+        )
+    if work.failures:
+        output.into.print(Text.assemble((f"{len(work.failures)} failed", "red"), "; summary.json says why"))
 
 
 def _make_room(wanted: dict[Path, str], work: _Work, out: Path) -> None:
@@ -102,8 +128,19 @@ def _make_room(wanted: dict[Path, str], work: _Work, out: Path) -> None:
             f"out: {shown(out)!r} holds {len(others)} maps of the same images and methods that were asked for otherwise: {names} "
             f"({why}). Nothing was written. Choose another folder, or use --force to replace them."
         )
-    work.into.print(f"--force replaces {len(others)} maps: {names} ({why})")
+    work.output.into.print(f"--force replaces {len(others)} maps: {names} ({why})")
     work.record.drop(list(others))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """An image, its file's digest, what the network takes and predicts, and the targets with their probabilities."""
+
+    image: Path
+    digest: str
+    x: Tensor
+    predicted: list[Prediction]
+    targets: dict[Target, float]
 
 
 class _Work:
@@ -112,22 +149,21 @@ class _Work:
     Attributes:
         asked: What the command asks for.
         record: The maps in the folder.
-        into: The console.
+        failures: What failed.
+        output: Where it is told.
         count: The maps of this command that are there.
         kept: Those of them that an earlier call had made.
     """
 
-    def __init__(
-        self, asked: Run, choose: Callable[[Tensor], list[int]], record: Record, failures: list[Failure]
-    ) -> None:
-        self.asked, self.record, self.into = asked, record, console()
-        self._choose, self._failures = choose, failures
+    def __init__(self, asked: Run, choose: Choice, record: Record, failures: list[Failure], output: Output) -> None:
+        self.asked, self.record, self.failures, self.output = asked, record, failures, output
+        self._choose = choose
         self.count = self.kept = 0
 
     def fail(self, image: Path, why: str, chosen: Chosen | None = None) -> None:
         """List a failure, and say it."""
-        self._failures.append(Failure(shown(image), why, chosen and chosen.method.name))
-        say_failed(self.into, "failed", shown(image) + (f" ({chosen.method.name})" if chosen else ""), why)
+        self.failures.append(Failure(shown(image), why, chosen and chosen.name))
+        self.output.failed("failed", shown(image) + (f" ({chosen.name})" if chosen else ""), why)
 
     def readable(self, images: list[Path]) -> dict[Path, str]:
         """Return the images that can be read, each with the digest of its file."""
@@ -141,63 +177,59 @@ class _Work:
                     raise FileError(f"image: {shown(image)!r} cannot be read ({error.strerror or error}).") from error
         return digests
 
-    def explain(self, image: Path, digest: str, bar: Callable[[str, Chosen], Any]) -> None:
-        """Write the maps of one image; a method that fails on it does not stop the others."""
+    def explain(self, image: Path, digest: str, pace: Pace) -> None:
+        """Write the maps and pictures of one image; a method that fails on it does not stop the others."""
+        seen = self._seen(image, digest)
+        for chosen in self.asked.methods:
+            pace.begin(f"{chosen.title} of {image.name}")
+            with one_failure(lambda why, chosen=chosen: self.fail(image, why, chosen)):
+                self._by_one(chosen, seen, pace)
+            pace.end()
+
+    def _seen(self, image: Path, digest: str) -> _Seen:
+        """Run the network on an image, and choose the targets."""
         loaded = self.asked.loaded
         x = loaded.placed(load_batch([image], loaded.preprocess))
-        logits = logits_of(loaded, x)
-        classes = self._choose(logits[0])
-        chances = logits.float().softmax(1)[0].tolist()
-        for chosen in self.asked.methods:
-            with one_failure(lambda why, chosen=chosen: self.fail(image, why, chosen)):
-                asked = self.record.asked(digest, chosen)
-                there = [self.record.has(image, chosen, index, asked) for index in classes]
-                self.count += sum(there)
-                self.kept += sum(there)
-                if all(there):
-                    continue
-                with bar(
-                    image.name, chosen
-                ) as options:  # all classes at once, as if none were there: bit for bit the same
-                    explanations = chosen.method(loaded.network, **options).each(x, [classes])
-                for index, explanation, known in zip(classes, explanations, there, strict=True):
-                    if not known:
-                        self._add(image, asked, explanation, chances[index])
+        logits = logits_of(loaded, x)[0]
+        chances = logits.float().softmax(0)
+        likely = chances.topk(min(_PREDICTED, len(chances)))
+        pairs = zip(likely.values.tolist(), likely.indices.tolist(), strict=True)
+        predicted = [Prediction(loaded.class_names[index], chance) for chance, index in pairs]
+        return _Seen(image, digest, x, predicted, {t: float(chances[t.index]) for t in self._choose(logits)})
 
-    def _add(self, image: Path, asked: dict[str, Any], explanation: Any, chance: float) -> None:
-        try:
-            self.record.add(image, asked, explanation, chance)
-        except FileError as error:
-            if isinstance(error.__cause__, OSError):  # no space, no permission: no other image would fare better
-                raise Hopeless(str(error)) from error
-            raise
-        self.count += 1
+    def _by_one(self, chosen: Chosen, seen: _Seen, pace: Pace) -> None:
+        """Compute, draw and tell of what one method makes of an image."""
+        asked = self.record.asked(seen.digest, chosen)
+        there = {target for target in seen.targets if self.record.has(seen.image, target, asked)}
+        self.count += len(there)
+        self.kept += len(there)
+        if len(there) < len(seen.targets):  # all at once, as if none were there: bit for bit the same
+            options = {**chosen.options, **_stepped(chosen, pace)}
+            found = explained(chosen, self.asked.loaded, seen.x, list(seen.targets), options)
+            for target in (target for target in found if target not in there):
+                with _hopeless():
+                    self.record.add(seen.image, asked, target, found[target], seen.targets[target])
+                self.count += 1
+        with _hopeless():
+            self.record.draw(seen.image, asked, self.asked.style, self.asked.scale)
+        rows = self.record.summaries(seen.image, asked)
+        for target in seen.targets:
+            self.output.add(Said(shown(seen.image), seen.predicted, chosen.title, rows[target.key], target in there))
 
 
-def _targets(target: str, loaded: LoadedModel) -> Callable[[Tensor], list[int]]:
-    """What picks the classes of an image from its logits."""
-    if not target.startswith("top:"):
-        index = loaded.class_index(target)
-        return lambda logits: [index]
-    count, classes = target.removeprefix("top:"), len(loaded.class_names)
-    if not count.isdecimal() or not 1 <= int(count) <= classes:
-        raise InputError(f"target must be a class, or top:K with K from 1 to {classes}, but is {target!r}.")
-    return lambda logits: logits.topk(int(count)).indices.tolist()
+def _stepped(chosen: Chosen, pace: Pace) -> dict[str, Any]:
+    """The callback of a method that takes many steps."""
+    if "callback" not in {f.name for f in fields(chosen.method.Options)}:
+        return {}
+    return {"callback": lambda step: pace.step(step.index, step.steps)}
 
 
 @contextmanager
-def _progress(into: Console) -> Iterator[Callable[[str, Chosen], Any]]:
-    """A bar with steps and the time left for each image and method; gives the options with the bar's callback."""
-    with bars(into) as progress:
-
-        @contextmanager
-        def of(image: str, chosen: Chosen) -> Iterator[dict[str, Any]]:
-            task = progress.add_task(f"{image}  {chosen.method.title}", total=1)
-            stepped = "callback" in {f.name for f in fields(chosen.method.Options)}
-            step = {"callback": lambda s: progress.update(task, completed=s.index, total=s.steps)} if stepped else {}
-            try:
-                yield {**chosen.options, **step}
-            finally:
-                progress.remove_task(task)
-
-        yield of
+def _hopeless() -> Iterator[None]:
+    """Write; where there is no space or no permission, no other image would fare better."""
+    try:
+        yield
+    except FileError as error:
+        if isinstance(error.__cause__, OSError):
+            raise Hopeless(str(error)) from error
+        raise

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from backlit._errors import BacklitError, FileError
+import numpy as np
+from PIL import Image
+
+from backlit._errors import BacklitError, FileError, InputError
 from backlit.cli.console import shown
-from backlit.data.images import find_images
+from backlit.data.images import check_file, find_images, load_image
+from backlit.models.pixels import open_image
 
 _LONGEST = 120  # bytes of a name, before method and class: file systems take 255 for all
 
@@ -42,6 +46,40 @@ def found_images(paths: list[Path]) -> tuple[list[Path], list[Failure]]:
     if not images:
         raise FileError("images: none of the paths holds an image: " + " ".join(f.error for f in failures))
     return list(images), failures
+
+
+_DIGIT = 128  # pixels a side at most of a picture that may show a digit
+_COLOUR = 24  # levels of 256 between a grey pixel's channels, which JPEG moves a little
+
+
+def refuse_photographs(paths: list[Path]) -> None:
+    """See that no photograph is explained as a digit because no model was named.
+
+    Raises:
+        InputError: If an image is larger than a digit, or in colour.
+        FileError: If there is no image.
+    """
+    for image in found_images(paths)[0]:
+        if why := _no_digit(image):
+            raise InputError(
+                f"model: {shown(image)!r} is {why}, and the network that Backlit brings along, digits, knows handwritten digits "
+                "alone. Name one that knows what is in the picture, --model resnet50 --weights FILE.safetensors for example, or "
+                "say --model digits to have it explained as a digit all the same."
+            )
+
+
+def _no_digit(image: Path) -> str | None:
+    """What tells a picture from a handwritten digit; None of one that may be a digit, or cannot be read at all."""
+    try:
+        check_file(image)
+        with open_image(image) as picture:
+            width, height = picture.size
+        if max(width, height) > _DIGIT:
+            return f"{width} x {height} pixels large"
+        pixels = np.asarray(load_image(image)).astype(int)
+    except (BacklitError, OSError, ValueError, Image.DecompressionBombError):
+        return None
+    return "in colour" if int(np.ptp(pixels, axis=2).max()) > _COLOUR else None
 
 
 def stems(images: list[Path]) -> dict[Path, str]:

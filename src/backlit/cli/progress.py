@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
@@ -12,7 +16,7 @@ from backlit.cli.console import clean
 def bars(into: Console, *columns: ProgressColumn) -> Progress:
     """Return bars with a description, the count and the time left, which leave nothing behind; or with other columns."""
     usual = (Description(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*(columns or usual), console=into, transient=True)
+    return Progress(*(columns or usual), console=into, transient=True, disable=not into.is_terminal)
 
 
 class Description(ProgressColumn):
@@ -21,3 +25,61 @@ class Description(ProgressColumn):
     def render(self, task: Task) -> Text:
         """Return both as they are."""
         return Text(clean(f"{task.description}{task.fields.get('step', '')}"))
+
+
+class Pace:
+    """How far a command is with so many pieces of work: a bar on a terminal, a line now and then in a pipe.
+
+    Args:
+        into: Where to say it.
+        bar: The bar.
+        pieces: How many pieces there are.
+    """
+
+    def __init__(self, into: Console, bar: Progress, pieces: int) -> None:
+        self._into, self._bar, self._pieces = into, bar, pieces
+        self._task = bar.add_task("", total=pieces)
+        self._start = self._said = time.monotonic()
+        self._done = 0
+
+    def begin(self, what: str) -> None:
+        """Say what is worked on now."""
+        self._what = what
+        self._say(0.0, "")
+
+    def step(self, index: int, of: int) -> None:
+        """Say how far that is: its ``index`` steps of so many."""
+        self._say(index / of, f", step {index} of {of}")
+
+    def end(self) -> None:
+        """Count a piece as done."""
+        self._done += 1
+        self._say(0.0, "")
+
+    def _say(self, part: float, step: str) -> None:
+        done = min(self._done + part, self._pieces)
+        self._bar.update(self._task, completed=done, description=f"{self._what}{step}")
+        now = time.monotonic()
+        if self._into.is_terminal or now - self._said < PAUSE or done >= self._pieces:
+            return
+        self._said = now
+        left = (now - self._start) / done * (self._pieces - done) if done > 0 else None
+        rest = "" if left is None else f", about {duration(left)} left"
+        self._into.print(clean(f"{self._done} of {self._pieces} done; {self._what}{step}{rest}"))
+
+
+PAUSE = 10.0  # seconds between two lines in a pipe
+
+
+@contextmanager
+def paced(into: Console, pieces: int) -> Iterator[Pace]:
+    """Show the progress of so many pieces of work meanwhile."""
+    with bars(into) as bar:
+        yield Pace(into, bar, pieces)
+
+
+def duration(seconds: float) -> str:
+    """A time in words: 40 s, 3 min, 2.5 h."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

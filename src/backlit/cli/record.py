@@ -6,10 +6,12 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from backlit._claim import differences
 from backlit._plain import described, network_of, versions
@@ -19,10 +21,15 @@ from backlit.attribution import Attribution
 from backlit.cli.console import shown
 from backlit.cli.images import Failure, short_name
 from backlit.cli.settings import Chosen, Compute
+from backlit.cli.targets import Target
 from backlit.models import LoadedModel
-from backlit.report.figure import png, render_overlay
+from backlit.report.card import card
+from backlit.report.figure import png
+from backlit.report.kinds import limit_of
+from backlit.report.trust import trust
 
 _SUMMARY, JOURNAL = "summary.json", "maps.jsonl"
+_TIMES = 2  # the network's pixels: so large is the photograph on a card
 _WORTH = 20  # times as long as it takes to write the summary, it is not written again
 
 
@@ -77,7 +84,7 @@ class Record:
             InputError: If an option cannot be known again.
         """
         options = described(chosen.method.Options(**chosen.options), exact=True)
-        return {"picture": digest, "method": chosen.method.name, "options": options, **self._run}
+        return {"picture": digest, "method": chosen.name, "options": options, **self._run}
 
     def others(self, image: Path, asked: Mapping[str, Any]) -> dict[str, str]:
         """Return the names of the maps of this image and method that were asked for otherwise, each with what differs."""
@@ -94,47 +101,86 @@ class Record:
             for file in _files(name):
                 self._store.remove(file)
 
-    def has(self, image: Path, chosen: Chosen, index: int, asked: Mapping[str, Any]) -> bool:
-        """Whether this very map is there, whole, and with its picture."""
-        name = f"{self._stem(image)}.{chosen.method.name}.{index}"
+    def has(self, image: Path, target: Target, asked: Mapping[str, Any]) -> bool:
+        """Whether this very map is there, and whole; its pictures are drawn again where they are not."""
+        name = self._name(image, target, asked)
         row = self._rows.get(name)
-        sound = [self._store.sound(file) is not None for file in _files(name)]
-        return row is not None and row["asked"] == asked and all(sound)
+        return row is not None and row["asked"] == asked and self._store.sound(_map(name)) is not None
 
-    def add(self, image: Path, asked: dict[str, Any], explanation: Attribution, chance: float) -> None:
-        """Write the map of one image and its picture, then its row.
+    def _name(self, image: Path, target: Target, asked: Mapping[str, Any]) -> str:
+        return f"{self._stem(image)}.{asked['method']}.{target.key}"
+
+    def add(self, image: Path, asked: dict[str, Any], target: Target, explanation: Attribution, chance: float) -> None:
+        """Write the map of one image, then its row; :meth:`draw` adds the pictures.
 
         Raises:
             FileError: If it cannot be written.
-            InputError: If the map holds NaN or infinity.
         """
-        index, stem = int(explanation.target[0]), self._stem(image)
-        name = f"{stem}.{asked['method']}.{index}"
-        scale = explanation.scale()
-        assert explanation.inputs is not None
-        pixels = self._loaded.preprocess.restore(explanation.inputs[0].float())
-        overlay = render_overlay(pixels, explanation.heatmap()[0].float(), scale=scale)
-        picture, map_ = _files(name)
-        self._store.write(picture, png(overlay))
-        self._store.write(map_, explanation.to_bytes())
+        name = self._name(image, target, asked)
+        limit = limit_of(explanation)[0]
+        self._store.write(_map(name), explanation.to_bytes())
         summary = {
             "image": shown(image),
             "model": self._loaded.name,
             "method": asked["method"],
-            "target": index,
-            "label": self._loaded.class_names[index],
+            "target": target.index,
+            **({} if target.less is None else {"less": target.less}),
+            "label": target.label(self._loaded.class_names),
             "logit": float(explanation.output[0]),
-            "probability": chance,
+            **({"probability": chance} if target.less is None else {}),
+            "share": trust(explanation).share,
             "completeness": {k: float(v[0]) for k, v in explanation.completeness.items()},
             "coverage": explanation.coverage.count(),
             "provenance": dict(explanation.provenance),
-            "picture": picture,
-            "map": map_,
-            "colour_scale": scale,
+            "picture": f"{name}.png",
+            "bare": f"{name}.bare.png",
+            "map": _map(name),
+            "colour_scale": limit,
         }
-        row = {"name": name, "stem": stem, "asked": asked, "summary": summary}
+        self._keep({"name": name, "stem": self._stem(image), "asked": asked, "summary": summary, "limit": limit})
+
+    def _keep(self, row: dict[str, Any]) -> None:
         self._journal.append(row)
         self._take(row)
+
+    def draw(self, image: Path, asked: Mapping[str, Any], style: Any, how: str) -> None:
+        """Draw what one method made of one image, where it is not drawn so: by ``how`` "image" all of it has one scale.
+
+        Raises:
+            FileError: If a picture cannot be written, or the image not be read.
+        """
+        of = (self._stem(image), asked)
+        rows = [row for row in self._rows.values() if (row["stem"], row["asked"]) == of]
+        limits = [row["limit"] if "limit" in row else limit_of(self._load(row))[0] for row in rows]
+        shared = how == "image" and len(rows) > 1
+        picture = None
+        for row, own in zip(rows, limits, strict=True):
+            wanted = {"style": style, "scale": max(limits) if shared else own, "shared": shared}
+            files = (f"{row['name']}.png", f"{row['name']}.bare.png")
+            if row.get("drawn") == wanted and all(self._store.sound(file) is not None for file in files):
+                continue
+            picture = self._loaded.preprocess.picture(image, times=_TIMES) if picture is None else picture
+            explanation = self._load(row)
+            for file, kind in zip(files, (style, "bare"), strict=True):
+                drawn = card(explanation, picture, scale=wanted["scale"] if shared else None, style=kind)
+                self._store.write(file, png(drawn))
+            summary = {**row["summary"], "bare": files[1], "colour_scale": wanted["scale"]}
+            self._keep({**row, "summary": summary, "limit": own, "drawn": wanted})
+
+    def _load(self, row: Mapping[str, Any]) -> Attribution:
+        """The map of a row; one of an earlier version does not know its class's name and probability."""
+        explanation = Attribution.load(self._store.path / _map(row["name"]))
+        if explanation.labels is not None:
+            return explanation
+        known = row["summary"]
+        chance = torch.full_like(explanation.output, known["probability"])
+        return replace(explanation, labels=(known["label"],), probability=chance)
+
+    def summaries(self, image: Path, asked: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """What the summary says of the maps that a method made of an image, by what their targets are called."""
+        of = (self._stem(image), asked)
+        found = [row for row in self._rows.values() if (row["stem"], row["asked"]) == of]
+        return {row["name"].rpartition(".")[2]: row["summary"] for row in found}
 
     def write_summary(self, failures: Sequence[Failure], *, if_due: bool = False) -> None:
         """Write the summary of all maps in the folder, and of what failed in this command.
@@ -164,8 +210,12 @@ class Record:
         self._took = self._written - start
 
 
-def _files(name: str) -> tuple[str, str]:
-    return f"{name}.png", f"{name}.safetensors"
+def _map(name: str) -> str:
+    return f"{name}.safetensors"
+
+
+def _files(name: str) -> tuple[str, ...]:
+    return f"{name}.png", f"{name}.bare.png", _map(name)
 
 
 def _with_null(value: Any) -> Any:

@@ -68,7 +68,7 @@ def run(setting: Setting, methods: Sequence[Chosen], options: RoarOptions) -> Ro
         width=setting.width,
         dropout=setting.dropout,
     )
-    named = {c.method.name: partial(c.method, **c.options) for c in settings.with_bounds(methods, preprocess)}
+    named = {c.name: partial(c.method, **c.options) for c in settings.with_bounds(methods, preprocess)}
     with said_when_stopped(lambda: _KEPT), _progress(into) as progress:
         result = roar(data, make, named, options, out=setting.out, progress=progress)
     into.print(result.table())
@@ -82,8 +82,8 @@ def chosen(names: str, options: list[str], seed: int) -> list[Chosen]:
     """The methods named, by comma, without the random ranking, which always runs beside."""
     others = [name for name in names.split(",") if name.strip() and name.strip() != _RANDOM]
     if not others:
-        raise InputError(f"methods must name one beside {_RANDOM}, which always runs, but is {names!r}.")
-    return settings.methods(",".join(others), options, seed)
+        raise InputError(f"method must name one beside {_RANDOM}, which always runs, but is {names!r}.")
+    return settings.with_fitted(settings.methods(",".join(others), options, seed), [])
 
 
 def fractions(text: str) -> tuple[float, ...]:

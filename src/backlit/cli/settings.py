@@ -3,41 +3,81 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from backlit._errors import BacklitError, InputError, nearest, reason
 from backlit._forward import forward
+from backlit.cli.complete import FAST
 from backlit.inverse import Fitted
-from backlit.methods import BASELINES, METHODS, FittedMethod, Method
+from backlit.methods import BASELINES, DMBP, METHODS, FittedMethod, Method
 from backlit.methods.lookup import find_method, same_name
 from backlit.metrics import Metric
 from backlit.metrics.lookup import find_metric
 from backlit.models import LoadedModel, Preprocess, load_model
 
-Kind = TypeVar("Kind", type[Method], type[Metric])
+Found = TypeVar("Found")
+SHORT = f"{DMBP.name}_{FAST}"
+"""What files and rows call DMBP's short schedule."""
 
 
 @dataclass(frozen=True)
 class Compute:
-    """Where, in what precision and with which seed a command computes."""
+    """Where, in what precision and with which seed a command computes.
+
+    ``device`` "auto" becomes the fastest that is there: cuda, mps (which has no float64), or cpu.
+    """
 
     device: str
     dtype: str
     seed: int
 
+    def __post_init__(self) -> None:
+        if self.device == "auto":
+            object.__setattr__(self, "device", fastest_device(self.dtype))
+
+
+def fastest_device(dtype: str = "float32") -> str:
+    """The name of the fastest device that is there and computes in this precision."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() and dtype != "float64" else "cpu"
+
 
 @dataclass(frozen=True)
 class Chosen:
-    """A method with its options, still without a model."""
+    """A method with its options, still without a model.
+
+    Attributes:
+        method: The method.
+        options: Its options, without those that are left as they are by default.
+        name: What files and rows call it: the method's name, or that of a short schedule.
+        named: It was asked for by its own name, not by "all": then a reason why it cannot run is an error.
+    """
 
     method: type[Method]
     options: dict[str, Any]
+    name: str = ""
+    named: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or self.method.name)
+
+    @property
+    def title(self) -> str:
+        """The method's title, and its schedule where that is not its own."""
+        return self.method.title if self.name == self.method.name else f"{self.method.title}, short schedule"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the owner of an option may be called."""
+        own = (self.method.name, self.method.__name__)
+        return own if self.name == self.method.name else (*own, self.name, FAST)
 
 
 def preprocessing(size: int | None, mean: str | None, std: str | None, crop: str | None) -> dict[str, Any]:
@@ -93,15 +133,41 @@ def _load(name: str, weights: str | None, compute: Compute, changes: dict[str, A
 
 
 def methods(names: str, options: list[str], seed: int) -> list[Chosen]:
-    """The methods named, by comma, each with the options that are for it.
+    """The methods named, by comma, each with the options that are for it; "fast" and "all" are names, too.
 
     Raises:
         InputError: An unknown method or option, with the nearest name.
     """
-    found = _named(names, "method", lambda name: find_method(name, METHODS))
-    chosen, unused = _with_options(found, options, seed)
-    _refuse(unused, found)
-    return [Chosen(method, own) for method, own in chosen]
+    found = _chosen(names, METHODS)
+    chosen, unused = _with_options([_as_kind(one) for one in found], options, seed)
+    _refuse(unused, [one.method for one in found])
+    return _joined(found, chosen)
+
+
+def _chosen(names: str, known: tuple[type[Method], ...]) -> list[Chosen]:
+    def find(name: str) -> list[Chosen]:
+        if name.lower() == "all":
+            return [Chosen(method, {}, named=False) for method in METHODS]
+        if same_name(name, FAST) or same_name(name, SHORT):
+            return [Chosen(DMBP, _short_schedule(), SHORT)]
+        return [Chosen(find_method(name, known), {})]
+
+    found = [one for several in _named(names, "method", find) for one in several]
+    return list({one.name: one for one in sorted(found, key=lambda one: one.named)}.values())
+
+
+def _short_schedule() -> dict[str, Any]:
+    """The options of ``DMBP.fast`` that are not those of DMBP."""
+    short, usual = DMBP.fast(nn.Identity()).options, DMBP.Options()
+    return {f.name: value for f in fields(short) if (value := getattr(short, f.name)) != getattr(usual, f.name)}
+
+
+def _as_kind(one: Chosen) -> _Kind:
+    return _Kind(one.method, one.names, one.options)
+
+
+def _joined(found: list[Chosen], options: list[dict[str, Any]]) -> list[Chosen]:
+    return [replace(one, options=own) for one, own in zip(found, options, strict=True)]
 
 
 def fitted_methods() -> list[type[FittedMethod]]:
@@ -109,8 +175,10 @@ def fitted_methods() -> list[type[FittedMethod]]:
     return [m for m in METHODS if issubclass(m, FittedMethod)]
 
 
-def with_fitted(chosen: list[Chosen], files: Sequence[Path]) -> list[Chosen]:
-    """The methods, those that learn from data with the file that is for them.
+def with_fitted(
+    chosen: list[Chosen], files: Sequence[Path], say: Callable[[str], Any] = lambda text: None
+) -> list[Chosen]:
+    """The methods, those that learn from data with the file that is for them; without one, "all" leaves them out.
 
     Raises:
         InputError: If a method has no file, or a file no method.
@@ -122,6 +190,9 @@ def with_fitted(chosen: list[Chosen], files: Sequence[Path]) -> list[Chosen]:
     for one in chosen:
         if issubclass(one.method, FittedMethod) and "fitted" not in one.options:
             if one.method.artefact not in by_kind:
+                if not one.named:
+                    say(f"{one.name} is left out: it learns from data first (backlit fit, then --fitted FILE)")
+                    continue
                 raise InputError(
                     f"method {one.method.name} learns from data first: `backlit fit --method {one.method.artefact} ... --out "
                     "FILE`, then --fitted FILE."
@@ -154,41 +225,50 @@ def methods_and_metrics(names: str, metrics: str, options: list[str], seed: int)
     Raises:
         InputError: An unknown name or option, with the nearest one.
     """
-    found = _named(names, "methods", lambda name: find_method(name, METHODS + BASELINES))
-    scored = _named(metrics, "metrics", find_metric)
-    chosen, unused = _with_options(found, options, seed)
-    measured, unused = _with_options(scored, options, seed, unused)
-    _refuse(unused, [*found, *scored])
-    return [Chosen(method, own) for method, own in chosen], [metric(**own) for metric, own in measured]
+    found = _chosen(names, METHODS + BASELINES)
+    scored = list(dict.fromkeys(_named(metrics, "metric", find_metric)))
+    chosen, unused = _with_options([_as_kind(one) for one in found], options, seed)
+    kinds = [_Kind(metric, (metric.name, metric.__name__)) for metric in scored]
+    measured, unused = _with_options(kinds, options, seed, unused)
+    _refuse(unused, [*(one.method for one in found), *scored])
+    return _joined(found, chosen), [metric(**own) for metric, own in zip(scored, measured, strict=True)]
 
 
-def _named(names: str, argument: str, find: Callable[[str], Kind]) -> list[Kind]:
+def _named(names: str, argument: str, find: Callable[[str], Found]) -> list[Found]:
     found = [find(name.strip()) for name in names.split(",") if name.strip()]
     if not found:
-        kind = argument.rstrip("s")
         raise InputError(
-            f"{argument} must name at least one {kind}, by comma, but is {names!r}. See `backlit {kind}s`."
+            f"{argument} must name at least one {argument}, by comma, but is {names!r}. See `backlit {argument}s`."
         )
-    return list(dict.fromkeys(found))
+    return found
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What has options: a method or metric, the names of it that may stand before an option, and what is set already."""
+
+    kind: type[Method] | type[Metric]
+    names: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _with_options(
-    kinds: list[Kind], texts: list[str], seed: int, unused: list[str] | None = None
-) -> tuple[list[tuple[Kind, dict[str, Any]]], list[str]]:
-    """Each kind with the options that are for it, and the texts that were for none of them (and not used before)."""
+    kinds: list[_Kind], texts: list[str], seed: int, unused: list[str] | None = None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The options that are for each kind, and the texts that were for none of them (and not used before)."""
     rest = dict.fromkeys(texts if unused is None else unused)
     chosen = []
-    for kind in kinds:
-        own: dict[str, Any] = {"seed": seed}
-        known = option_names(kind)
+    for one in kinds:
+        own: dict[str, Any] = {"seed": seed, **one.options}
+        known = option_names(one.kind)
         for text in texts:
             name, value = _pair(text)
             owner, dot, key = name.rpartition(".")
-            if key in known and (not dot or same_name(owner, kind.name) or same_name(owner, kind.__name__)):
+            if key in known and (not dot or any(same_name(owner, other) for other in one.names)):
                 own[key] = value
                 rest.pop(text, None)
-        kind.Options(**own)  # a value that cannot be is an error before any image is read
-        chosen.append((kind, own))
+        one.kind.Options(**own)  # a value that cannot be is an error before any image is read
+        chosen.append(own)
     return chosen, list(rest)
 
 

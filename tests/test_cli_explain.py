@@ -1,0 +1,345 @@
+"""`backlit explain` at first contact: what is explained, by what, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import backlit
+from _commands import command
+from backlit._errors import InputError
+from backlit.cli import output, progress
+from backlit.cli.settings import Compute, methods
+from backlit.cli.targets import Target, targets
+from backlit.methods import METHODS, FittedMethod
+from backlit.models import LoadedModel, contrast
+
+LINEAR = ("gradient", "gradient_x_input", "lrp", "deep_taylor", "deeplift", "deep_shap", "bbp")
+
+
+@pytest.fixture(scope="module")
+def model() -> LoadedModel:
+    return backlit.load_model("digits")
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    path = tmp_path / "scene.png"
+    Image.fromarray(backlit.models.digits.demo_scenes().images[0].numpy()).save(path)
+    return path
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.jpg"
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((640, 480)).save(path)
+    return path
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return json.loads((out / "summary.json").read_text(encoding="utf-8"))["maps"]
+
+
+class TestTargets:
+    NAMES = ("tabby", "tabby, tabby cat", "hen-of-the-woods", "fox", "red", "red-fox", "fox-red")
+
+    @pytest.fixture
+    def animals(self, model: LoadedModel) -> LoadedModel:
+        return LoadedModel("animals", model.network, model.preprocess, self.NAMES)
+
+    @pytest.mark.parametrize(
+        ("text", "found"),
+        [
+            ("3", ["3"]),
+            ("3,1", ["3", "1"]),
+            ("top:2", ["6", "5"]),
+            ("top:2,5,fox,top:1", ["6", "5", "3"]),
+            ("tabby, tabby cat,fox", ["1", "3"]),
+            ("tabby,fox", ["0", "3"]),
+            ("hen-of-the-woods", ["2"]),
+            ("hen-of-the-woods-fox", ["2-3"]),
+            ("fox - red", ["3-4"]),
+            ("3-4,4−3", ["3-4", "4-3"]),
+            ("fox-red", ["6"]),  # a class of that name comes first
+            ("FOX , ", ["3"]),
+        ],
+    )
+    def test_words(self, animals: LoadedModel, text: str, found: list[str]) -> None:
+        assert [target.key for target in targets(text, animals)(torch.arange(7.0))] == found
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("", "target must name at least one class, but is ''"),
+            (" , ", "at least one class"),
+            ("top:0", "top:K with K from 1 to 7, but is 'top:0'"),
+            ("3,top:8", "top:K with K from 1 to 7, but is 'top:8'"),
+            ("foxx", "The nearest: 'fox' .3.*A-B is one class against another"),
+            ("3,7", "has 7 classes"),
+            ("fox-wolf", "has no class 'fox-wolf'"),
+            ("fox-fox", "needs two different classes, but 'fox-fox' names one twice"),
+            ("red-fox-red", "can be read as 2 contrasts. Give indices"),
+            ("-3", "has 7 classes"),
+        ],
+    )
+    def test_mistakes(self, animals: LoadedModel, text: str, message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            targets(text, animals)
+
+
+class TestContrast:
+    @pytest.mark.parametrize("method", [m for m in METHODS if m.name in LINEAR], ids=lambda m: m.name)
+    def test_is_the_difference_of_both_maps_where_a_method_is_linear(self, method: Any, model: LoadedModel) -> None:
+        images, labels = backlit.models.digits.demo_scenes()
+        x, (a, b) = model.preprocess(images[0])[None], labels[0].tolist()
+        bounds = dict(zip(("low", "high"), model.preprocess.bounds, strict=True))
+        options = bounds if method.name == "deep_taylor" else {}
+        first, second = method(model, **options).each(x, [[a, b]])
+        found = method(contrast(model, a, b), **options)(x, 0)
+        assert torch.allclose(found.values, first.values - second.values, atol=1e-5 * float(first.values.abs().max()))
+        assert torch.equal(found.output, first.output - second.output)
+
+    def test_on_the_command_line(self, scene: Path, tmp_path: Path, model: LoadedModel) -> None:
+        """The class comes first in the name, the label says both, and no probability is claimed."""
+        out = tmp_path / "out"
+        done = command("explain", scene, "--method", "gradient_x_input", "--target", "3-5,3", "--out", out)
+        assert done.returncode == 0, done.stderr
+        both, alone = rows(out)
+        assert both["map"] == "scene.gradient_x_input.3-5.safetensors"
+        assert (both["label"], both["target"], both["less"]) == ("3 − 5", 3, 5)
+        assert "probability" in alone
+        assert "probability" not in both
+        explanation = backlit.Attribution.load(out / both["map"])
+        assert explanation.probability is None
+        assert explanation.labels == ("3 − 5",)
+        assert explanation.provenance["model"] == "DigitsNet"
+        logits = model.network(explanation.inputs)[0].detach()
+        assert float(explanation.output[0]) == float(logits[3] - logits[5])
+        assert (
+            command("explain", scene, "--method", "gradient_x_input", "--target", "3-5", "--out", out).returncode == 0
+        )
+        assert len(rows(out)) == 2
+
+    @pytest.mark.parametrize("method", ["excitation_backprop", "tr_gbp"])
+    def test_is_refused_where_a_method_does_not_start_from_one_logit(
+        self, method: str, scene: Path, tmp_path: Path
+    ) -> None:
+        done = command("explain", scene, "--method", method, "--target", "3-5", "--out", tmp_path / "out")
+        assert done.returncode == 1
+        assert "cannot explain a contrast (3-5)" in done.stdout
+
+    def test_of_a_class_with_itself(self, model: LoadedModel) -> None:
+        with pytest.raises(InputError, match="needs two different classes, but both are '3'"):
+            contrast(model, 3, "3")
+
+
+class TestMethods:
+    def test_fast_is_the_default_and_stands_beside_the_papers(self, scene: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        done = command("explain", scene, "--out", out)
+        assert done.returncode == 0, done.stderr
+        assert "--method dmbp is the paper's" in done.stdout
+        assert command("explain", scene, "--method", "dmbp", "--option", "steps=2", "--out", out).returncode == 0
+        short, full = rows(out)
+        assert [row["method"] for row in (short, full)] == ["dmbp_fast", "dmbp"]
+        wanted = backlit.DMBP.fast(backlit.load_model("digits").network).options
+        options = short["provenance"]["options"]
+        assert {name: options[name] for name in ("steps", "lr", "init")} == {
+            name: getattr(wanted, name) for name in ("steps", "lr", "init")
+        }
+
+    def test_all_are_all(self) -> None:
+        chosen = methods("gradient,all", [], 0)
+        assert {one.name for one in chosen} == {method.name for method in METHODS}
+        assert [one.name for one in chosen if one.named] == ["gradient"]
+
+    def test_all_on_the_command_line(self, scene: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        done = command("explain", scene, "--method", "all", "--option", "steps=1", "--out", out)
+        learned = {method.name for method in METHODS if issubclass(method, FittedMethod)}
+        assert all(f"{name} is left out: it learns from data first" in done.stdout for name in learned)
+        assert {row["method"] for row in rows(out)} == {method.name for method in METHODS} - learned
+        assert done.returncode == 0, done.stdout
+
+    def test_options_of_the_short_schedule(self) -> None:
+        short, full = methods("fast,dmbp", ["fast.steps=7", "dmbp.lr=0.5"], 0)
+        assert (short.options["steps"], short.options["lr"]) == (7, 0.5)
+        assert full.options == {"seed": 0, "lr": 0.5}
+
+    def test_auto_is_a_device_that_is_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        assert Compute("auto", "float32", 0).device == "cuda"
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+        assert Compute("auto", "float32", 0).device == "mps"
+        assert Compute("auto", "float64", 0).device == "cpu"
+        assert Compute("cuda:1", "float32", 0).device == "cuda:1"
+
+
+class TestPhotographs:
+    def test_are_no_digits_unasked(self, photo: Path, tmp_path: Path) -> None:
+        done = command("explain", photo, "--out", tmp_path / "out")
+        assert done.returncode == 2
+        assert "photo.jpg' is 640 x 480 pixels large" in done.stderr
+        assert "--model resnet50 --weights FILE.safetensors" in done.stderr
+        assert not (tmp_path / "out").exists()
+        words = ("--model", "digits", "--method", "gradient", "--out", tmp_path / "out")
+        assert command("explain", photo, *words).returncode == 0
+
+    @pytest.mark.parametrize("words", [("compare",), ("fit", "--data")])
+    def test_nor_in_other_commands(self, words: tuple[str, ...], photo: Path, tmp_path: Path) -> None:
+        done = command(*words, photo, "--out", tmp_path / "out")
+        assert done.returncode == 2
+        assert "knows handwritten digits alone" in done.stderr
+
+    def test_a_small_one_in_colour(self, photo: Path, tmp_path: Path) -> None:
+        small = tmp_path / "small.png"
+        Image.open(photo).resize((32, 32)).save(small)
+        done = command("explain", small, "--out", tmp_path / "out")
+        assert done.returncode == 2
+        assert "small.png' is in colour" in done.stderr
+
+    @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1"])
+    def test_a_grey_digit_in_any_mode_is_one(self, mode: str, scene: Path, tmp_path: Path) -> None:
+        other = tmp_path / "other.png"
+        Image.open(scene).convert(mode).save(other)
+        done = command("explain", other, "--method", "gradient", "--out", tmp_path / "out")
+        assert done.returncode == 0, done.stderr
+
+
+class TestPictures:
+    WORDS = ("--method", "gradient_x_input", "--option", "seed=0")
+
+    def explain(self, scene: Path, out: Path, *words: object) -> list[dict[str, Any]]:
+        done = command("explain", scene, *self.WORDS, "--out", out, *words)
+        assert done.returncode == 0, done.stderr
+        return rows(out)
+
+    def test_classes_of_an_image_share_a_scale(self, scene: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        alone = self.explain(scene, out, "--target", "1")[0]["colour_scale"]
+        both = {row["target"]: row["colour_scale"] for row in self.explain(scene, out, "--target", "top:1")}
+        assert len(both) == 2
+        assert len({*both.values()}) == 1
+        assert both[1] > alone
+        own = {
+            row["target"]: row["colour_scale"]
+            for row in self.explain(scene, out, "--target", "1,top:1", "--scale", "own")
+        }
+        assert own[1] == alone
+        assert max(own.values()) == both[1]
+
+    def test_styles_draw_the_same_maps_again(
+        self, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out = tmp_path / "out"
+        self.explain(scene, out)
+        sizes = {}
+        monkeypatch.setattr(backlit.GradientXInput, "each", None)  # nothing is computed again
+        for style in ("bare", "overlay", "jet", "card"):
+            (row,) = self.explain(scene, out, "--style", style)
+            sizes[style] = (out / row["picture"]).read_bytes()
+            assert (sizes[style] == (out / row["bare"]).read_bytes()) == (style == "bare")
+        assert len({*sizes.values()}) == 4
+
+    def test_the_same_files_whatever_the_order(self, scene: Path, tmp_path: Path) -> None:
+        """The colour scale follows from all maps in the folder, not from the commands that made them."""
+        for target in ("1", "2", "3"):
+            self.explain(scene, tmp_path / "apart", "--target", target)
+        self.explain(scene, tmp_path / "apart", "--target", "1,2,3")
+        self.explain(scene, tmp_path / "once", "--target", "3,1,2")
+        for name in (f"scene.gradient_x_input.{i}.{end}" for i in (1, 2, 3) for end in ("png", "bare.png")):
+            assert (tmp_path / "apart" / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [("--style cards", "Did you mean 'card'"), ("--scale all", "scale must be one of image, own")],
+    )
+    def test_mistakes(self, scene: Path, tmp_path: Path, words: str, message: str) -> None:
+        done = command("explain", scene, *words.split(), "--out", tmp_path / "out")
+        assert done.returncode == 2
+        assert message in done.stderr
+
+
+class TestOutput:
+    def test_a_table(self, scene: Path, tmp_path: Path) -> None:
+        done = command(
+            "explain", scene, "--method", "gradient_x_input,grad_cam", "--target", "top:2", "--out", tmp_path
+        )
+        head, *lines = [line for line in done.stdout.splitlines() if line.strip() and "─" not in line]
+        assert head.split() == ["image", "predictions", "target", "method", "seconds", "explained", "file"]
+        first = rows(tmp_path)[0]
+        assert lines[0].split()[0] == "scene.png"
+        assert f"{first['label']} {first['probability']:.2f}" in lines[0]
+        assert "Gradient x Input" in lines[0] or "gradient" in lines[0].lower()
+        assert "%" in lines[0]
+        assert first["picture"] in lines[0]
+        assert not lines[1].startswith("scene.png")
+        assert "–" in lines[2]  # Grad-CAM promises no share
+
+    def test_lines_where_there_is_no_room(self, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(output, "_WIDE", 10_000)
+        done = command("explain", scene, "--method", "gradient_x_input", "--out", tmp_path / "out")
+        lines = done.stdout.splitlines()
+        assert lines[0].startswith("scene.png: ")
+        assert "explained: " in lines[1]
+        assert lines[2].strip() == str(tmp_path / "out" / rows(tmp_path / "out")[0]["picture"])
+
+    def test_no_more_than_can_be_read(self, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(output, "_MOST", 3)
+        done = command("explain", scene, "--method", "gradient", "--target", "top:10", "--out", tmp_path)
+        assert "... and 7 more maps, which summary.json lists" in done.stdout
+
+    def test_json_is_all_that_stdout_holds(self, scene: Path, tmp_path: Path) -> None:
+        words = ("--method", "gradient_x_input,saliency", "--target", "3,3-5", "--out", tmp_path, "--json")
+        first, again = (command("explain", scene, tmp_path / "none.png", *words) for _ in range(2))
+        assert first.returncode == 1
+        found = [json.loads(line) for line in first.stdout.splitlines()]
+        assert [(row["method"], row["label"]) for row in found] == [
+            (method, label) for method in ("gradient_x_input", "saliency") for label in ("3", "3 − 5")
+        ]
+        assert all(Path(row[name]).is_file() for row in found for name in ("picture", "bare", "map"))
+        assert found[0]["image"] == str(scene)
+        assert found[0]["predictions"][0]["probability"] >= found[0]["probability"]
+        assert "none.png" in first.stderr
+        assert "4 maps of 1 image" in first.stderr
+        assert [json.loads(line)["kept"] for line in again.stdout.splitlines()] == [True] * 4
+
+    def test_quiet_says_failures_alone(self, scene: Path, tmp_path: Path) -> None:
+        done = command("explain", scene, "--method", "gradient", "--out", tmp_path, "--quiet")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        (tmp_path / "bad.png").write_text("no image")
+        done = command("explain", scene, tmp_path / "bad.png", "--method", "gradient", "--out", tmp_path / "out", "-q")
+        assert done.returncode == 1
+        assert done.stdout == ""
+        assert "bad.png" in done.stderr
+
+    def test_a_pipe_gets_a_line_now_and_then(
+        self, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(progress, "PAUSE", 0.0)
+        done = command("explain", scene, "--option", "steps=4", "--out", tmp_path)
+        lines = [line for line in done.stderr.splitlines() if " done; " in line]
+        assert "0 of 1 done; DMBP, short schedule of scene.png, step 2 of 4, about " in done.stderr
+        assert lines[-1].endswith(" left")
+        monkeypatch.setattr(progress, "PAUSE", 1000.0)
+        assert command("explain", scene, "--option", "steps=5", "--out", tmp_path / "out").stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (99, "99 s"), (100, "2 min"), (5000, "83 min"), (9000, "2.5 h")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert progress.duration(seconds) == text
+
+
+def test_a_target_is_a_value() -> None:
+    assert Target(3) == Target(3, None)
+    assert len({Target(3), Target(3), Target(3, 5)}) == 2
