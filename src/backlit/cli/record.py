@@ -117,7 +117,7 @@ class Record:
             FileError: If it cannot be written.
         """
         name = self._name(image, target, asked)
-        limit = limit_of(explanation)[0]
+        limit, verdict = limit_of(explanation)[0], trust(explanation)
         self._store.write(_map(name), explanation.to_bytes())
         summary = {
             "image": shown(image),
@@ -128,7 +128,7 @@ class Record:
             "label": target.label(self._loaded.class_names),
             "logit": float(explanation.output[0]),
             **({"probability": chance} if target.less is None else {}),
-            "share": trust(explanation).share,
+            "share": verdict.share,
             "completeness": {k: float(v[0]) for k, v in explanation.completeness.items()},
             "coverage": explanation.coverage.count(),
             "provenance": dict(explanation.provenance),
@@ -137,7 +137,16 @@ class Record:
             "map": _map(name),
             "colour_scale": limit,
         }
-        self._keep({"name": name, "stem": self._stem(image), "asked": asked, "summary": summary, "limit": limit})
+        self._keep(
+            {
+                "name": name,
+                "stem": self._stem(image),
+                "asked": asked,
+                "summary": summary,
+                "limit": limit,
+                "firm": not verdict.near_nothing,
+            }
+        )
 
     def _keep(self, row: dict[str, Any]) -> None:
         self._journal.append(row)
@@ -151,11 +160,11 @@ class Record:
         """
         of = (self._stem(image), asked)
         rows = [row for row in self._rows.values() if (row["stem"], row["asked"]) == of]
-        limits = [row["limit"] if "limit" in row else limit_of(self._load(row))[0] for row in rows]
         shared = how == "image" and len(rows) > 1
+        limits = [self._limit(row) for row in rows]  # as backlit.report.scales has it, without reading every map again
         picture = None
-        for row, own in zip(rows, limits, strict=True):
-            wanted = {"style": style, "scale": max(limits) if shared else own, "shared": shared}
+        for row, (firm, own) in zip(rows, limits, strict=True):
+            wanted = {"style": style, "scale": max(limits)[1] if shared else own, "shared": shared}
             files = (f"{row['name']}.png", f"{row['name']}.bare.png")
             if row.get("drawn") == wanted and all(self._store.sound(file) is not None for file in files):
                 continue
@@ -165,7 +174,14 @@ class Record:
                 drawn = card(explanation, picture, scale=wanted["scale"] if shared else None, style=kind)
                 self._store.write(file, png(drawn))
             summary = {**row["summary"], "bare": files[1], "colour_scale": wanted["scale"]}
-            self._keep({**row, "summary": summary, "limit": own, "drawn": wanted})
+            self._keep({**row, "summary": summary, "limit": own, "firm": firm, "drawn": wanted})
+
+    def _limit(self, row: Mapping[str, Any]) -> tuple[bool, float]:
+        """Whether a map has a say in a shared scale, for it is more than nothing, and where its own colours end."""
+        if "limit" in row:
+            return row["firm"], row["limit"]
+        explanation = self._load(row)
+        return not trust(explanation).near_nothing, limit_of(explanation)[0]
 
     def _load(self, row: Mapping[str, Any]) -> Attribution:
         """The map of a row; one of an earlier version does not know its class's name and probability."""
