@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 
 from backlit import Attribution, InputError
 from backlit.report import card as module
-from backlit.report.canvas import fitted, plain, width_of, wrapped
+from backlit.report.canvas import Canvas, fitted, plain, width_of, wrapped
 from backlit.report.card import card, made_by, numbers_of, scales
 from backlit.report.kinds import PALETTES, drawn, limit_of, palette_of
 from backlit.report.panels import Panels
@@ -253,7 +254,7 @@ def test_a_map_of_regions_lets_the_photograph_be_seen() -> None:
 
 def test_a_weak_map_on_a_shared_scale_says_how_far_it_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    write = module.Canvas.text
+    write = Canvas.text
     monkeypatch.setattr(
         module.Canvas, "text", lambda self, line, *a, **k: (said.append(line), write(self, line, *a, **k))
     )
@@ -262,6 +263,25 @@ def test_a_weak_map_on_a_shared_scale_says_how_far_it_reaches(monkeypatch: pytes
     assert any(line == "tabby" for line in said)
     assert any("p = 0.90" in line and "logit = 12.5" in line for line in said)
     assert any("LRP" in line and "Net" in line for line in said)
+
+
+def test_a_bar_has_numbers_that_do_not_run_into_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[str, str]] = []
+    write = Canvas.text
+
+    def spy(self: Canvas, line: str, *a: Any, **k: Any) -> None:
+        said.append((line, k.get("align", "left")))
+        write(self, line, *a, **k)
+
+    monkeypatch.setattr(Canvas, "text", spy)
+    card(make(224, 224))
+    assert ("0", "middle") in said
+    said.clear()
+    card(make(400, 20))
+    assert ("0", "middle") not in said
+    said.clear()
+    card(make(values=torch.full((1, 1, 40, 40), torch.nan)))
+    assert not any(align == "right" and "for" in line for line, align in said)
 
 
 def test_numbers_and_makers() -> None:

@@ -149,17 +149,22 @@ class _Card:
         return top + height
 
     def _bar(self, top: int) -> int:
-        """Under the map: the colours, the numbers at their ends, and what the ends say."""
+        """Under the map: the colours, the numbers at their ends, and what the ends say; nothing of a map without colours."""
         size, palette, scale = self._size, self._panels.palette, self._panels.scale
+        if scale == 0:
+            return top
         left = self._lefts[len(self._lefts) // 2]
         width, height = self._slot, max(6, size * 2 // 3)
         self._surface.put(self._panels.bar(width, height), left, top)
         self._surface.frame(left, top, width, height)
         top += height + size // 4
         small = round(size * 0.85)
-        ends = [(f"{palette.below}  −{scale:.3g}", "left"), ("0", "middle")] if palette.two_sided else [("0", "left")]
-        for text, align in [*ends, (f"{'+' * palette.two_sided}{scale:.3g}  {palette.above}", "right")]:
-            x = left + {"left": 0, "middle": width // 2, "right": width}[align]
+        sign = "+" * palette.two_sided
+        low = f"{palette.below}  −{scale:.3g}" if palette.two_sided else "0"
+        places = {"left": (left, low), "right": (left + width, f"{sign}{scale:.3g}  {palette.above}")}
+        if palette.two_sided and all(width_of(text, small) < width // 2 - size for _, text in places.values()):
+            places["middle"] = (left + width // 2, "0")
+        for align, (x, text) in places.items():
             self._surface.text(text, x, top, small, colour=SOFT, align=align)
         return top + line_height(small)
 
@@ -189,6 +194,8 @@ class _Card:
         size, left = self._size, self._size
         start = width_of(f"{bold}  ", size, bold=True) if bold else 0
         self._surface.text(bold, left, top, size, bold=True)
+        if start > self._room // 3:  # a narrow card
+            start, top = 0, top + line_height(size)
         for row in wrapped(text, size, self._room - start) if text else []:
             self._surface.text(row, left + start, top, size, colour=INK if bold else SOFT)
             top += line_height(size)
