@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -129,6 +130,11 @@ def test_a_kind_that_is_not_recorded_is_the_methods(tmp_path: Path) -> None:
     old = Attribution(found.values, found.target, found.output, provenance={"method": "grad_cam"})
     assert kind_of(old) == "one-sided"
     assert kind_of(Attribution(found.values, found.target, found.output)) is None
+
+
+def test_the_function_form_takes_a_loaded_model() -> None:
+    found, bare = (backlit.explain_func(m, X[:2].numpy(), 3, method="lrp") for m in (LOADED, LOADED.network))
+    assert np.array_equal(found, bare)
 
 
 def test_labels_are_looked_up_as_the_model_does() -> None:

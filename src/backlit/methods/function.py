@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from backlit.methods import METHODS
 from backlit.methods.lookup import find_method
+from backlit.methods.named import Named, network_of
 
 
 def explain_func(
-    model: nn.Module,
+    model: nn.Module | Named,
     inputs: np.ndarray | Tensor,
     targets: np.ndarray | Tensor | int | None = None,
     *,
@@ -24,7 +25,7 @@ def explain_func(
     """A map as a function of model, inputs and targets: the form that Quantus calls an ``explain_func``.
 
     Args:
-        model: The network, in eval mode.
+        model: The network, in eval mode, or what ``load_model`` returned.
         inputs: Images (n, c, h, w).
         targets: Class indices, one or (n,); None for the predicted classes.
         method: Name of the method.
@@ -34,7 +35,7 @@ def explain_func(
     Returns:
         An array shaped as ``inputs``; of one channel for class activation maps.
     """
-    parameter = next(model.parameters(), None)
+    parameter = next(network_of(model).parameters(), None)
     where = device or (parameter.device if parameter is not None else "cpu")
     x = torch.as_tensor(inputs).to(where)
     if parameter is not None and x.is_floating_point():
