@@ -17,7 +17,8 @@ from backlit._forward import forward
 from backlit.inverse import Fitted
 from backlit.methods import BASELINES, METHODS, FittedMethod, Method
 from backlit.methods.inputs import probability
-from backlit.report.kinds import drawn, kind_of
+from backlit.report.kinds import drawn, kind_of, palette_of
+from backlit.report.trust import trust
 
 LOADED = backlit.load_model("digits", dtype="float64")
 IMAGES, LABELS = (part[:6] for part in backlit.models.digits.digits_images())
@@ -105,6 +106,14 @@ def test_the_kind_is_recorded_and_the_map_is_of_that_kind(kind: type[Method]) ->
     elif kind.kind != "signal":
         assert float(heat.amin()) >= -1e-12 * float(size)
     assert float(size) > 0
+
+
+def test_a_baseline_claims_nothing() -> None:
+    for baseline in BASELINES:
+        found = baseline(LOADED)(X[:1], "7")
+        assert baseline.kind == "noise"
+        assert trust(found).word == "Says nothing."
+        assert "says nothing" in palette_of(found).legend
 
 
 @pytest.mark.parametrize(

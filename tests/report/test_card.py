@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 
 from backlit import Attribution, InputError
+from backlit.methods.base import Kind
 from backlit.report import card as module
 from backlit.report.canvas import Canvas, fitted, plain, width_of, wrapped
 from backlit.report.card import card, made_by, numbers_of, scales
@@ -115,6 +116,7 @@ def test_zero_is_white_in_every_palette_and_what_a_palette_claims_is_in_its_lege
         assert ("against" in palette.below) == (kind == "signed")
     assert not PALETTES["one-sided"].two_sided
     assert not PALETTES["magnitude"].two_sided
+    assert set(PALETTES) == {*get_args(Kind), None}
 
 
 def test_a_magnitude_is_drawn_by_the_sum_of_magnitudes() -> None:

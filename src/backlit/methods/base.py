@@ -27,10 +27,10 @@ from backlit.methods.inputs import check_images, check_runs, check_targets, chun
 from backlit.methods.named import Named, indices_of, network_of
 
 Target = int | str | Sequence[int] | Sequence[str] | Tensor | None
-Kind = Literal["signed", "contrast", "one-sided", "magnitude", "signal"]
+Kind = Literal["signed", "contrast", "one-sided", "magnitude", "signal", "noise"]
 """What a value of a map says: "signed", for the class or against it; "contrast", more or less for it than for others;
 "one-sided", for the class or nothing; "magnitude", how much a pixel matters, for or against; "signal", an estimate of the
-part of the image that the score follows."""
+part of the image that the score follows; "noise", nothing."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ class Random(Method):
 
     name = "random"
     title = "Random"
-    kind = "magnitude"
+    kind = "noise"
     summary = "noise that looks at neither image nor network"
     source = "baseline"
     takes_rules = False

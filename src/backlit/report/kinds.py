@@ -65,10 +65,12 @@ class Palette:
 
 _RED = ("#ffffff", "#fddbc7", "#f4a582", "#d6604d", "#b2182b", "#8c0a25")  # the red half of RdBu
 _VIOLET = ("#ffffff", "#efd3f8", "#d68ae6", "#a928cb", "#6d1296", "#320a4d")
+_GREY = ("#ffffff", "#9a9a9a", "#303030")
 _CONTRAST = "Red speaks for this class more than for those it is compared with, blue less."
 _ONE_SIDED = "Red speaks for the class; this method shows nothing that speaks against it."
 _MAGNITUDE = "Strength only: the darker, the more the pixel matters, be it for the class or against it."
 _SIGNAL = "The part of the image that the score follows: no claim for or against the class."
+_NOISE = "Noise that looks at neither image nor network: it says nothing."
 _UNKNOWN = "Positive values are red, negative ones blue; what they claim is for the method to say."
 PALETTES: dict[Kind | None, Palette] = {
     "signed": Palette("signed", "RdBu_r", "against", "for", "Red speaks for the class, blue against it."),
@@ -76,6 +78,7 @@ PALETTES: dict[Kind | None, Palette] = {
     "one-sided": Palette("one-sided", _RED, "", "for", _ONE_SIDED),
     "magnitude": Palette("magnitude", _VIOLET, "", "strong", _MAGNITUDE, ("#c535e8", "#c535e8")),
     "signal": Palette("signal", "PuOr_r", "lower", "higher", _SIGNAL, ("#7b4bd1", "#f08a12")),
+    "noise": Palette("noise", _GREY, "", "", _NOISE, ("#9a9a9a", "#9a9a9a")),
     None: Palette("unknown", "RdBu_r", "below 0", "above 0", _UNKNOWN),
 }
 """The colours of each kind of map; under None, of a method that is not known."""
@@ -112,7 +115,7 @@ def palette_of(explanation: Attribution) -> Palette:
 
 def drawn(explanation: Attribution) -> Heatmap:
     """The number that each pixel is drawn by (n, 1, h, w): the sum over channels, of magnitudes where signs claim nothing."""
-    return explanation.heatmap("abs" if kind_of(explanation) == "magnitude" else "sum")
+    return explanation.heatmap("abs" if kind_of(explanation) in ("magnitude", "noise") else "sum")
 
 
 def limit_of(explanation: Attribution, percentile: float = 99.5) -> tuple[float, float]:

@@ -129,13 +129,14 @@ _NO_PROMISE: dict[Kind | None, tuple[str, str]] = {
     "one-sided": ("Shows where, not how much.", "This method promises no share of the logit."),
     "magnitude": ("Shows where, not how much.", "This method promises no share of the logit, and no sign."),
     "contrast": ("Compares.", "The map says what this class has more than others: it is no share of the logit."),
+    "noise": ("Says nothing.", "A baseline: what a map is worth that looks at nothing."),
     "signal": ("Estimates.", "The map estimates what the score follows: it is no share of the logit."),
 }
 
 
 def _account(explanation: Attribution) -> Account | None:
     """The promise of the method, and how it was kept; None where it makes none."""
-    if kind_of(explanation) in (None, "contrast", "signal", "magnitude"):
+    if kind_of(explanation) in (None, "contrast", "signal", "magnitude", "noise"):
         return None
     numbers = {name: float(value[0]) for name, value in explanation.completeness.items()}
     logit, total = float(explanation.output[0]), float(explanation.values[0].double().sum())
