@@ -39,6 +39,7 @@ def test_the_embedded_scenes_give_a_report(tmp_path: Path) -> None:
     assert {p.name for p in out.iterdir()} == {
         "report.html", "plan.json", "protocols.json", "results.jsonl", "maps",
         ".backlit", "scores.parquet", "curves.parquet", "ranking.parquet", "differences.parquet",
+        "scores.csv", "curves.csv", "ranking.csv", "differences.csv",
     }  # fmt: skip
     plan = json.loads((out / "plan.json").read_text())
     assert plan["methods"]["dmbp"]["options"]["steps"] == 3
@@ -48,7 +49,15 @@ def test_the_embedded_scenes_give_a_report(tmp_path: Path) -> None:
     assert set(scores["method"]) == {"random", "gradient_x_input", "guided_backprop", "grad_cam", "dmbp"}
     assert scores.filter(metric="complementary_insertion")["value"].null_count() == 0
     page = (out / "report.html").read_text()
-    for part in ("Insertion", "Last-layer reset", "scene 1 of", "Grad-CAM"):
+    assert pl.read_csv(out / "ranking.csv").shape == pl.read_parquet(out / "ranking.parquet").shape
+    for part in (
+        "Insertion",
+        "Last-layer reset",
+        "scene 1 of",
+        "Grad-CAM",
+        'href="scores.csv"',
+        'href="ranking.parquet"',
+    ):
         assert part in page
     before = (out / "results.jsonl").read_bytes()
     again = command("compare", "--limit", 5, "--out", out, "--metrics", "insertion,complementary_insertion,last_layer_reset",

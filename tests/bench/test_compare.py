@@ -179,7 +179,7 @@ def test_a_folder_in_use_is_never_overwritten(model: backlit.LoadedModel, exampl
         backlit.compare(model, few, ["random"], [Deletion(steps=7)], out=tmp_path / "out")
     assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
     with pytest.warns(
-        UserWarning, match=r"begins anew; force replaces 8 files of the earlier run: plan.json, results.jsonl"
+        UserWarning, match=r"begins anew; force replaces 12 files of the earlier run: plan.json, results.jsonl"
     ):
         backlit.compare(model, few, ["saliency"], ["deletion"], out=tmp_path / "out", force=True)
     assert b"random" not in (tmp_path / "out" / "results.jsonl").read_bytes()

@@ -24,8 +24,10 @@ from backlit import Attribution, FileError  # noqa: E402
 from backlit.bench.comparison import ClassFacts, Comparison, ImageFacts, MethodFacts, Strip  # noqa: E402
 from backlit.report.chart import chart, style, ticks  # noqa: E402
 from backlit.report.comparison import render, report, write_report  # noqa: E402
-from backlit.report.figure import colour, limit  # noqa: E402
-from backlit.report.levels import LEVELS, heat_of, palette, picture, pictures  # noqa: E402
+from backlit.report.figure import limit  # noqa: E402
+from backlit.report.inks import ink, palette_for, strengths  # noqa: E402
+from backlit.report.kinds import PALETTES  # noqa: E402
+from backlit.report.levels import FULL, LEVELS, ZERO, heat_of, picture, pictures  # noqa: E402
 from backlit.report.numbers import decimals, number, plain  # noqa: E402
 
 METHODS = ("dmbp", "gradient", "random")
@@ -162,8 +164,7 @@ def test_a_map_keeps_sign_order_and_its_own_scale() -> None:
     assert heat.scale == limit(torch.tensor([[4.0, -4.0], [1.0, 0.0]]))[0]
     assert heat.strength is not None
     np.testing.assert_allclose(heat.strength, [[1, -1], [0.25, 0]], rtol=1e-6)
-    indices = np.array(Image.open(io.BytesIO(picture(heat.strength, 31))))
-    assert indices.tolist() == [[30, 0], [15 + round(0.5 * 15), 15]]
+    assert greys(picture(heat.strength, 255)).tolist() == [[ZERO + FULL, ZERO - FULL], [ZERO + 64, ZERO]]
 
 
 def test_a_map_has_the_percentile_of_an_attribution() -> None:
@@ -172,26 +173,72 @@ def test_a_map_has_the_percentile_of_an_attribution() -> None:
     assert limit(values[0, 0]) == same
 
 
-@pytest.mark.parametrize("levels", LEVELS)
-def test_over_white_each_level_has_the_figures_colour(levels: int) -> None:
-    ink, alpha = (part.astype(np.float64) / 255 for part in palette(levels))
-    root = np.linspace(-1, 1, levels)
-    wanted = colour(torch.tensor(np.sign(root) * root**2)[None, None], 1.0)[0] / 255
-    over_white = ink * alpha[:, None] + 1 - alpha[:, None]
-    seen = alpha > 0.2  # below it the colour is nearly white, and the figure's own white is grey by 3 %
-    assert np.abs(over_white - wanted)[seen].max() < 0.012
-    assert np.abs(over_white - wanted).max() < 0.035
-    assert alpha[levels // 2] == 0
+def greys(file: bytes) -> np.ndarray:
+    return np.array(Image.open(io.BytesIO(file)).convert("L"))
 
 
 @pytest.mark.parametrize("levels", LEVELS)
-def test_a_picture_shows_its_level(levels: int) -> None:
-    file = Image.open(io.BytesIO(picture(np.linspace(-1, 1, 64).reshape(8, 8), levels))).convert("RGBA")
-    pixels = np.array(file).reshape(-1, 4)
-    assert pixels[0, 2] > pixels[0, 0]  # blue
-    assert pixels[-1, 0] > pixels[-1, 2]  # red
-    assert pixels[[0, -1], 3].tolist() == [255, 255]
-    assert len(np.unique(pixels, axis=0)) <= levels
+def test_a_picture_shows_its_levels_as_the_same_greys(levels: int) -> None:
+    root = np.linspace(-1, 1, 4096).reshape(64, 64)
+    found = greys(picture(np.sign(root) * root**2, levels))
+    assert (found[0, 0], found[-1, -1]) == (ZERO - FULL, ZERO + FULL)
+    assert len(np.unique(found)) == levels
+    assert (np.diff(found.flatten().astype(int)) >= 0).all()
+    np.testing.assert_allclose(strengths()[ZERO - FULL :], -strengths()[: ZERO - FULL - 1 : -1], rtol=1e-12)
+    near = strengths()[greys(picture(np.zeros((8, 8)), levels))]
+    assert not near.any()  # 0 is a level of its own
+
+
+def test_a_smooth_map_is_kept_in_few_pixels_and_filled_in_again() -> None:
+    coarse = torch.randn(1, 1, 7, 7, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.interpolate(coarse, (224, 224), mode="bilinear")[0, 0]
+    found = heat_of(smooth)
+    assert found.smooth
+    assert found.strength is not None
+    assert found.strength.size < 224 * 224 / 3
+    filled = torch.nn.functional.interpolate(torch.from_numpy(found.strength)[None, None], (224, 224), mode="bilinear")
+    wanted = (smooth.double() / found.scale).clamp(-1, 1)
+    assert (filled[0, 0] - wanted).abs().max() < 0.05
+    rough = heat_of(torch.randn(224, 224, generator=torch.Generator().manual_seed(0)))
+    assert not rough.smooth
+    assert rough.strength is not None
+    assert rough.strength.shape == (224, 224)
+    assert not heat_of(smooth[:100, :100]).smooth  # small: single pixels are to be seen
+
+
+def test_a_filter_gives_each_grey_the_colour_of_its_strength() -> None:
+    made = ink(PALETTES["signed"], ("A",))
+    alone, over, regions = made.filters
+    colours = np.array([[float(v) for v in channel.split()] for channel in (alone.red, alone.green, alone.blue)]).T
+    np.testing.assert_allclose(colours, PALETTES["signed"].colour(strengths()), atol=0.0006)
+    assert colours[ZERO].tolist() == [1, 1, 1]
+    assert alone.alpha == ""
+    cover = np.array([float(v) for v in over.alpha.split()])
+    assert (cover[ZERO], cover[0], cover[-1]) == (0, 1, 1)
+    assert (np.diff(cover[ZERO:]) >= 0).all()
+    assert max(float(v) for v in regions.alpha.split()) < 1  # the image is to be seen under a map of regions
+    assert over.red.split()[0] != over.red.split()[-1]
+    strong = ink(PALETTES["magnitude"], ("B",))
+    assert strong.filters[1].red.split() == strong.filters[1].red.split()[:1] * 2
+
+
+def test_a_methods_colours_claim_no_more_than_its_maps() -> None:
+    above, both = heat_of(torch.rand(4, 4)), heat_of(torch.tensor([[1.0, -1.0]]))
+    names = {
+        (m, len(h)): palette_for(m, h).name
+        for m in ("dmbp", "grad_cam", "saliency", "own")
+        for h in ([above], [above, both])
+    }
+    assert names == {
+        ("dmbp", 1): "signed",
+        ("dmbp", 2): "signed",
+        ("grad_cam", 1): "one-sided",
+        ("grad_cam", 2): "signed",
+        ("saliency", 1): "magnitude",
+        ("saliency", 2): "unknown",
+        ("own", 1): "unknown",
+        ("own", 2): "unknown",
+    }
 
 
 def test_levels_give_way_to_the_room() -> None:
@@ -208,19 +255,23 @@ def test_levels_give_way_to_the_room() -> None:
 def test_smooth_maps_keep_their_levels() -> None:
     smooth = heat_of(torch.linspace(-1, 1, 64)[:, None].expand(64, 64))
     maps = [heat_of(torch.randn(64, 64)), smooth, heat_of(torch.full((2, 2), math.nan))]
-    files, levels = pictures(maps, 2500)
+    files, levels = pictures(maps, 4000)
     assert levels == (levels[0], LEVELS[0])
     assert levels[0] < LEVELS[0]
     assert smooth.strength is not None
     assert files[1:] == [picture(smooth.strength, LEVELS[0]), None]
-    assert sum(len(f) for f in files if f) <= 2500
+    assert sum(len(f) for f in files if f) <= 4000
 
 
 def test_large_maps_are_averaged_and_broken_ones_are_not_drawn() -> None:
-    large = heat_of(torch.ones(600, 300))
+    large = heat_of(torch.randn(600, 300, generator=torch.Generator().manual_seed(0)))
     assert large.strength is not None
     assert large.strength.shape == (256, 128)
-    assert large.scale == pytest.approx(1)
+    even = heat_of(torch.ones(600, 300))
+    assert even.scale == pytest.approx(1)
+    assert even.smooth
+    assert even.strength is not None
+    assert even.strength.min() == even.strength.max() == pytest.approx(1)
     assert heat_of(torch.full((4, 4), math.nan)).strength is None
     zero = heat_of(torch.zeros(4, 4))
     assert zero.scale == 0
@@ -379,6 +430,68 @@ def test_strips_stand_together_by_image() -> None:
     assert found[0].labels == ("trained", "fc", "conv1")
     assert [s.correlations for s in found[0].rows[0].stages] == [("1.00",), ("0.40",), ("−0.05",)]
     assert [s.correlations for s in found[0].rows[1].stages] == [("1.00",), ("–",), ("–",)]
+    assert [t.undefined for t in found] == [True, False]
+
+
+def test_a_sentence_says_who_is_best_and_who_cannot_be_told_from_it() -> None:
+    insertion, reset = report(synthetic()).metrics
+    assert insertion.verdict == "DMBP is best; GRADIENT cannot be told from it on these 3 images."
+    assert reset.verdict == "GRADIENT is best; DMBP cannot be told from it on these 3 images."
+    comparison = synthetic()
+    clear = comparison.differences.with_columns(significant=pl.lit(value=True))
+    assert report(replace(comparison, differences=clear)).metrics[0].verdict == (
+        "DMBP is best, and these 3 images tell it from every other method."
+    )
+    all_alike = comparison.differences.with_columns(significant=pl.lit(value=False))
+    assert report(replace(comparison, differences=all_alike)).metrics[0].verdict == (
+        "DMBP is best; GRADIENT and RANDOM cannot be told from it on these 3 images."
+    )
+    few = comparison.differences.with_columns(low=pl.lit(None, dtype=float), high=pl.lit(None, dtype=float))
+    assert report(replace(comparison, differences=few)).metrics[0].verdict == (
+        "DMBP has the best mean; 3 images are too few to tell whether others differ from it."
+    )
+    alone = comparison.ranking.filter(pl.col("method") == "dmbp")
+    assert report(replace(comparison, ranking=alone)).metrics[0].verdict == "Only DMBP has a score."
+    unscored = comparison.ranking.with_columns(value=pl.lit(None, dtype=float))
+    assert report(replace(comparison, ranking=unscored)).metrics[0].verdict == ""
+
+
+@pytest.mark.parametrize(
+    ("names", "order", "shown"),
+    [
+        (("random", "grad_cam", "dmbp"), ("dmbp", "grad_cam", "random"), 3),
+        (
+            ("random", "lrp", "mip_in", "grad_cam", "saliency", "tr_gbp", "lpr", "dmbp"),
+            ("dmbp", "lpr", "tr_gbp", "mip_in", "grad_cam", "random", "lrp", "saliency"),
+            5,
+        ),
+        (("a", "b", "c", "d", "e", "dmbp", "f"), ("dmbp", "a", "b", "c", "d", "e", "f"), 5),
+    ],
+)
+def test_the_four_methods_and_grad_cam_come_first_and_the_others_are_a_choice(
+    names: tuple[str, ...], order: tuple[str, ...], shown: int
+) -> None:
+    found = report(replace(synthetic(), methods=tuple(facts(n) for n in names)))
+    assert tuple(m.name for m in found.methods) == order
+    assert [m.at_first for m in found.methods] == [True] * shown + [False] * (len(names) - shown)
+
+
+def test_the_page_links_to_the_tables_that_lie_beside_it(tmp_path: Path) -> None:
+    for name in ("scores.csv", "ranking.parquet", "own.csv"):
+        (tmp_path / name).write_text("")
+    write_report(tmp_path / "report.html", synthetic())
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    links = [a["href"] for tag, a in Tags(html).starts if tag == "a" and not (a["href"] or "").startswith("#")]
+    assert links == ["scores.csv", "ranking.parquet"]
+    assert "lie beside it" in html
+
+
+def test_images_are_folded_but_for_the_first() -> None:
+    starts = Tags(render(synthetic())).starts
+    folded = [a for tag, a in starts if tag == "details" and (a.get("class") or "").startswith("image ")]
+    assert ["open" in a for a in folded] == [True, True, False]
+    metrics = [a for tag, a in starts if tag == "details" and (a.get("class") or "").startswith("metric ")]
+    assert ["open" in a for a in metrics] == [True, False]
 
 
 def test_methods_and_protocols_are_recorded() -> None:
@@ -423,7 +536,7 @@ def test_a_page_loads_nothing_and_escapes_what_it_shows() -> None:
     assert not any(name.startswith("on") for _, attributes in found.starts for name in attributes)
     outside = re.sub(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/=]+", "", html)
     outside = outside.replace("url()", "")
-    assert "url(" not in outside
+    assert {place[:1] for place in re.findall(r"url\(([^)]*)\)", outside)} == {"#"}  # the filters of this page
     assert not re.search(r"(src|href)=\"(?!#|\")", outside)
     assert "http" not in outside.replace("http-equiv", "")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,13 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-from test_comparison import BAD, synthetic  # noqa: E402
+from test_comparison import BAD, facts, synthetic  # noqa: E402
 
 from backlit.report.comparison import write_report  # noqa: E402
+from backlit.report.kinds import PALETTES  # noqa: E402
 
 PLACES = ("/usr/bin/chromium", "chromium", "google-chrome")
 
@@ -71,10 +77,10 @@ def style(page: Any, selector: str, name: str) -> str:
 
 def test_the_opacity_follows_the_slider_by_keyboard(opened: Any) -> None:
     page = opened()
-    assert style(page, ".map", "opacity") == "0.85"
+    assert style(page, ".map", "opacity") == "0.9"
     page.focus("#opacity")
     page.keyboard.press("ArrowLeft")
-    assert style(page, ".map", "opacity") == "0.8"
+    assert style(page, ".map", "opacity") == "0.85"
     page.keyboard.press("Home")
     assert style(page, ".map", "opacity") == "0"
     assert page.locator("#opacity-shown").text_content() == "0 %"
@@ -114,15 +120,22 @@ def test_another_class_shows_other_maps(opened: Any) -> None:
 
 def test_a_method_can_be_put_aside(opened: Any) -> None:
     page = opened()
+    assert page.locator("#methods-shown").text_content() == "3 of 3"
     page.uncheck("#show-1")
+    assert page.locator("#methods-shown").text_content() == "2 of 3"
     assert [page.locator(f"#image-0 .m{i}").is_visible() for i in range(3)] == [True, False, True]
     assert style(page, ".curve.m1", "display") == "none"
 
 
-def transforms(page: Any, image: int) -> set[str]:
-    return set(
-        page.locator(f"#image-{image} .stage").evaluate_all("all => all.map(s => getComputedStyle(s).transform)")
+def transforms(page: Any, image: int) -> set[tuple[float, ...]]:
+    """How the pictures of an image are enlarged, and moved in shares of their sides: (scale, x, y)."""
+    found = page.locator(f"#image-{image} .stage").evaluate_all(
+        """all => all.map(s => {
+          const m = new DOMMatrix(getComputedStyle(s).transform);
+          return [m.a, m.e / s.offsetWidth, m.f / s.offsetHeight].map(v => Number(v.toFixed(2)));
+        })"""
     )
+    return {tuple(one) for one in found}
 
 
 def test_all_maps_of_an_image_zoom_and_move_together(opened: Any) -> None:
@@ -160,15 +173,15 @@ def test_the_wheel_zooms_at_the_pointer_and_dragging_moves(opened: Any) -> None:
     page.keyboard.up("Control")
     page.wait_for_selector("#image-0.zoomed")
     (zoomed,) = transforms(page, 0)
-    scale, _, _, _, left, top = (float(v) for v in zoomed.removeprefix("matrix(").rstrip(")").split(","))
+    scale, left, top = zoomed
     assert scale > 1.5
-    assert left / box["width"] == pytest.approx(0.25 * (1 - scale), abs=0.01)
-    assert top / box["height"] == pytest.approx(0.5 * (1 - scale), abs=0.01)
+    assert left == pytest.approx(0.25 * (1 - scale), abs=0.02)
+    assert top == pytest.approx(0.5 * (1 - scale), abs=0.02)
     page.mouse.down()
     page.mouse.move(x + 20, y, steps=3)
     page.mouse.up()
     (dragged,) = transforms(page, 0)
-    assert float(dragged.rstrip(")").split(",")[4]) == pytest.approx(left + 20, abs=0.5)
+    assert dragged[1] == pytest.approx(left + 20 / box["width"], abs=0.02)
     assert transforms(page, 0) != {still}
 
 
@@ -189,21 +202,21 @@ def test_two_fingers_zoom_and_one_moves(opened: Any) -> None:
         touch("touchMove", x - reach, x + reach)
     touch("touchEnd")
     (zoomed,) = transforms(page, 0)
-    scale, _, _, _, left, _ = (float(v) for v in zoomed.removeprefix("matrix(").rstrip(")").split(","))
+    scale, left, _ = zoomed
     assert scale == pytest.approx(2, rel=0.1)
-    assert left / box["width"] == pytest.approx((1 - scale) / 2, abs=0.1)  # the middle stays
+    assert left == pytest.approx((1 - scale) / 2, abs=0.1)  # the middle stays
     touch("touchStart", x)
     for reach in (5, 10, 15):
         touch("touchMove", x + reach)
     touch("touchEnd")
     (moved,) = transforms(page, 0)
-    assert float(moved.rstrip(")").split(",")[4]) == pytest.approx(left + 15, abs=2)
+    assert moved[1] == pytest.approx(left + 15 / box["width"], abs=0.02)
 
 
 def test_every_control_is_reached_by_tab_and_shows_its_focus(opened: Any) -> None:
     page = opened()
     reached = []
-    for _ in range(80):
+    for _ in range(120):
         page.keyboard.press("Tab")
         found = page.evaluate(
             """() => {
@@ -224,6 +237,7 @@ def test_every_control_is_reached_by_tab_and_shows_its_focus(opened: Any) -> Non
         "all-classes",
         "show-0",
         "class-0",
+        "enlarge needs-js",
         "in",
         "cells",
         "SUMMARY",
@@ -261,3 +275,140 @@ def test_without_its_script_the_page_can_be_read(opened: Any) -> None:
     assert not page.locator("#opacity").is_visible()
     page.check("input[name=class-0][value='1']")  # choices need no script
     assert page.locator("#image-0 .cell .map.k1").first.is_visible()
+
+
+def columns(page: Any) -> int:
+    tops = page.locator("#image-0 figure").evaluate_all(
+        "all => all.filter(f => f.offsetParent !== null).map(f => f.getBoundingClientRect().top)"
+    )
+    return tops.count(tops[0])
+
+
+@pytest.mark.parametrize(("width", "most"), [(1400, 6), (390, 2)])
+def test_the_grid_fills_the_width_at_any_number_of_methods(browser: Any, tmp_path: Path, width: int, most: int) -> None:
+    """From one method to thirty: no column stays empty in the first row, and rows are as even as can be."""
+    many = synthetic(images=("cat",), classes=1)
+    methods = tuple(facts(f"method {i}") for i in range(30))
+    maps = {(m.name, "cat", 0): many.maps["dmbp", "cat", 0] for m in methods}
+    write_report(tmp_path / "report.html", replace(many, methods=methods, maps=maps, strips=()))
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.goto((tmp_path / "report.html").as_uri())
+    assert page.locator("#methods-shown").text_content() == "5 of 30"
+    page.locator(".choose summary").click()
+    page.click("[data-methods=all]")
+    for shown in (30, 11, 7, 5, 2, 1):
+        for i in range(30):
+            page.locator(f"#show-{i}").evaluate("(box, on) => { if (box.checked !== on) box.click(); }", i < shown)
+        per_row = columns(page)
+        assert 1 < per_row <= shown + 1
+        assert math.ceil((shown + 1) / per_row) == math.ceil((shown + 1) / most)  # no more rows than it takes
+        box = page.locator("#image-0 .cells").bounding_box()
+        last = page.locator("#image-0 figure").nth(per_row - 1).bounding_box()
+        assert last["x"] + last["width"] == pytest.approx(box["x"] + box["width"], abs=1.5)
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    page.close()
+
+
+def test_a_click_enlarges_a_map_beside_its_image_and_the_keyboard_goes_on(opened: Any) -> None:
+    page = opened(viewport={"width": 1400, "height": 1000})
+    small = page.locator("#image-0 .cell .view").first.bounding_box()["width"]
+    page.locator("#image-0 .cell .view").first.click()
+    large = page.locator("#large")
+    assert large.is_visible()
+    assert page.locator("#large .view").count() == 2
+    assert page.locator("#large .cell .view").bounding_box()["width"] > 1.5 * small
+    assert page.locator("#large .photo").first.evaluate("p => getComputedStyle(p).backgroundImage").startswith("url")
+    assert (page.locator("#large-name").text_content() or "").startswith("DMBP: cat")
+    assert "Insertion0.800" in (page.locator("#large-scores").text_content() or "")
+    first = page.locator("#large .map").evaluate("m => m.src")
+    page.keyboard.press("ArrowRight")
+    assert (page.locator("#large-name").text_content() or "").startswith("GRADIENT: cat")
+    assert page.locator("#large .map").evaluate("m => m.src") != first
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    assert (page.locator("#large-name").text_content() or "").startswith("RANDOM: cat")
+    page.keyboard.press("+")
+    assert "zoomed" in page.locator("#large").get_attribute("class").split()
+    page.keyboard.press("ArrowRight")  # moves what is zoomed
+    assert (page.locator("#large-name").text_content() or "").startswith("RANDOM: cat")
+    page.keyboard.press("Escape")
+    assert not large.is_visible()
+
+
+def test_a_map_is_enlarged_by_the_keyboard_alone_and_the_focus_comes_back(opened: Any) -> None:
+    page = opened()
+    page.focus("#image-0 .m1 .enlarge")
+    assert style(page, "#image-0 .m1 .enlarge", "opacity") == "1"
+    page.keyboard.press("Enter")
+    assert page.locator("#large").is_visible()
+    assert (page.locator("#large-name").text_content() or "").startswith("GRADIENT: cat")
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.closest('.m1') !== null")
+
+
+def test_a_drag_of_zoomed_maps_enlarges_nothing(opened: Any) -> None:
+    page = opened()
+    page.locator("#image-0 [data-zoom=in]").click()
+    box = page.locator("#image-0 .cell .view").first.bounding_box()
+    page.mouse.move(box["x"] + 30, box["y"] + 30)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 60, box["y"] + 40, steps=3)
+    page.mouse.up()
+    assert not page.locator("#large").is_visible()
+
+
+def shown_methods(page: Any, table: str) -> list[str]:
+    return [t.strip() for t in page.locator(f"{table} tbody th").all_text_contents()]
+
+
+def test_columns_sort_by_mouse_and_keyboard(opened: Any) -> None:
+    page = opened()
+    assert shown_methods(page, ".overview") == ["DMBP", "GRADIENT", "RANDOM"]
+    reset = page.locator(".overview th", has_text="Reset")
+    reset.locator("button").click()
+    assert shown_methods(page, ".overview") == ["RANDOM", "DMBP", "GRADIENT"]
+    assert reset.get_attribute("aria-sort") == "descending"
+    page.keyboard.press("Enter")
+    assert shown_methods(page, ".overview") == ["GRADIENT", "DMBP", "RANDOM"]
+    assert reset.get_attribute("aria-sort") == "ascending"
+    page.locator("#metric-0 .ranking th", has_text="Difference").locator("button").click()
+    assert shown_methods(page, "#metric-0 .ranking") == ["GRADIENT", "RANDOM", "DMBP"]  # the best has no number
+    page.locator(".overview th", has_text="Method").locator("button").click()
+    assert shown_methods(page, ".overview") == ["DMBP", "GRADIENT", "RANDOM"]
+    assert reset.get_attribute("aria-sort") is None
+
+
+def test_images_fold_one_by_one_and_all_together(opened: Any) -> None:
+    page = opened()
+    folded = page.locator("#image-2 .cells")
+    assert not folded.is_visible()
+    page.focus("#image-2 > summary")
+    page.keyboard.press("Enter")
+    assert folded.is_visible()
+    section = page.locator("section", has=page.locator("#maps"))
+    section.locator("[data-fold=shut]").click()
+    assert page.locator("details.image[open]").count() == 0
+    assert page.locator("#image-0 .thumb").is_visible()
+    section.locator("[data-fold=open]").click()
+    assert page.locator("details.image[open]").count() == 3
+    assert page.locator("details.metric[open]").count() == 1
+
+
+def test_smooth_maps_have_no_bands_and_the_figures_colours(browser: Any, tmp_path: Path) -> None:
+    comparison = synthetic(size=224, images=("cat",), classes=1)
+    ramp = torch.linspace(-1, 1, 224).expand(224, 224)
+    write_report(tmp_path / "report.html", replace(comparison, maps=dict.fromkeys(comparison.maps, ramp), strips=()))
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    page.goto((tmp_path / "report.html").as_uri())
+    page.check("#view-map")
+    view = page.locator("#image-0 .m0 .stage").first
+    view.scroll_into_view_if_needed()
+    row = np.array(Image.open(io.BytesIO(view.screenshot())).convert("RGB"))[100].astype(int)
+    assert len(row) > 200
+    steps = np.abs(np.diff(row[4:-4], axis=0)).max(1)
+    assert steps.max() <= 14  # 8 bits over some 250 pixels: a band of 31 levels is a step of 30 and more
+    strength = np.linspace(-1, 1, len(row))
+    wanted = PALETTES["signed"].colour(strength) * 255
+    assert np.abs(row - wanted)[8:-8].mean() < 4
+    assert np.abs(row - wanted)[8:-8].max() < 16
+    page.close()

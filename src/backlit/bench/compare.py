@@ -390,9 +390,10 @@ class _Run:
             record = {"protocols": list(found.protocols), "notes": found.notes, "provenance": dict(found.provenance)}
             done.store.write(PROTOCOLS, (json.dumps(record, indent=1) + "\n").encode())
             for table in TABLES:
-                buffer = io.BytesIO()
-                getattr(found, table).write_parquet(buffer)
+                frame, buffer = getattr(found, table), io.BytesIO()
+                frame.write_parquet(buffer)
                 done.store.write(f"{table}.parquet", buffer.getvalue())
+                done.store.write(f"{table}.csv", frame.write_csv().encode())
         return found
 
     def _joined(self, metric: Metric, done: Done) -> Scores:

@@ -30,7 +30,7 @@ from backlit.data.sample import Dataset
 from backlit.metrics import Examples, Metric
 from backlit.models import LoadedModel
 from backlit.models.digits import demo_scenes
-from backlit.report.comparison import render
+from backlit.report.comparison import render, tables_in
 
 _KEPT = "what is done is kept, and the same command goes on from there"
 
@@ -127,7 +127,7 @@ def run(
         )
     page = out / REPORT
     with reopen(out, COMPARISON) as store:
-        store.write(REPORT, render(found).encode())
+        store.write(REPORT, render(found, tables_in(out)).encode())
     _print(found, into)
     into.print(f"open {shown(os.path.relpath(page))}")
     if failures:

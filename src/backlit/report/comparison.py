@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -17,16 +17,23 @@ from markupsafe import Markup
 
 from backlit._files import make_folder, write_whole
 from backlit.bench.comparison import Comparison, MethodFacts
+from backlit.bench.folder import FILES_TO_READ
 from backlit.report.chart import Chart, Style, chart, style
 from backlit.report.gallery import Gallery, gallery
 from backlit.report.numbers import NOT_SCORED, decimals, facts, known, number
-from backlit.report.page import ramp
-from backlit.report.ranks import Frame, Pair, Ranked, Standing, pairs, ranked, standing
+from backlit.report.ranks import Frame, Pair, Ranked, Standing, pairs, ranked, standing, verdict
 
 if TYPE_CHECKING:
     import polars as pl
 
 Facts = tuple[tuple[str, str], ...]
+FIRST = ("dmbp", "lpr", "tr_gbp", "mip_in", "grad_cam")
+"""Methods that come first, and are shown at first."""
+_ENOUGH, _AT_FIRST, _FEW = (
+    4,
+    5,
+    6,
+)  # of those methods, to show no others; methods shown otherwise; so few that all are shown
 _OTHER_THAN_FACTS = ("metric", "title", "source", "higher_is_better", "direction")  # of a protocol: said in the heading
 # Bytes of the page beside its pictures, generously: of all, a point of a curve, a score, a pair of methods, a map's markup.
 _TEXT, _POINT, _SCORE, _PAIR, _MARKUP = 150_000, 60, 60, 250, 400
@@ -34,13 +41,14 @@ _TEXT, _POINT, _SCORE, _PAIR, _MARKUP = 150_000, 60, 60, 250, 400
 
 @dataclass(frozen=True)
 class Method:
-    """One method: its look in drawings, and what it cost and covered."""
+    """One method: its look in drawings, whether it is shown at first, and what it cost and covered."""
 
     name: str
     title: str
     summary: str
     source: str
     style: Style
+    at_first: bool
     seconds: str
     forwards: str
     coverage: Facts
@@ -65,6 +73,7 @@ class Metric:
     title: str
     direction: str
     source: str
+    verdict: str
     ranking: tuple[Ranked, ...]
     pairs: tuple[tuple[Pair | None, ...], ...]
     chart: Chart | None
@@ -85,49 +94,72 @@ class Report:
     gallery: Gallery
     most_classes: int
     provenance: Facts
+    files: tuple[str, ...]
 
 
-def report(comparison: Comparison) -> Report:
-    """What the page shows of a comparison."""
+def report(comparison: Comparison, files: Sequence[str] = ()) -> Report:
+    """What the page shows of a comparison; ``files`` are those beside it that it links to."""
+    comparison = replace(comparison, methods=_in_order(comparison.methods))
+    at_first = _shown_at_first(comparison.methods)
     order = {m.name: i for i, m in enumerate(comparison.methods)}
     tables = _Tables(*(_by_metric(f) for f in (comparison.ranking, comparison.differences, comparison.curves)))
     scores = _by_metric(comparison.scores)
     metrics = tuple(
-        _metric(name, protocol, tables, order, _further(scores.get(name, ()), comparison), comparison.notes)
+        _metric(name, protocol, tables, comparison, _further(scores.get(name, ()), comparison))
         for name, protocol in _protocols(comparison).items()
     )
     return Report(
         title=f"Attribution methods on {comparison.model}",
         facts=_header(comparison),
-        methods=tuple(_method(i, m) for i, m in enumerate(comparison.methods)),
+        methods=tuple(_method(i, m, at_first=i in at_first) for i, m in enumerate(comparison.methods)),
         metrics=metrics,
         overview=tuple(tuple(standing(m.ranking, i) for m in metrics) for i in range(len(order))),
         gallery=gallery(comparison, {m.name: m.title for m in metrics}, _text_bytes(comparison, len(metrics))),
         most_classes=max((len(i.classes) for i in comparison.images), default=0),
         provenance=facts(comparison.provenance),
+        files=tuple(files),
     )
 
 
-def render(comparison: Comparison) -> str:
-    """The page as one HTML document that loads nothing from anywhere."""
+def _in_order(methods: Sequence[MethodFacts]) -> tuple[MethodFacts, ...]:
+    """The methods in their order, but those of :data:`FIRST` before all others."""
+    place = {name: i for i, name in enumerate(FIRST)}
+    return tuple(sorted(methods, key=lambda m: place.get(m.name, len(FIRST))))
+
+
+def _shown_at_first(methods: Sequence[MethodFacts]) -> range:
+    """Places of the methods whose maps and curves are shown until a reader asks for others."""
+    if len(methods) <= _FEW:
+        return range(len(methods))
+    there = sum(m.name in FIRST for m in methods)
+    return range(there if there >= _ENOUGH else _AT_FIRST)
+
+
+def render(comparison: Comparison, files: Sequence[str] = ()) -> str:
+    """The page as one HTML document that loads nothing from anywhere; it links to ``files``, which lie beside it."""
     environment = Environment(
         loader=PackageLoader("backlit.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     script = _script()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("comparison.html").render(
-        report=report(comparison), ramp=ramp(), script=Markup(script), script_hash=Markup(digest)
+        report=report(comparison, files), script=Markup(script), script_hash=Markup(digest)
     )
 
 
 def write_report(path: str | Path, comparison: Comparison) -> None:
-    """Write the page; an existing one is replaced only by a whole one.
+    """Write the page; an existing one is replaced only by a whole one. It links to the comparison's tables, if they lie beside it.
 
     Raises:
         FileError: If it cannot be written.
     """
     make_folder(Path(path).parent)
-    write_whole(path, render(comparison).encode(), "out")
+    write_whole(path, render(comparison, tables_in(Path(path).parent)).encode(), "out")
+
+
+def tables_in(folder: Path) -> list[str]:
+    """The files with a comparison's numbers that a folder holds."""
+    return [name for name in FILES_TO_READ if (folder / name).is_file()]
 
 
 @cache
@@ -161,13 +193,14 @@ def _header(comparison: Comparison) -> Facts:
     return facts(found)
 
 
-def _method(place: int, found: MethodFacts) -> Method:
+def _method(place: int, found: MethodFacts, *, at_first: bool) -> Method:
     return Method(
         name=found.name,
         title=found.title,
         summary=found.summary,
         source=found.source,
         style=style(place),
+        at_first=at_first,
         seconds=number(found.seconds) if known(found.seconds) else "–",
         forwards=number(found.forward_equivalents) if known(found.forward_equivalents) else "–",
         coverage=facts(found.coverage),
@@ -204,25 +237,27 @@ def _metric(
     name: str,
     protocol: Mapping[str, Any],
     tables: _Tables,
-    order: Mapping[str, int],
+    comparison: Comparison,
     further: tuple[Further, ...],
-    notes: Mapping[str, tuple[str, ...]],
 ) -> Metric:
+    order = {m.name: i for i, m in enumerate(comparison.methods)}
     higher = protocol.get("higher_is_better")
     title = str(protocol.get("title", name))
     x_label, y_label = protocol.get("axes", ("position", "score"))
     ranking, differences, curves = (t.get(name, ()) for t in (tables.ranking, tables.differences, tables.curves))
+    ranking_rows = ranked(ranking, differences, order, higher)
     return Metric(
         name=name,
         title=title,
         direction=protocol.get("direction", ""),
         source=str(protocol.get("source", "")),
-        ranking=ranked(ranking, differences, order, higher),
+        verdict=verdict(ranking_rows, [m.title for m in comparison.methods]),
+        ranking=ranking_rows,
         pairs=pairs(list(order), differences, higher),
         chart=chart(title, x_label, y_label, curves, order),
         further=further,
         protocol=facts({k: v for k, v in _flat(protocol).items() if k not in _OTHER_THAN_FACTS}),
-        notes=tuple(notes.get(name, ())),
+        notes=tuple(comparison.notes.get(name, ())),
     )
 
 

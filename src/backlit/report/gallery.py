@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,14 +11,15 @@ from torch import Tensor
 
 from backlit.bench.comparison import Comparison, ImageFacts, Strip
 from backlit.report.figure import scale_text
-from backlit.report.levels import Heat, coarse, data_uri, heat_of, photo, pictures
+from backlit.report.inks import Ink, ink, palette_for
+from backlit.report.kinds import Palette
+from backlit.report.levels import SIDE, Heat, coarse, data_uri, heat_of, photo, pictures
 from backlit.report.numbers import NOT_SCORED, decimals, known, number
 
 BUDGET = 9.6e6  # bytes of a page, at most, for
 USUAL = 320  # maps of 227 x 227 pixels (20 images, 8 methods, 2 classes) or fewer; beyond that it grows with the maps
 _STRIP_SIDE = 96  # pixels: the maps of reset checks are looked at small
 _BASE64 = 4 / 3
-_MOST_COLUMNS = 6
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class Shown:
-    """One map; ``source`` is None, and ``scale`` says why, where there is nothing to show."""
+    """One map; ``source`` is None, and ``scale`` says why, where there is nothing to show.
+
+    ``ink`` is the kind of map that it is coloured as; ``smooth`` where it is a picture of few pixels to be filled in.
+    """
 
     source: str | None
     scale: str
     note: str
+    ink: str = ""
+    smooth: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,7 @@ class Shot:
 class Stage:
     """One map of a reset check, with its correlations in words."""
 
-    source: str | None
-    scale: str
+    shown: Shown
     correlations: tuple[str, ...]
 
 
@@ -96,18 +100,19 @@ class StripTable:
     measures: tuple[str, ...]
     labels: tuple[str, ...]
     rows: tuple[StripRow, ...]
+    undefined: bool
+    """Some correlation is, for a map is constant."""
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """All pictures of a report, drawn in so many levels."""
+    """All pictures of a report, drawn in so many levels, and the colours that they are shown in."""
 
     shots: tuple[Shot, ...]
     strips: tuple[StripTable, ...]
+    inks: tuple[Ink, ...]
     levels: str
     averaged: bool
-    columns: int
-    """Of a wide page: an image's cells in rows as even as can be."""
 
 
 def gallery(comparison: Comparison, metrics: Mapping[str, str], text: int) -> Gallery:
@@ -125,8 +130,15 @@ def gallery(comparison: Comparison, metrics: Mapping[str, str], text: int) -> Ga
     photos = [photo(i.picture) for i in comparison.images]
     budget = BUDGET * max(1, len(heats) / USUAL)
     files, levels = pictures(heats + small, (budget - text - sum(map(len, photos))) / _BASE64)
-    maps = {k: _shown(h, f) for k, h, f in zip(keys, heats, files, strict=False)}
-    staged = iter([_shown(h, f) for h, f in zip(small, files[len(heats) :], strict=True)])
+    titles = {m.name: m.title for m in comparison.methods}
+    palettes = {
+        name: palette_for(titles.get(name, name), [h for k, h in zip(keys, heats, strict=True) if k[0] == name])
+        for name in (*titles, *(s.method for s in comparison.strips))
+    }
+    inks = {name: p.name for name, p in palettes.items()}
+    maps = {k: _shown(h, f, inks[k[0]]) for k, h, f in zip(keys, heats, files, strict=False)}
+    by = [s.method for s in comparison.strips for _ in s.maps]
+    staged = iter([_shown(h, f, inks[m]) for m, h, f in zip(by, small, files[len(heats) :], strict=True)])
     scores = _scores(comparison)
     return Gallery(
         shots=tuple(
@@ -134,26 +146,32 @@ def gallery(comparison: Comparison, metrics: Mapping[str, str], text: int) -> Ga
         ),
         strips=_strip_tables(comparison, metrics, [[next(staged) for _ in s.maps] for s in comparison.strips]),
         levels=str(levels[0]) if levels[0] == levels[1] else f"{levels[0]} to {levels[1]}",
-        columns=_columns(1 + len(comparison.methods)),
+        inks=_inks(comparison, palettes),
         averaged=any(_larger(comparison.maps[k], h) for k, h in zip(keys, heats, strict=True)),
     )
 
 
-def _columns(cells: int) -> int:
-    """Columns for rows as even as can be."""
-    return math.ceil(cells / math.ceil(cells / _MOST_COLUMNS))
+def _inks(comparison: Comparison, palettes: Mapping[str, Palette]) -> tuple[Ink, ...]:
+    """The palettes in the order in which they are met, each with the titles of its methods."""
+    known_titles = {m.name: m.title for m in comparison.methods}
+    titles: dict[str, list[str]] = {}
+    for method, palette in palettes.items():
+        titles.setdefault(palette.name, []).append(known_titles.get(method, method))
+    named = {p.name: p for p in palettes.values()}
+    return tuple(ink(named[name], tuple(found)) for name, found in titles.items())
 
 
 def _larger(heatmap: Tensor, heat: Heat) -> bool:
-    return heat.strength is not None and tuple(heatmap.shape) != heat.strength.shape
+    return heat.strength is not None and max(heatmap.shape) > SIDE
 
 
-def _shown(heat: Heat, file: bytes | None) -> Shown:
+def _shown(heat: Heat, file: bytes | None, kind: str) -> Shown:
     if file is None:
         return Shown(None, "no map", "it holds NaN or infinity")
     if heat.scale == 0:
-        return Shown(data_uri(file), "zero everywhere", scale_text(0, heat.percentile))
-    return Shown(data_uri(file), f"±{number(heat.scale)}", scale_text(heat.scale, heat.percentile))
+        return Shown(data_uri(file), "zero everywhere", scale_text(0, heat.percentile), kind)
+    note = scale_text(heat.scale, heat.percentile)
+    return Shown(data_uri(file), f"±{number(heat.scale)}", note, kind, heat.smooth)
 
 
 _MISSING = Shown(None, "no map", "the comparison holds none")
@@ -219,7 +237,10 @@ def _strip_tables(
         strips = list(items)
         first = strips[0][0]
         rows = tuple(StripRow(titles.get(s.method, s.method), _stages(s, row)) for s, row in strips)
-        found.append(StripTable(metrics.get(first.metric, first.metric), first.image, measures, labels, rows))
+        undefined = any("–" in stage.correlations for row in rows for stage in row.stages)
+        found.append(
+            StripTable(metrics.get(first.metric, first.metric), first.image, measures, labels, rows, undefined)
+        )
     return tuple(found)
 
 
@@ -229,5 +250,5 @@ def _stages(strip: Strip, shown: Sequence[Shown]) -> tuple[Stage, ...]:
     for i, one in enumerate(shown):
         numbers = [values[i] if i < len(values) else None for values in strip.correlations.values()]
         texts = tuple(number(v, 2) if v is not None and known(v) else "–" for v in numbers)
-        stages.append(Stage(one.source, one.scale, texts))
+        stages.append(Stage(one, texts))
     return tuple(stages)

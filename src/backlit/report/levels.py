@@ -1,4 +1,4 @@
-"""Maps as small pictures: few signed levels, transparent where the map is weak, so that one picture serves all views."""
+"""Maps as small grey pictures that the page colours: smooth ones in few pixels, rough ones in as many levels as fit."""
 
 from __future__ import annotations
 
@@ -14,11 +14,26 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from backlit.report.figure import COLOURS, grey_of, limit
+from backlit.report.figure import grey_of, limit
 
-LEVELS = (31, 23, 15, 11, 9, 7, 5, 3)  # of a map, signed, 0 among them: as many as there is room for
+LEVELS = (
+    255,
+    127,
+    63,
+    31,
+    23,
+    15,
+    11,
+    9,
+    7,
+    5,
+    3,
+)  # of a rough map, signed, 0 among them: as many as there is room for
+ZERO, FULL = 128, 127  # the grey value of 0, and how far from it ±1 are
 SIDE = 256  # pixels: larger maps are shown as means of their pixels
 COARSE = 128  # pixels: up to this side a picture is shown as squares, above it smoothly
+_REDUCED = (8, 6, 4, 3, 2)  # pixels of a smooth map that one pixel of its picture stands for
+_ALIKE, _ALIKE_ANYWHERE = 0.006, 0.05  # of the scale: how far a reduced map may be off, on average and at any pixel
 _PHOTO_SIDE = 512
 _PERCENTILE = 99.5
 _SAMPLE = 7  # every seventh map, which is no multiple of the usual numbers of methods and classes
@@ -27,15 +42,23 @@ _CARE = 0.97  # for what a sample cannot know
 
 @dataclass(frozen=True, eq=False)
 class Heat:
-    """A map (h, w) as it is to be shown: over its scale, from -1 to 1; None if it holds NaN or infinity."""
+    """A map as it is to be shown, over its scale, from -1 to 1.
+
+    Attributes:
+        strength: The values (h, w), of a smooth map fewer than it has pixels; None of a map with NaN or infinity.
+        scale: What 1 stands for; 0 of a map of zeros.
+        percentile: Of the map's magnitude, which the scale is.
+        smooth: Whether what lies between these values can be filled in, as a browser does.
+    """
 
     strength: np.ndarray | None
     scale: float = 0.0
     percentile: float = _PERCENTILE
+    smooth: bool = False
 
     @property
     def size(self) -> int:
-        """Number of pixels that are shown."""
+        """Number of values."""
         return 0 if self.strength is None else self.strength.size
 
 
@@ -46,7 +69,20 @@ def heat_of(heatmap: Tensor, side: int = SIDE) -> Heat:
         return Heat(None)
     scale, percentile = limit(values, _PERCENTILE)
     strength = (values / scale).clamp(-1, 1) if scale > 0 else torch.zeros_like(values)
-    return Heat(strength.numpy(), scale, percentile)
+    reduced = _reduced(strength) if max(strength.shape) > COARSE else None
+    shown = strength if reduced is None else reduced
+    return Heat(shown.numpy(), scale, percentile, smooth=reduced is not None)
+
+
+def _reduced(strength: Tensor) -> Tensor | None:
+    """The map in the fewest pixels from which it can be filled in again; None of a map that loses by it."""
+    for factor in _REDUCED:
+        size = [max(2, -(-side // factor)) for side in strength.shape]
+        small = F.interpolate(strength[None, None], size, mode="bilinear", antialias=True)
+        off = (F.interpolate(small, strength.shape, mode="bilinear")[0, 0] - strength).abs()
+        if off.mean() <= _ALIKE and off.max() <= _ALIKE_ANYWHERE:
+            return small[0, 0].clamp(-1, 1)
+    return None
 
 
 def smaller(picture: Tensor, side: int) -> Tensor:
@@ -61,8 +97,8 @@ def smaller(picture: Tensor, side: int) -> Tensor:
 def pictures(maps: Sequence[Heat], room: float) -> tuple[list[bytes | None], tuple[int, int]]:
     """PNG files of the maps, and their fewest and most levels: the most for which all fit into ``room`` bytes, if any do.
 
-    Smooth maps take little, and show steps first: those below their share of the room keep all levels, and only the
-    others are drawn in fewer, all alike.
+    What takes little would show steps first: maps below their share of the room keep all levels, and only the others are
+    drawn in fewer, all alike, where noise hides the steps.
     """
     found = _drawn(maps, LEVELS[0])
     if _total(found) <= room:
@@ -92,34 +128,27 @@ def _total(files: Sequence[bytes | None]) -> int:
 
 
 def picture(strength: np.ndarray, levels: int) -> bytes:
-    """A map from -1 to 1 as a palette PNG. The levels stand evenly on the square root, so that weak parts stay visible."""
-    half = levels // 2
-    root = np.sign(strength) * np.sqrt(np.abs(strength))
-    image = Image.fromarray((np.rint(root * half) + half).astype(np.uint8))
-    colours, alpha = palette(levels)
-    # more than 16 entries, for Pillow would else pack two pixels into a byte, which compresses worse
-    image.putpalette(colours.tobytes() + bytes(3 * max(0, 17 - levels)))
-    # noise holds no repetitions: looking for them makes its file a tenth larger than counting its levels
-    return min((_png(image, alpha, kind) for kind in (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY)), key=len)
+    """A map from -1 to 1 as a grey PNG. The levels stand evenly on the square root, so that weak parts stay visible.
 
-
-def _png(image: Image.Image, alpha: np.ndarray, strategy: int) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", transparency=alpha.tobytes(), compress_level=9, compress_type=strategy)
-    return buffer.getvalue()
-
-
-def palette(levels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Colours (levels, 3) and opacities (levels,), uint8.
-
-    The opacity is the root of the strength. The colours are such that over white each level has exactly the colour of
-    ``figure.COLOURS``: the map alone is the figure's map, and over an image the image shows where the map is weak.
+    The grey values are the same for any number of levels, which divide their range: :data:`ZERO` is 0, and :data:`FULL` above
+    and below it are 1 and -1.
     """
-    root = np.linspace(-1, 1, levels)
-    alpha = np.abs(root)[:, None]
-    wanted = np.asarray(COLOURS(np.sign(root) * root**2 / 2 + 0.5))[:, :3]
-    ink = (wanted - (1 - alpha)) / np.where(alpha > 0, alpha, 1)
-    return tuple((np.clip(part, 0, 1) * 255).round().astype(np.uint8) for part in (ink, alpha[:, 0]))  # type: ignore[return-value]
+    half = levels // 2
+    steps = np.rint(np.sign(strength) * np.sqrt(np.abs(strength)) * half).astype(int) + half
+    values = (np.rint((np.arange(levels) - half) / half * FULL) + ZERO).astype(np.uint8)
+    numbered = Image.fromarray(steps.astype(np.uint8), "P")
+    # more than 16 entries, for Pillow would else pack two pixels into a byte, which compresses worse
+    numbered.putpalette(values.repeat(3).tobytes() + bytes(3 * max(0, 17 - levels)))
+    # a smooth map is short as differences of its pixels, which a palette has none of; noise holds no repetitions: looking for
+    # them makes its file a tenth larger than counting its levels
+    drawn = ((Image.fromarray(values[steps]), zlib.Z_DEFAULT_STRATEGY), (numbered, zlib.Z_HUFFMAN_ONLY))
+    return min((_png(image, strategy) for image, strategy in (*drawn, (numbered, zlib.Z_DEFAULT_STRATEGY))), key=len)
+
+
+def _png(image: Image.Image, strategy: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=9, compress_type=strategy)
+    return buffer.getvalue()
 
 
 def photo(image: Tensor) -> str:

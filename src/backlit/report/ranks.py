@@ -74,6 +74,28 @@ def ranked(ranking: Frame, differences: Frame, order: Mapping[str, int], higher:
     )
 
 
+def verdict(rows: Sequence[Ranked], titles: Sequence[str]) -> str:
+    """One sentence on who is best in a metric, and who cannot be told from it; empty where no method has a score."""
+    scored = [r for r in rows if r.rank != "–"]
+    best = next((r for r in scored if r.best), None)
+    if best is None:
+        return ""
+    name, images = titles[best.method], f"{best.images} image{'s' * (best.images != 1)}"
+    if len(scored) == 1:
+        return f"Only {name} has a score."
+    against = {r.method: r.against_best.verdict for r in scored if r.against_best is not None}
+    tied = [titles[m] for m, word in against.items() if word == "n.s."]
+    if TOO_FEW in against.values():
+        return f"{name} has the best mean; {images} are too few to tell whether others differ from it."
+    if tied:
+        return f"{name} is best; {_listed(tied)} cannot be told from it on these {images}."
+    return f"{name} is best, and these {images} tell it from every other method."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
 def pair(method: str, other: str | None, differences: Frame, higher: bool | None, places: int | None) -> Pair | None:
     """The paired difference of two methods, in either order of the table, with more digits where it needs them."""
     for r in differences:

@@ -74,7 +74,7 @@
       return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
     };
     for (const view of cells.querySelectorAll(".view")) {
-      // A plain wheel scrolls the page, unless the maps have been clicked or zoomed: then it is meant for them.
+      // A plain wheel scrolls the page, unless the maps have the focus or are zoomed: then it is meant for them.
       view.addEventListener("wheel", (event) => {
         if (!event.ctrlKey && z === 1 && !cells.contains(document.activeElement)) return;
         if (z === 1 && event.deltaY > 0 && !event.ctrlKey) return;
@@ -105,7 +105,130 @@
         view.addEventListener(end, (event) => held.delete(event.pointerId));
       }
     }
-    move(1, 0, 0);
+    const reset = () => move(1, 0, 0);
+    reset();
+    return reset;
   }
-  document.querySelectorAll(".image").forEach(zoomable);
+  document.querySelectorAll("details.image").forEach(zoomable);
+
+  // As many columns as fit, in rows as even as can be.
+  const boxes = [...document.querySelectorAll(".checks input")];
+  const first = boxes.map((box) => box.checked);
+  const shownText = document.getElementById("methods-shown");
+  function arrange() {
+    const chosen = boxes.filter((box) => box.checked).length;
+    if (shownText) shownText.textContent = `${chosen} of ${boxes.length}`;
+    const cells = [...document.querySelectorAll("details.image .cells")].find((one) => one.offsetParent !== null);
+    if (!cells) return;
+    const style = getComputedStyle(cells);
+    const least = parseFloat(style.getPropertyValue("--least")) * parseFloat(getComputedStyle(root).fontSize);
+    const gap = parseFloat(style.columnGap);
+    const most = Math.max(1, Math.floor((cells.clientWidth + gap) / (least + gap)));
+    root.style.setProperty("--columns", Math.ceil((chosen + 1) / Math.ceil((chosen + 1) / most)));
+  }
+  for (const box of boxes) box.addEventListener("change", arrange);
+  for (const button of document.querySelectorAll("[data-methods]")) button.addEventListener("click", () => {
+    boxes.forEach((box, i) => { box.checked = button.dataset.methods === "all" || first[i]; });
+    arrange();
+  });
+  for (const image of document.querySelectorAll("details.image")) image.addEventListener("toggle", arrange);
+  addEventListener("resize", arrange);
+  arrange();
+
+  for (const button of document.querySelectorAll("[data-fold]")) button.addEventListener("click", () => {
+    for (const one of button.closest("section").querySelectorAll("details.image, details.metric, details.strips")) {
+      one.open = button.dataset.fold === "open";
+    }
+  });
+  addEventListener("beforeprint", () => {
+    for (const one of document.querySelectorAll("details.metric")) one.open = true;
+  });
+
+  // One map beside its image, large; the arrows go through the methods that are shown.
+  const large = document.getElementById("large");
+  if (large) {
+    const [photo, view] = large.querySelectorAll(".view");
+    const cells = large.querySelector(".cells");
+    const zoomLarge = zoomable(large);
+    let figure = null;
+    const seen = (element) => element.offsetParent !== null;
+    const siblings = () => [...figure.parentElement.querySelectorAll(".cell")].filter(seen);
+
+    function fill(next) {
+      figure = next;
+      const image = figure.closest("details.image");
+      large.className = [...image.classList].filter((name) => name !== "card" && name !== "zoomed").join(" ");
+      photo.firstElementChild.firstElementChild.setAttribute("aria-label", "The image");
+      view.firstElementChild.replaceChildren(...[...figure.querySelector(".stage").children].filter(seen).map((e) => e.cloneNode(true)));
+      const [title, ...scales] = figure.querySelector("figcaption").children;
+      const name = [...image.querySelector("summary h3").childNodes].filter((e) => e.nodeType === 3 || seen(e));
+      document.getElementById("large-name").textContent = title.textContent + ": " + name.map((e) => e.textContent).join("");
+      document.getElementById("large-note").textContent = "Colour scale " + scales.filter(seen).map((e) => e.textContent).join("");
+      const titles = [...image.querySelectorAll(".scores thead th")].slice(1);
+      const row = image.querySelector(`.scores tr[data-method="${figure.dataset.method}"]`);
+      document.getElementById("large-scores").replaceChildren(...titles.map((th, i) => {
+        const pair = document.createElement("div");
+        for (const [tag, text] of [["dt", th.textContent], ["dd", row.children[i + 1].textContent]]) {
+          pair.appendChild(document.createElement(tag)).textContent = text;
+        }
+        return pair;
+      }));
+    }
+    function step(by) {
+      const all = siblings();
+      fill(all[(all.indexOf(figure) + by + all.length) % all.length]);
+    }
+    function open(next) {
+      fill(next);
+      zoomLarge();
+      large.showModal();
+      cells.focus();
+    }
+    for (const cell of document.querySelectorAll("details.image .cell")) {
+      let from = null;
+      cell.querySelector(".view").addEventListener("pointerdown", (event) => { from = [event.clientX, event.clientY]; });
+      cell.querySelector(".view").addEventListener("click", (event) => {
+        const dragged = from && event.detail && Math.hypot(event.clientX - from[0], event.clientY - from[1]) > 4;
+        if (!dragged) open(cell);
+      });
+    }
+    for (const button of large.querySelectorAll("[data-step]")) button.addEventListener("click", () => step(Number(button.dataset.step)));
+    large.querySelector("[data-close]").addEventListener("click", () => large.close());
+    large.addEventListener("click", (event) => { if (event.target === large) large.close(); });
+    cells.addEventListener("keydown", (event) => {
+      if (large.classList.contains("zoomed") || event.ctrlKey || event.metaKey || event.altKey) return;
+      if (event.key === "ArrowLeft") step(-1);
+      if (event.key === "ArrowRight") step(1);
+    });
+  }
+
+  // Columns sort: numbers by size, the largest first, words by the alphabet; what has no number comes last.
+  const numberOf = (text) => parseFloat(text.trim().replace(/−/g, "-").replace(/,/g, ""));
+  for (const table of document.querySelectorAll("table.sortable")) {
+    const heads = [...table.tHead.rows[0].cells];
+    heads.forEach((head, column) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.className = "sort";
+      button.append(...head.childNodes);
+      head.append(button);
+      button.addEventListener("click", () => {
+        const rows = [...table.tBodies[0].rows];
+        const texts = new Map(rows.map((row) => [row, row.cells[column].textContent.trim()]));
+        const numbers = new Map(rows.map((row) => [row, numberOf(texts.get(row))]));
+        const words = [...numbers.values()].every(Number.isNaN);
+        const before = head.getAttribute("aria-sort");
+        const up = before ? before === "descending" : words;
+        for (const other of heads) other.removeAttribute("aria-sort");
+        head.setAttribute("aria-sort", up ? "ascending" : "descending");
+        rows.sort((a, b) => {
+          if (words) return texts.get(a).localeCompare(texts.get(b)) * (up ? 1 : -1);
+          const [x, y] = [numbers.get(a), numbers.get(b)];
+          if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y);
+          return (x - y) * (up ? 1 : -1);
+        });
+        table.tBodies[0].append(...rows);
+      });
+    });
+  }
 })();
