@@ -196,5 +196,5 @@ def test_the_metrics_are_listed_with_what_they_need() -> None:
     assert done.returncode == 0
     for metric in METRICS:
         assert metric.name in done.stdout
-    assert "boxes" in done.stdout
-    assert "higher" in done.stdout
+    assert "needs boxes" in done.stdout
+    assert "Higher is better" in command("metrics", "insertion").stdout

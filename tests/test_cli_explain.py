@@ -14,7 +14,8 @@ from PIL import Image
 import backlit
 from _commands import command
 from backlit._errors import InputError
-from backlit.cli import output, progress
+from backlit.cli import folder_page, output, progress
+from backlit.cli.record import Record
 from backlit.cli.settings import Compute, methods
 from backlit.cli.targets import Target, targets
 from backlit.methods import METHODS, FittedMethod
@@ -266,6 +267,46 @@ class TestPictures:
         done = command("explain", scene, *words.split(), "--out", tmp_path / "out")
         assert done.returncode == 2
         assert message in done.stderr
+
+
+class TestPage:
+    def test_shows_every_map_of_the_folder(self, scene: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        assert command("explain", scene, "--method", "gradient,lrp", "--target", "3,3-5", "--out", out).returncode == 0
+        assert (
+            f"open {out / 'index.html'}"
+            in command("explain", scene, "--method", "grad_cam", "--target", "3", "--out", out).stdout
+        )
+        page = (out / "index.html").read_text(encoding="utf-8")
+        for row in rows(out):
+            assert f'href="{row["picture"]}"' in page
+        assert page.count("not asked for") == 1  # Grad-CAM, of the contrast
+        assert page.count("<tr>") + page.count('<tr class="coarse">') == 3  # the head, and a row for each class
+        assert "http" not in page.replace("http-equiv", "")
+        assert "Shows where, not how much." in page
+
+    def test_is_no_larger_than_can_be_opened(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for i in range(4):
+            Image.fromarray(backlit.models.digits.digits_images().images[i].numpy()).save(tmp_path / f"{i}.png")
+        monkeypatch.setattr(folder_page, "_MOST", 1)
+        assert command("explain", tmp_path, "--method", "gradient", "--out", tmp_path / "out").returncode == 0
+        page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+        assert "These are the first 1 of 4 images" in page
+        assert 'href="0.gradient' in page
+        assert 'href="1.gradient' not in page
+
+    def test_follows_what_was_killed_before_it(
+        self, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A map that was added by a command that ended before its page is in the page of the next one."""
+        out = tmp_path / "out"
+        assert command("explain", scene, "--method", "gradient", "--target", "3", "--out", out).returncode == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(Record, "write_page", lambda self: None)
+            assert command("explain", scene, "--method", "gradient", "--target", "4", "--out", out).returncode == 0
+        assert "gradient.4.png" not in (out / "index.html").read_text(encoding="utf-8")
+        assert command("explain", scene, "--method", "gradient", "--target", "4", "--out", out).returncode == 0
+        assert "gradient.4.png" in (out / "index.html").read_text(encoding="utf-8")
 
 
 class TestOutput:

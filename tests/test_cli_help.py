@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 import backlit
+from _commands import command
 from backlit.cli import app, complete
 from backlit.methods import BASELINES, METHODS
 from backlit.metrics import METRICS
@@ -77,3 +79,37 @@ def test_the_package_gives_every_name_when_it_is_asked_for() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120])
+@pytest.mark.parametrize("what", ["methods", "metrics"])
+def test_listings_are_readable_at_any_width(what: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are whole, no line is cut or longer than the terminal, and each entry has its cost."""
+    monkeypatch.setattr("backlit.cli.listings.console", lambda: Console(width=columns, soft_wrap=True))
+    shown = command(what).stdout
+    assert max(map(len, shown.splitlines())) <= columns
+    assert "…" not in shown
+    known = METHODS + BASELINES if what == "methods" else METRICS
+    for kind in known:
+        (line,) = [line for line in shown.splitlines() if line.startswith((f"{kind.name} ", f" {kind.name} "))]
+        costs = ("pass", "back", "step", "run", "none") if what == "methods" else ("run", *"0123456789")
+        assert any(cost in line for cost in costs)
+
+
+def test_a_method_and_a_metric_in_detail() -> None:
+    shown = command("methods", "DMBP").stdout
+    assert "Ruiz et al., ICCV 2021" in shown
+    assert "  steps=200\n      Gradient steps.\n" in shown
+    assert "  seed=0\n" in shown  # of every method
+    assert "callback" not in shown
+    assert "The short schedule: steps=20, lr=0.1, init=1.0." in command("methods", "fast").stdout
+    shown = command("metrics", "energy-pointing-game").stdout
+    assert "It needs boxes." in shown
+    assert "Higher is better." in shown
+    for kind in METHODS + BASELINES:
+        assert command("methods", kind.name).returncode == 0
+    for kind in METRICS:
+        assert command("metrics", kind.name).returncode == 0
+    done = command("methods", "dmpb")
+    assert done.returncode == 2
+    assert "Did you mean 'dmbp'" in done.stderr

@@ -88,7 +88,7 @@ class TestAgain:
         assert "12 of them were there" in done.stdout
         assert len(calls) == ran
         assert results(out) == before
-        assert others(out) == [".backlit", "maps.jsonl", "summary.json"]
+        assert others(out) == [".backlit", "index.html", "maps.jsonl", "summary.json"]
 
     def test_another_command_adds(self, photos: Path, tmp_path: Path, calls: list[str]) -> None:
         """Another method, class or image stands beside; images of one name keep their files apart."""
@@ -172,7 +172,9 @@ class TestAgain:
         assert results(out)[:1] == first
         assert len(results(out)) == 2
 
-    @pytest.mark.parametrize("name", ["summary.json", "a.saliency.3.png", "a.saliency.3.safetensors", "maps.jsonl"])
+    @pytest.mark.parametrize(
+        "name", ["summary.json", "index.html", "a.saliency.3.png", "a.saliency.3.safetensors", "maps.jsonl"]
+    )
     @pytest.mark.parametrize("kind", ["file", "link"])
     def test_files_of_others_stay(self, photos: Path, tmp_path: Path, name: str, kind: str) -> None:
         out = tmp_path / "out"
@@ -210,14 +212,20 @@ class TestAgain:
 
 @pytest.mark.filterwarnings("default")
 class TestDamage:
-    @pytest.mark.parametrize("kind", ["map", "picture", "summary", "journal", "list"])
+    @pytest.mark.parametrize("kind", ["map", "picture", "summary", "page", "journal", "list"])
     @pytest.mark.parametrize("how", ["bit", "cut", "gone"])
     def test_is_noticed_and_mended(self, photos: Path, tmp_path: Path, kind: str, how: str, calls: list[str]) -> None:
         out = tmp_path / "out"
         assert explain(photos, out).returncode == 0
-        before = results(out)
+        before, page = results(out), (out / "index.html").read_bytes()
         row = summary(out)["maps"][5]
-        names = {"map": row["map"], "picture": row["picture"], "summary": "summary.json", "journal": "maps.jsonl"}
+        names = {
+            "map": row["map"],
+            "picture": row["picture"],
+            "summary": "summary.json",
+            "page": "index.html",
+            "journal": "maps.jsonl",
+        }
         path = out / names.get(kind, ".backlit/files.jsonl")
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
@@ -228,6 +236,7 @@ class TestDamage:
         done = explain(photos, out)
         assert done.returncode == 0, done.stderr
         assert sorted(results(out)) == sorted(before)
+        assert (out / "index.html").read_bytes() == page or kind in ("journal", "list")
         if kind in ("map", "picture"):
             assert results(out) == before
             assert len(calls) == 6 + (kind == "map")  # a picture is drawn again of its map
@@ -283,6 +292,7 @@ class TestStopped:
         assert explain(photos, fresh, methods="saliency", target="top:1").returncode == 0
         assert results(out) == results(fresh)
         assert others(out) == others(fresh)
+        assert (out / "index.html").read_bytes() == (fresh / "index.html").read_bytes()
 
     def test_a_second_process_is_told_of_the_first(self, photos: Path, tmp_path: Path) -> None:
         process = begun(photos, tmp_path / "out", images=1)
@@ -335,6 +345,7 @@ main()
         assert explain(photos, fresh, methods="saliency", target="top:1").returncode == 0
         assert results(out) == results(fresh)
         assert others(out) == others(fresh)
+        assert (out / "index.html").read_bytes() == (fresh / "index.html").read_bytes()
         assert not [*out.glob(PARTIAL), *(out / ".backlit").glob(PARTIAL)]
 
 

@@ -9,7 +9,7 @@ import typer
 
 from backlit._errors import InputError
 from backlit._version import __version__
-from backlit.cli import program
+from backlit.cli import complete, program
 from backlit.cli.arguments import (
     MOST_AT_ONCE,
     MOST_SEED,
@@ -310,19 +310,27 @@ def fit(
 
 
 @app.command()
-def metrics() -> None:
-    """List the metrics: what each scores, its direction, its cost and what it needs."""
-    from backlit.cli.tables import print_metrics
+def metrics(
+    name: Annotated[
+        str | None, typer.Argument(help="One of them, with its options.", autocompletion=complete.metrics)
+    ] = None,
+) -> None:
+    """List the metrics: what each scores, and its cost; or all about one of them."""
+    from backlit.cli.listings import print_metrics
 
-    print_metrics()
+    print_metrics(name)
 
 
 @app.command()
-def methods() -> None:
-    """List the methods with their options."""
-    from backlit.cli.tables import print_methods
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(help="One of them, with its options.", autocompletion=complete.methods)
+    ] = None,
+) -> None:
+    """List the methods: what each map is, and its cost; or all about one of them."""
+    from backlit.cli.listings import print_methods
 
-    print_methods()
+    print_methods(name)
 
 
 @app.command()

@@ -19,7 +19,7 @@ from backlit.cli.console import counted, shown
 from backlit.cli.images import Failure, found_images
 from backlit.cli.output import Output, Prediction, Said
 from backlit.cli.progress import Pace, paced
-from backlit.cli.record import JOURNAL, Record
+from backlit.cli.record import JOURNAL, PAGE, Record
 from backlit.cli.settings import SHORT, Chosen, Compute, logits_of
 from backlit.cli.stopping import Hopeless, one_failure, said_when_stopped
 from backlit.cli.targets import Choice, Target, explained, targets
@@ -81,6 +81,7 @@ def run(paths: list[Path], asked: Run, output: Output) -> list[Failure]:
         wanted = work.readable(images)
         _make_room(wanted, work, out)
         work.record.write_summary(failures)  # now, so that a file of somebody else stops nothing that was computed
+        work.record.check_page()
         kept = partial("{0.count} maps are kept in {1}, and the same command goes on".format, work, shown(out))
         with said_when_stopped(kept):
             try:
@@ -91,6 +92,7 @@ def run(paths: list[Path], asked: Run, output: Output) -> list[Failure]:
                         work.record.write_summary(failures, if_due=True)
             finally:  # what was computed before an interruption is listed, too
                 work.record.write_summary(failures)
+            work.record.write_page()
     _say_all(work, len(images))
     return failures
 
@@ -101,6 +103,7 @@ def _say_all(work: _Work, images: int) -> None:
     before = f"; {work.kept} of them were there" if work.kept else ""
     maps, pictures = counted(work.count, "map"), counted(images, "image")
     output.into.print(f"{maps} of {pictures} in {shown(output.out)} (summary.json lists them){before}")
+    output.into.print(f"open {shown(output.out / PAGE)}")
     if work.count and any(chosen.name == SHORT for chosen in work.asked.methods):
         output.into.print(
             f"{SHORT} is DMBP's short schedule; --method dmbp is the paper's, and takes ten times as long"

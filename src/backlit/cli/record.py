@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -13,12 +14,13 @@ from typing import Any
 
 import torch
 
-from backlit._claim import differences
+from backlit._claim import differences, foreign
 from backlit._plain import described, network_of, versions
 from backlit._store import Store
 from backlit._version import __version__
 from backlit.attribution import Attribution
 from backlit.cli.console import shown
+from backlit.cli.folder_page import folder_page
 from backlit.cli.images import Failure, short_name
 from backlit.cli.settings import Chosen, Compute
 from backlit.cli.targets import Target
@@ -28,7 +30,7 @@ from backlit.report.figure import png
 from backlit.report.kinds import limit_of
 from backlit.report.trust import trust
 
-_SUMMARY, JOURNAL = "summary.json", "maps.jsonl"
+_SUMMARY, JOURNAL, PAGE = "summary.json", "maps.jsonl", "index.html"
 _TIMES = 2  # the network's pixels: so large is the photograph on a card
 _WORTH = 20  # times as long as it takes to write the summary, it is not written again
 
@@ -54,6 +56,7 @@ class Record:
         self._journal = store.journal(JOURNAL)
         self._rows: dict[str, dict[str, Any]] = {}
         self._stems: dict[str, str] = {}
+        self._page: str | None = None
         for row in self._journal.rows:
             self._take(row)
         ours = set(store.there)
@@ -61,7 +64,9 @@ class Record:
         self._written, self._took = 0.0, 0.0
 
     def _take(self, row: dict[str, Any]) -> None:
-        if row.get("gone"):
+        if "page" in row:
+            self._page = row["page"]
+        elif row.get("gone"):
             self._rows.pop(row["name"], None)
         else:
             self._rows[row["name"]] = row
@@ -95,9 +100,7 @@ class Record:
     def drop(self, names: Sequence[str]) -> None:
         """Remove maps with their files."""
         for name in names:
-            row = {"name": name, "gone": True}
-            self._journal.append(row)
-            self._take(row)
+            self._keep({"name": name, "gone": True})
             for file in _files(name):
                 self._store.remove(file)
 
@@ -197,6 +200,28 @@ class Record:
         of = (self._stem(image), asked)
         found = [row for row in self._rows.values() if (row["stem"], row["asked"]) == of]
         return {row["name"].rpartition(".")[2]: row["summary"] for row in found}
+
+    def check_page(self) -> None:
+        """See that the page's name is free.
+
+        Raises:
+            FileError: If somebody else's file has it.
+        """
+        if PAGE in self._foreign:
+            raise foreign(self._store.path / PAGE)
+
+    def write_page(self) -> None:
+        """Write the page of all maps in the folder, unless it is there as it would be.
+
+        Raises:
+            FileError: If it cannot be written.
+        """
+        rows = [row for row in self._rows.values() if "drawn" in row]
+        shown = json.dumps([__version__, [(row["name"], row["drawn"], row["asked"]) for row in rows]])
+        digest = hashlib.sha256(shown.encode()).hexdigest()
+        if digest != self._page or self._store.sound(PAGE) is None:
+            self._store.write(PAGE, folder_page(rows, self._load))
+            self._keep({"page": digest})
 
     def write_summary(self, failures: Sequence[Failure], *, if_due: bool = False) -> None:
         """Write the summary of all maps in the folder, and of what failed in this command.

@@ -71,13 +71,20 @@ class Chosen:
     @property
     def title(self) -> str:
         """The method's title, and its schedule where that is not its own."""
-        return self.method.title if self.name == self.method.name else f"{self.method.title}, short schedule"
+        return title_of(self.name)
 
     @property
     def names(self) -> tuple[str, ...]:
         """What the owner of an option may be called."""
         own = (self.method.name, self.method.__name__)
         return own if self.name == self.method.name else (*own, self.name, FAST)
+
+
+def title_of(name: str) -> str:
+    """The title of a method, by what files and rows call it."""
+    if name == SHORT:
+        return f"{DMBP.title}, short schedule"
+    return next((method.title for method in METHODS + BASELINES if method.name == name), name)
 
 
 def preprocessing(size: int | None, mean: str | None, std: str | None, crop: str | None) -> dict[str, Any]:
@@ -149,14 +156,14 @@ def _chosen(names: str, known: tuple[type[Method], ...]) -> list[Chosen]:
         if name.lower() == "all":
             return [Chosen(method, {}, named=False) for method in METHODS]
         if same_name(name, FAST) or same_name(name, SHORT):
-            return [Chosen(DMBP, _short_schedule(), SHORT)]
+            return [Chosen(DMBP, short_schedule(), SHORT)]
         return [Chosen(find_method(name, known), {})]
 
     found = [one for several in _named(names, "method", find) for one in several]
     return list({one.name: one for one in sorted(found, key=lambda one: one.named)}.values())
 
 
-def _short_schedule() -> dict[str, Any]:
+def short_schedule() -> dict[str, Any]:
     """The options of ``DMBP.fast`` that are not those of DMBP."""
     short, usual = DMBP.fast(nn.Identity()).options, DMBP.Options()
     return {f.name: value for f in fields(short) if (value := getattr(short, f.name)) != getattr(usual, f.name)}

@@ -1,45 +1,17 @@
-"""The listings: methods with their options, and a network's sites with their rules."""
+"""A network's sites with their rules."""
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
+from dataclasses import fields
 
 import torch
-from rich.table import Column, Table
+from rich.table import Table
 from torch.nn import functional as F
 
 from backlit.cli.console import console
 from backlit.cli.settings import Chosen, Compute
-from backlit.methods import BASELINES, METHODS, FittedMethod
-from backlit.metrics import METRICS
+from backlit.methods import FittedMethod
 from backlit.models import LoadedModel
-
-
-def print_methods() -> None:
-    """One row a method: name, what it computes, its options with their defaults, its source."""
-    name = Column("method", no_wrap=True, min_width=max(len(m.name) for m in METHODS))  # whole, to be copied
-    table = Table(name, "what the map is", Column("options", overflow="fold"), "source", show_lines=True)
-    for method in METHODS + BASELINES:
-        options = ", ".join(
-            f"{f.name}={f.default!r}"
-            for f in fields(method.Options)
-            if f.default is not MISSING and f.name not in ("callback", "progress")
-        )
-        table.add_row(method.name, method.summary, options, method.source)
-    console().print(table)
-
-
-def print_metrics() -> None:
-    """One row a metric: name, what it scores, which way is better, cost, needs, options, source."""
-    table = Table(
-        "metric", "what it scores", "better", "forward passes a map", "needs", "options", "source", show_lines=True
-    )
-    for metric in METRICS:
-        options = ", ".join(f"{f.name}={getattr(metric().options, f.name)!r}" for f in fields(metric.Options))
-        better = metric().direction.removesuffix(" is better").removesuffix(" is best")
-        needs = ", ".join(metric.needs) or "maps"
-        table.add_row(metric.name, metric.summary, better, metric().forward_passes, needs, options, metric.source)
-    console().print(table)
 
 
 def print_trace(loaded: LoadedModel, chosen: Chosen, compute: Compute) -> None:

@@ -156,6 +156,8 @@ class Method(ABC):
     source: ClassVar[str]
     kind: ClassVar[Kind] = "magnitude"
     """What its maps say with the default options; :attr:`kind_of_map` knows the others."""
+    cost: ClassVar[str] = "1 pass"
+    """Passes through the network and back for one image and class; a method of many steps has as many."""
     Options: ClassVar[type[Options]] = Options
     takes_rules: ClassVar[bool] = True
     """Whether the method propagates by rules, so that the option ``rules`` says something to it."""

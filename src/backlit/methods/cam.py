@@ -101,6 +101,7 @@ class GuidedGradCAM(Method):
     kind = "magnitude"
     summary = "guided backprop where Grad-CAM is positive"
     source = "Selvaraju et al. 2017"
+    cost = "2 passes"
     Options = GuidedGradCAMOptions
 
     @property

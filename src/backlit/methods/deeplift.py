@@ -98,6 +98,7 @@ class _Lift(Method):
     """One pass at the references, one at the images, one backward pass with multipliers between the two."""
 
     source = "Shrikumar et al. 2017"
+    cost = "2 passes"
     memory_factor = 8.0
 
     def __init__(self, model: torch.nn.Module | Named, **options: Any) -> None:
@@ -185,6 +186,7 @@ class DeepSHAP(_Lift):
     kind = "signed"
     summary = "DeepLIFT averaged over a set of references"
     source = "Lundberg and Lee 2017"
+    cost = "6 passes"
     Options: ClassVar[type[Options]] = DeepSHAPOptions
 
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:

@@ -21,6 +21,7 @@ class Random(Method):
     kind = "noise"
     summary = "noise that looks at neither image nor network"
     source = "baseline"
+    cost = "none"
     takes_rules = False
 
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:

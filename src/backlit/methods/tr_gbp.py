@@ -74,6 +74,7 @@ class TRGBP(BiasMethod):
     kind = "contrast"
     summary = "guided backprop to the image and every bias, minus the mean of the likeliest classes"
     source = "TR-GBP, ICLR 2022 submission"
+    cost = "1 pass, 6 back"
     Options = TRGBPOptions
     memory_factor = 6.0
 

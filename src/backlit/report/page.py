@@ -25,25 +25,37 @@ _MARK, _HEAD = b'<meta name="generator" content="Backlit">', 2048
 _COARSE = 128  # pixels: up to this side a picture is shown as squares, above it smoothly
 
 
+Picture = np.ndarray | bytes
+"""A uint8 picture (H, W, 3), or the bytes of a JPEG file."""
+
+
 @dataclass(frozen=True)
 class Cell:
-    """One map: as pictures, with its scale and the numbers that say how far to trust it."""
+    """One map: as pictures, with its scale and the numbers that say how far to trust it; ``file`` is a larger picture of it."""
 
     method: str
-    overlay: np.ndarray
-    alone: np.ndarray
+    overlay: Picture
+    alone: Picture
     scale: str
     facts: tuple[tuple[str, str], ...]
+    file: str | None = None
+
+
+@dataclass(frozen=True)
+class NoCell:
+    """The place of a map that there is not."""
+
+    method: str
 
 
 @dataclass(frozen=True)
 class Row:
     """One image explained for one class by every method; ``coarse`` where its pixels are so few that each is to be seen."""
 
-    image: np.ndarray
+    image: Picture
     title: str
     subtitle: str
-    cells: tuple[Cell, ...]
+    cells: tuple[Cell | NoCell, ...]
     coarse: bool = False
 
 
@@ -52,7 +64,7 @@ class Page:
     """A page: rows with one cell a method, and what is to be said above and below.
 
     ``methods`` are names and summaries, in the order of each row's cells; a value of ``footer`` may be a mapping, which
-    becomes a list of its own, such as the seconds of each method.
+    becomes a list of its own, such as the seconds of each method. ``ramped``: one bar of colours says what all maps say.
     """
 
     title: str
@@ -60,6 +72,7 @@ class Page:
     methods: tuple[tuple[str, str], ...]
     rows: tuple[Row, ...]
     footer: Mapping[str, Any]
+    ramped: bool = True
 
     def __post_init__(self) -> None:
         names = [name for name, _ in self.methods]
@@ -74,7 +87,7 @@ class Page:
     @property
     def groups(self) -> tuple[tuple[Row, ...], ...]:
         """The rows, those of one image (for several classes) together."""
-        return tuple(tuple(rows) for _, rows in groupby(self.rows, lambda r: (r.image.shape, r.image.tobytes())))
+        return tuple(tuple(rows) for _, rows in groupby(self.rows, lambda r: _source(r.image)))
 
 
 def cell(method: str, explanation: Attribution, picture: Tensor) -> Cell:
@@ -108,9 +121,16 @@ def render(page: Page) -> str:
     environment = Environment(
         loader=PackageLoader("backlit.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["data_uri"] = lambda p: "data:image/png;base64," + base64.b64encode(png(p)).decode()
+    environment.filters["data_uri"] = _source
+    environment.tests["missing"] = lambda value: isinstance(value, NoCell)
     environment.tests["mapping"] = lambda value: isinstance(value, Mapping)
     return environment.get_template("page.html").render(page=page, ramp=ramp())
+
+
+def _source(picture: Picture) -> str:
+    """A picture as the source of an image in a page."""
+    kind, data = ("jpeg", picture) if isinstance(picture, bytes) else ("png", png(picture))
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def ramp(stops: int = 9) -> str:
