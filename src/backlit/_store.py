@@ -111,6 +111,17 @@ class Store:
         return None
 
     @_refusals
+    def check(self, name: str) -> None:
+        """See that a file may be written under this name, long before it is.
+
+        Raises:
+            FileError: If something that is not Backlit's has the name.
+        """
+        path = self._at(name)
+        if os.path.lexists(path) and self._is_foreign(name, path):
+            raise foreign(path, self._argument)
+
+    @_refusals
     def remove(self, name: str) -> None:
         """Remove a file that this run wrote, if it is there."""
         if self.sound(name) is not None:
@@ -199,11 +210,15 @@ class Store:
         Raises:
             FileError: If it was never Backlit's.
         """
-        if path.is_symlink() or not path.is_file() or not (name in self._listed or self._damaged):
+        if self._is_foreign(name, path):
             raise foreign(path, self._argument)
         there = free_name(path)
         path.rename(there)
         warn(f"{path} is not as it was written; it is kept as {there.name}, and made again where it is needed.")
+
+    def _is_foreign(self, name: str, path: Path) -> bool:
+        """Whether what stands there was never Backlit's; where the list is damaged, a file may have been."""
+        return path.is_symlink() or not path.is_file() or not (name in self._listed or self._damaged)
 
     def clear(self) -> None:
         """Remove what Backlit wrote, the plan last; what was changed since is set aside. Begin a new list of files."""

@@ -88,7 +88,7 @@ def test_state_from_a_file(cfg: dict, tmp_path) -> None:
 
 
 def test_never_downloads(cfg: dict) -> None:
-    with pytest.raises(InputError, match=r"timm:tinynet is loaded from local files only.*weights='FILE.safetensors'"):
+    with pytest.raises(InputError, match=r"timm:tinynet has no file given.*weights='FILE.safetensors'"):
         load_model("timm:tinynet")
 
 

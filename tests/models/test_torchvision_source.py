@@ -50,7 +50,7 @@ def test_refuses_random_weights_unasked(cache) -> None:
     with pytest.raises(
         InputError,
         match=r"resnet18 has no file given, and torchvision's default weights are not at '.*/resnet18-.*pth'.*"
-        r"Ways out: weights='FILE.safetensors'; let torchvision download them once: .*'resnet18', weights='DEFAULT'.*"
+        r"Ways out: weights='FILE.safetensors'; download=True .--download on the command line.*"
         r"weights='random'",
     ):
         load_model("resnet18")

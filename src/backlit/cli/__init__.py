@@ -15,6 +15,7 @@ from backlit.cli.arguments import (
     MOST_SEED,
     Crop,
     Device,
+    Download,
     DType,
     FittedFiles,
     Mean,
@@ -76,6 +77,7 @@ def explain(
     images: Annotated[list[Path], typer.Argument(help="Image files or folders.", metavar="IMAGE...")],
     model: ModelOfImages = None,
     weights: Weights = None,
+    download: Download = False,
     target: Annotated[
         str,
         typer.Option(
@@ -124,7 +126,8 @@ def explain(
     asked = settings.methods(method, option or [], seed)
     if model is None:
         refuse_photographs(images)
-    loaded = settings.load(model or "digits", weights, compute, settings.preprocessing(size, mean, std, crop))
+    changes = settings.preprocessing(size, mean, std, crop)
+    loaded = settings.load(model or "digits", weights, compute, changes, download=download)
     output = Output(out, quiet, as_json)
     chosen = settings.with_bounds(settings.with_fitted(asked, fitted or [], output.into.print), loaded.preprocess)
     if run(images, Run(loaded, target, chosen, compute, force, style, scale), output):
@@ -141,6 +144,7 @@ def compare(
     ] = None,
     model: ModelOfImages = None,
     weights: Weights = None,
+    download: Download = False,
     method: Methods = "random,gradient_x_input,guided_backprop,grad_cam,dmbp",
     metric: Metrics = "insertion,morf_5,lerf_5,last_layer_reset",
     data: Annotated[
@@ -191,7 +195,8 @@ def compare(
     if model is None and kind == "images" and paths:
         refuse_photographs(paths)
     chosen = settings.with_fitted(chosen, fitted or [])
-    loaded = settings.load(model or "digits", weights, compute, settings.preprocessing(size, mean, std, crop))
+    changes = settings.preprocessing(size, mean, std, crop)
+    loaded = settings.load(model or "digits", weights, compute, changes, download=download)
     chosen = settings.with_bounds(chosen, loaded.preprocess)
     source = Source(paths, kind, target, class_index, annotations, limit, mosaic, seed, scaled)
     if run(source, loaded, chosen, measured, out, compute, classes=classes, force=force):
@@ -249,6 +254,7 @@ def fit(
     method: Annotated[str, typer.Option(help="mip_in or pattern (PatternNet and PatternAttribution).")] = "mip_in",
     model: ModelOfImages = None,
     weights: Weights = None,
+    download: Download = False,
     data: Annotated[
         Path | None, typer.Option(help="What to learn from; none for the embedded digits.", metavar="DIR")
     ] = None,
@@ -337,6 +343,7 @@ def methods(
 def trace(
     model: Model = "digits",
     weights: Weights = None,
+    download: Download = False,
     method: Annotated[str, typer.Option(help="The method whose rules to show.")] = "guided_backprop",
     fitted: FittedFiles = None,
     size: Size = None,

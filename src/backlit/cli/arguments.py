@@ -33,6 +33,12 @@ Metrics = Annotated[
     str, typer.Option("--metric", help="Metrics, by comma; `backlit metrics` lists them.", autocompletion=metrics)
 ]
 Weights = Annotated[str | None, typer.Option(help='A safetensors file; "random" for speed tests.', metavar="FILE")]
+Download = Annotated[
+    bool,
+    typer.Option(
+        "--download", help="Let torchvision or timm fetch the weights that they publish, once; says how large."
+    ),
+]
 Size = Annotated[int | None, typer.Option(help="Side of the network's input, where it is not the model's usual one.")]
 Mean = Annotated[str | None, typer.Option(help='Normalisation, e.g. "0.5" or "0.485,0.456,0.406".')]
 Std = Annotated[str | None, typer.Option(help='Normalisation, e.g. "0.5" or "0.229,0.224,0.225".')]

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from backlit._claim import differences, foreign
+from backlit._claim import differences
 from backlit._plain import described, network_of, versions
 from backlit._store import Store
 from backlit._version import __version__
@@ -207,8 +207,7 @@ class Record:
         Raises:
             FileError: If somebody else's file has it.
         """
-        if PAGE in self._foreign:
-            raise foreign(self._store.path / PAGE)
+        self._store.check(PAGE)
 
     def write_page(self) -> None:
         """Write the page of all maps in the folder, unless it is there as it would be.

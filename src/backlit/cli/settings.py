@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from backlit._errors import BacklitError, InputError, nearest, reason
 from backlit._forward import forward
 from backlit.cli.complete import FAST
+from backlit.cli.console import console
 from backlit.inverse import Fitted
 from backlit.methods import BASELINES, DMBP, METHODS, FittedMethod, Method
 from backlit.methods.lookup import find_method, same_name
@@ -94,14 +95,23 @@ def preprocessing(size: int | None, mean: str | None, std: str | None, crop: str
 
 
 def load(
-    name: str, weights: str | None, compute: Compute, changes: dict[str, Any], *, bare: bool = False
+    name: str,
+    weights: str | None,
+    compute: Compute,
+    changes: dict[str, Any],
+    *,
+    bare: bool = False,
+    download: bool = False,
 ) -> LoadedModel:
     """The model of a command; ``bare`` prefers a model's own weights to random ones, but does not need any.
+
+    With ``download`` its published weights may be fetched, which is said on the standard error before.
 
     Raises:
         InputError: If it cannot be had, or cannot run on images of the size that was asked for.
     """
-    loaded = _load(name, weights, compute, changes, bare)
+    told = console(stderr=True).print if download else False
+    loaded = _load(name, weights, compute, {**changes, "download": told}, bare and not download)
     if "size" in changes:  # found here, it is said once, and not of every image
         height, width = loaded.preprocess.size
         try:

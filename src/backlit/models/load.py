@@ -11,6 +11,7 @@ import torch
 
 from backlit._errors import InputError, nearest
 from backlit.models import cifar, cifar_cnn, digits, entry_point, timm_source, torchvision_source
+from backlit.models.download import Told
 from backlit.models.loaded import LoadedModel
 from backlit.models.preprocess import PreprocessOptions
 from backlit.models.request import RANDOM, Request
@@ -31,6 +32,7 @@ def load_model(
     weights: Path | str | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | str = torch.float32,
+    download: bool | Told = False,
     **preprocessing: Any,
 ) -> LoadedModel:
     """Return a network ready to be explained, in eval mode, with its preprocessing and class names.
@@ -39,15 +41,17 @@ def load_model(
         name: "digits" (embedded), "cifar_resnet20", "cifar_cnn", a torchvision classification network ("resnet18"), "timm:NAME", or
             "module:function" that returns a network or a `LoadedModel`.
         weights: a safetensors file; None for the network's own (the embedded ones, or torchvision's default weights if
-            torch's cache has them already); "random" to measure speed. Nothing is downloaded.
+            torch's cache has them already); "random" to measure speed.
         device: where the network goes.
         dtype: what its parameters become: "float32", "float64", "bfloat16", "float16" or torch's own.
+        download: let torchvision or timm fetch the weights that they publish, once, where they are not on this machine; or a
+            function that is told, before that, what is fetched, how large it is, and where to. Never without.
         preprocessing: fields of `PreprocessOptions` (size, mean, std, resize, interpolation, crop, channels) that
             replace the network's own and the weights file's.
 
     Raises:
         InputError: unknown name, missing extra, weights that do not fit or are not given, unusable option or device.
-        FileError: the weights file cannot be read.
+        FileError: the weights file cannot be read, or the published one not be fetched.
         ModelStateError: a parameter is NaN or Inf.
 
     """
@@ -55,8 +59,22 @@ def load_model(
     target, kind = _device(device), _dtype(dtype)
     random = weights == RANDOM
     read = None if weights is None or random else read_weights(weights)
-    loaded = _load(Request(name, read, random, options))
+    loaded = _load(Request(name, read, random, options, _told(name, weights, download)))
     return replace(loaded, network=loaded.network.to(device=target, dtype=kind))
+
+
+def _told(name: str, weights: Path | str | None, download: bool | Told) -> Told | None:
+    if download is False:
+        return None
+    if name in _OWN or (":" in name and not name.startswith(timm_source.PREFIX)):
+        raise InputError(
+            f"download: only torchvision and timm publish weights, and {name!r} is none of theirs. Leave it out."
+        )
+    if weights is not None:
+        raise InputError(
+            f"download: weights are given, {str(weights)!r}, so nothing is to be fetched. Leave one of them out."
+        )
+    return download if callable(download) else lambda said: None
 
 
 def _load(request: Request) -> LoadedModel:

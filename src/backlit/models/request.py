@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from backlit._errors import FileError, InputError
+from backlit.models.download import Told
 from backlit.models.loaded import LoadedModel, numbered_classes
 from backlit.models.preprocess import Preprocess, PreprocessOptions
 from backlit.models.weights import PREPROCESS_KEY, Weights, check_finite, load_state
@@ -19,12 +20,16 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Request:
-    """A model's name, a state read from a file (or the wish for a random one), and changes to the preprocessing."""
+    """A model's name, a state read from a file (or the wish for a random one), and changes to the preprocessing.
+
+    ``told`` is there if the published weights may be fetched, and is told of it.
+    """
 
     name: str
     weights: Weights | None = None
     random: bool = False
     options: PreprocessOptions = field(default_factory=PreprocessOptions)
+    told: Told | None = None
 
     def preprocess(self, own: Preprocess) -> Preprocess:
         """Return the model's own preprocessing, changed by the weights file and then by the caller."""

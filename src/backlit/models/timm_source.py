@@ -1,19 +1,22 @@
-"""timm's networks, as ``timm:NAME``, with the preprocessing of their pretrained_cfg; nothing is downloaded."""
+"""timm's networks, as ``timm:NAME``, with the preprocessing of their pretrained_cfg; offline, unless a download is asked for."""
 
 from __future__ import annotations
 
 import importlib
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from types import ModuleType
 from typing import Any, cast
 
 from torch import nn
 
 from backlit._errors import InputError, nearest
+from backlit.models.download import Told, fetch_from_hub
 from backlit.models.loaded import LoadedModel
 from backlit.models.preprocess import Crop, Interpolation, Preprocess
 from backlit.models.request import Request
+from backlit.models.weights import Weights, read_weights
 
 PREFIX = "timm:"
 _IMAGENET = 1000
@@ -33,15 +36,33 @@ def load(request: Request) -> LoadedModel:
             f"model: timm {timm.__version__} has no model named {name!r}.{nearest(name, timm.list_models())} "
             "timm.list_models() lists them."
         )
-    request.refuse_untrained(f"{request.name} is loaded from local files only")
+    if request.told is None:
+        request.refuse_untrained(
+            f"{request.name} has no file given",
+            "download=True (--download on the command line), which lets timm's hub give them once",
+        )
     network = request.build(lambda: timm.create_model(name, pretrained=False))
     cfg = cast("Mapping[str, Any]", network.pretrained_cfg)
+    if request.told is not None:
+        request = replace(request, weights=_published(request.name, network, cfg, request.told))
     classes = _classes(request, cfg)
     if classes is not None and classes != getattr(network, "num_classes", classes):
         network = request.build(lambda: timm.create_model(name, pretrained=False, num_classes=classes))
     count = _outputs(request.name, network)
     names = _imagenet_names() if count == _IMAGENET else ()
     return request.finish(network, _preprocess(cfg), request.class_names(names, count))
+
+
+def _published(name: str, network: nn.Module, cfg: Mapping[str, Any], told: Told) -> Weights:
+    """The weights that timm publishes for the network, if they are safetensors."""
+    repository = cfg.get("hf_hub_id")
+    if not repository:
+        raise InputError(
+            f"download: timm publishes no safetensors file for {name}, and nothing else is fetched. Give "
+            "weights='FILE.safetensors'."
+        )
+    megabytes = sum(value.numel() * value.element_size() for value in network.state_dict().values()) / 1e6
+    return read_weights(fetch_from_hub(repository, megabytes, told))
 
 
 def _timm() -> ModuleType:

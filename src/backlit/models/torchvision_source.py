@@ -1,4 +1,4 @@
-"""Torchvision's classification networks by name, with their own preprocessing and class names, offline."""
+"""Torchvision's classification networks by name, with their preprocessing and class names; offline, if no download is asked for."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from backlit._errors import FileError, InputError, nearest
+from backlit.models.download import fetch
 from backlit.models.loaded import LoadedModel
 from backlit.models.preprocess import Preprocess
 from backlit.models.request import Request
@@ -83,11 +84,12 @@ def _with_state(request: Request, default: Any) -> Request:
         return request
     if request.weights is None:
         cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(default.url).name
+        if not cached.is_file() and request.told is not None:
+            fetch(default.url, cached, default.meta.get("_file_size"), request.told)
         if not cached.is_file():
             request.refuse_untrained(
                 f"{request.name} has no file given, and torchvision's default weights are not at {str(cached)!r}",
-                "let torchvision download them once: "
-                f"torchvision.models.get_model({request.name!r}, weights='DEFAULT')",
+                "download=True (--download on the command line), which lets torchvision fetch them once",
             )
         request = replace(request, weights=_read_cached(cached))
     assert request.weights is not None
