@@ -1,16 +1,23 @@
-"""Draw the README's pictures: a scene of two digits, explained for each of its classes by eleven methods; a comparison's report.
+"""Draw the README's pictures of a scene of two digits, explained by eleven methods, and of a comparison's report.
 
-The second one needs playwright and a Chromium (BACKLIT_CHROMIUM names it; else playwright's own).
+    uv run --with scikit-image python docs/make_pictures.py squeezenet1_0.safetensors
+
+The report is of SqueezeNet on scikit-image's photographs, as in docs/make_photographs.py, and of the rocket (SpaceX, CC0). It needs
+playwright and a Chromium (BACKLIT_CHROMIUM names it; else playwright's own).
 """
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from pathlib import Path
 
+import skimage
 import torch
+from make_photographs import cat_and_coffee, network
 from matplotlib.figure import Figure
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 import backlit
@@ -26,26 +33,47 @@ SCENE: tuple[type[Method], ...] = (
 )
 
 
+PHOTOGRAPHS = {
+    "cat": ("chelsea.png", (60, 0, 360, 300)),
+    "cat from near": ("chelsea.png", (100, 40, 300, 240)),
+    "coffee": ("coffee.png", (100, 0, 500, 400)),
+    "coffee from near": ("coffee.png", (180, 60, 440, 320)),
+    "rocket": ("rocket.jpg", (106, 0, 533, 427)),
+}
+
+
 def report() -> None:
-    """The first part of the report that `backlit compare` writes by default."""
-    model = backlit.load_model("digits")
-    images, labels = demo_scenes()
-    both = torch.zeros(len(images), 10, dtype=torch.bool).scatter_(1, labels, True)
-    names = [f"scene of {a} and {b}" for a, b in labels.tolist()]
-    examples = backlit.Examples(model.preprocess.batch(images), labels[:, 0], both, names=names)
-    methods = ["random", "gradient_x_input", "guided_backprop", "grad_cam", "dmbp"]
+    """The first part of a report on photographs."""
+    loaded, data = network(), Path(skimage.__file__).with_name("data")
+    pictures = {"cat and coffee": cat_and_coffee()}
+    pictures |= {n: Image.open(data / file).convert("RGB").crop(box) for n, (file, box) in PHOTOGRAPHS.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{name}.png" for name in pictures]
+        for file, picture in zip(files, pictures.values(), strict=True):
+            picture.save(file)
+        x = torch.stack([loaded.preprocess(file) for file in files])
+    with torch.no_grad():
+        examples = backlit.Examples(x, loaded.network(x).argmax(1), names=list(pictures))
+    methods = {
+        "dmbp": backlit.DMBP.fast(loaded.network),
+        "tr_gbp": backlit.TRGBP(loaded.network),
+        "grad_cam": backlit.GradCAM(loaded.network),
+        "lrp": backlit.LRP(loaded.network),
+        "guided_backprop": backlit.GuidedBackprop(loaded.network),
+    }
     found = backlit.compare(
-        model, examples, methods, ["insertion", "complementary_insertion", "morf_5", "last_layer_reset"], classes=2
+        loaded, examples, methods, ["insertion", "morf_5", "last_layer_reset"], target="predicted", classes=1
     )
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as browsers:
         page = Path(folder) / "report.html"
         write_report(page, found)
         path = os.environ.get("BACKLIT_CHROMIUM")
         browser = browsers.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        tab = browser.new_page(viewport={"width": 1180, "height": 1400})
+        tab = browser.new_page(viewport={"width": 1400, "height": 1560})
         tab.goto(page.as_uri())
-        tab.screenshot(path=Path(__file__).with_name("report.png"))
+        shot = Image.open(io.BytesIO(tab.screenshot())).convert("RGB")
         browser.close()
+    shot.save(Path(__file__).with_name("report.jpg"), quality=86)
 
 
 def scene() -> None:

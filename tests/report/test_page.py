@@ -16,8 +16,8 @@ from PIL import Image
 
 from backlit import Attribution, FileError, InputError
 from backlit.capture import Coverage, CoverageRow
-from backlit.report.figure import colour
-from backlit.report.page import Page, cell, ramp, render, row, write_page
+from backlit.report.kinds import PALETTES
+from backlit.report.page import Cell, NoCell, Page, cell, ramp, render, row, write_page
 
 HEAT = torch.tensor([[[2.0, -2.0], [0.0, 1.0]]])
 COVERAGE = Coverage((CoverageRow("relu[0]", "relu", "activation", "features.1", "nn.functional.relu", "guided"),))
@@ -44,6 +44,7 @@ def test_a_page_is_data_first() -> None:
     assert dict(explained.cells[0].facts) == {
         "logit": "1.500",
         "gap": "0.25",
+        "colours": PALETTES[None].legend,
         "rules": "guided x1",
         "seconds, whole batch": "2",
     }
@@ -103,7 +104,7 @@ def test_every_place_escapes() -> None:
 def test_the_document_is_well_formed_and_can_be_used_from_the_keyboard() -> None:
     found = Tags(render(page()))
     assert found.open == []
-    radios = [a for tag, a in found.starts if tag == "input"]
+    radios = [a for tag, a in found.starts if tag == "input"]  # two methods: nothing to choose from
     assert [(a["type"], a["name"], a["id"]) for a in radios] == [("radio", "view", "over"), ("radio", "view", "alone")]
     assert ("summary", {}) in found.starts
     (region,) = [a for _, a in found.starts if a.get("role") == "region"]
@@ -134,8 +135,8 @@ def test_two_classes_of_one_image_stand_together() -> None:
 
 def test_the_legend_has_the_colours_of_the_maps() -> None:
     first, middle, last = (ramp(3)).split(", ")
-    levels = colour(torch.tensor([[[-1.0, 0.0, 1.0]]]), 1.0)[0]
-    assert [first, middle, last] == ["#" + bytes(level).hex() for level in levels]
+    levels = PALETTES["signed"].colour(np.array([-1.0, 0.0, 1.0])) * 255
+    assert [first, middle, last] == ["#" + bytes(level).hex() for level in levels.round().astype(np.uint8)]
     assert ramp() in render(page())
 
 
@@ -143,9 +144,40 @@ def test_a_zero_map_and_a_sparse_one_say_so() -> None:
     sparse = torch.zeros(1, 40, 40)
     sparse[0, 0, 0] = 3
     picture = torch.zeros(1, 40, 40)
-    assert cell("", made(sparse * 0), picture).scale == "the map is zero everywhere: shown white"
-    assert (cell("", made(sparse * 0), picture).alone > 240).all()
-    assert cell("", made(sparse), picture).scale == "colour scale ±3 (largest |map|)"
+    zero = cell("", made(sparse * 0), picture)
+    assert zero.scale.startswith("the map is zero everywhere: shown white")
+    assert isinstance(zero.alone, np.ndarray)
+    assert (zero.alone > 240).all()
+    assert cell("", made(sparse), picture).scale.startswith("colour scale ±3 (largest |map|). ")
+
+
+def test_a_broken_map_and_a_missing_one_say_why() -> None:
+    picture = torch.zeros(1, 2, 2)
+    assert cell("", made(HEAT * torch.nan), picture).scale.startswith("the map holds NaN or infinity")
+    explained = row(picture, "digit", "", {"DMBP": made(HEAT), "MIP-IN": "it learns from data first"})
+    missing = explained.cells[1]
+    assert missing == NoCell("MIP-IN", "it learns from data first")
+    html = render(Page("", "", (("DMBP", ""), ("MIP-IN", "")), (explained,), {}))
+    assert '<span class="none">it learns from data first</span>' in html
+    assert html.count("<img") == 3
+
+
+def test_of_many_methods_the_first_are_shown_and_the_others_are_a_choice() -> None:
+    names = tuple((f"method {i}", "") for i in range(7))
+    explained = row(torch.zeros(1, 2, 2), "digit", "", {name: made(HEAT) for name, _ in names})
+    boxes = [a for tag, a in Tags(render(Page("", "", names, (explained,), {}))).starts if a.get("type") == "checkbox"]
+    assert ["checked" in box for box in boxes] == [True] * 5 + [False] * 2
+
+
+def test_photographs_are_written_small() -> None:
+    large = row(torch.rand(3, 400, 400), "photo", "", {"DMBP": made(torch.randn(3, 400, 400))})
+    (drawn,) = large.cells
+    assert isinstance(drawn, Cell)
+    assert isinstance(drawn.overlay, bytes)
+    assert max(Image.open(io.BytesIO(drawn.overlay)).size) == 256
+    html = render(Page("", "", (("DMBP", ""),), (large,), {}))
+    assert html.count("data:image/jpeg") == 3
+    assert html.count("data:image/png") == 0
 
 
 def test_photographs_are_not_shown_as_squares() -> None:

@@ -60,16 +60,28 @@ def _options(
 
 @app.command()
 def demo(
+    image: Annotated[
+        list[Path] | None, typer.Option(help="A photograph to begin with; may be given again.", metavar="PHOTO")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The network for photographs; none: one in torch's cache.")
+    ] = None,
+    weights: Weights = None,
     out: Annotated[Path, typer.Option(help="Folder for the page.")] = Path("backlit-demo"),
     device: Device = "auto",
     dtype: DType = "float32",
     seed: Seed = 0,
 ) -> None:
-    """Explain real handwritten digits, and scenes of two digits, with every method: one HTML page."""
+    """Explain photographs, if a network for them is at hand, and real handwritten digits with every method: one HTML page.
+
+    Without --image, photographs are scikit-image's, where it is installed. Nothing is downloaded.
+    """
     from backlit.cli import settings
     from backlit.cli.demo import run
+    from backlit.cli.photographs import asked_for
 
-    run(out, settings.Compute(device, dtype, seed))
+    compute = settings.Compute(device, dtype, seed)
+    run(out, compute, asked_for(image or [], model, weights, compute))
 
 
 @app.command()

@@ -5,25 +5,26 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from backlit._forward import forward
 from backlit._version import __version__
 from backlit.attribution import Attribution
 from backlit.cli.console import console, shown
-from backlit.cli.progress import bars
+from backlit.cli.photographs import Photographs, explained
+from backlit.cli.progress import Pace, paced
 from backlit.cli.settings import Chosen, Compute, with_bounds
 from backlit.cli.stopping import said_when_stopped
 from backlit.inverse import Fitted
-from backlit.methods import METHODS, FittedMethod
+from backlit.methods import METHODS, FittedMethod, Method
 from backlit.models import LoadedModel, load_model
 from backlit.models.digits import demo_scenes, digits_images
-from backlit.report.page import Page, check_page, row, write_page
+from backlit.report.page import FIRST, Page, Row, check_page, row, write_page
 
 _SINGLES, _SCENES = 3, 4
 _LEARNED = 90  # digits from which a method that learns from data does so here
@@ -32,12 +33,45 @@ _INTRO = (
     "both are true: explained for one class, a good map is red on that digit and blue, or silent, on the other; the rows "
     "show the same scene for each of its two classes."
 )
+_PHOTOGRAPHS = "First photographs, explained for what {} predicts, with DMBP's short schedule and 10 steps of LPR. "
+_NONE = (
+    "digits alone, for no network for photographs is at hand; for yours: backlit demo --image PHOTO.jpg --model squeezenet1_0 "
+    "--weights FILE.safetensors"
+)
 
 
-def run(out: Path, compute: Compute) -> Path:
-    """Explain single digits and two-digit scenes with every method and write ``out/index.html``; returns its path."""
+def run(out: Path, compute: Compute, photographs: Photographs | None = None) -> Path:
+    """Explain photographs, if there are any, single digits and two-digit scenes; returns the page, ``out/index.html``."""
     path, start = out / "index.html", time.perf_counter()
     check_page(path)  # before everything is computed for nothing
+    methods = sorted(METHODS, key=lambda m: FIRST.index(m.name) if m.name in FIRST else len(FIRST))
+    into = console()
+    pieces = len(methods) * (2 if photographs else 1)
+    stopped = said_when_stopped(lambda: "the page is written at the end, so there is none yet")
+    with stopped, paced(into, pieces) as pace:
+        rows = explained(photographs, methods, compute, pace) if photographs else []
+        digits, seconds = _digits(methods, compute, pace)
+    footer = {
+        "Backlit": __version__,
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+        "seed": compute.seed,
+        "device": compute.device,
+        "seconds": seconds,
+        "seconds in all": round(time.perf_counter() - start, 1),
+    }
+    intro = (_PHOTOGRAPHS.format(photographs.loaded.name) if photographs else "") + _INTRO
+    page = Page("Backlit demo", intro, tuple((m.title, m.summary) for m in methods), (*rows, *digits), footer)
+    write_page(path, page)
+    into.print(f"{len(page.rows)} explanations by {len(methods)} methods in {time.perf_counter() - start:.1f} s")
+    if photographs is None:
+        into.print(_NONE)
+    into.print(f"open {shown(os.path.relpath(path))}")
+    return path
+
+
+def _digits(methods: Sequence[type[Method]], compute: Compute, pace: Pace) -> tuple[list[Row], dict[str, Any]]:
+    """The rows of the embedded network's digits, and each method's seconds."""
     model = load_model("digits", device=compute.device, dtype=compute.dtype)
     singles, scenes = digits_images(), demo_scenes()
     cases = [(singles.images[i], int(singles.labels[i]), "Digit") for i in range(_SINGLES)]
@@ -47,9 +81,7 @@ def run(out: Path, compute: Compute) -> Path:
     x = model.placed(torch.stack([model.preprocess(image) for image, _, _ in cases]))
     target = torch.tensor([label for _, label, _ in cases])
     chances = forward(model.network, x).float().softmax(1)
-    into = console()
-    with said_when_stopped(lambda: "the page is written at the end, so there is none yet"):
-        found = _explain(model, x, target, compute, into)
+    found = _explain(model, methods, (x, target), compute, pace)
     rows = [
         row(
             model.preprocess.restore(x[i].float()),
@@ -59,40 +91,32 @@ def run(out: Path, compute: Compute) -> Path:
         )
         for i, (_, label, kind) in enumerate(cases)
     ]
-    footer = {
-        "Backlit": __version__,
-        "torch": torch.__version__,
-        "Python": platform.python_version(),
-        "seed": compute.seed,
-        "device": compute.device,
-        "seconds": {name: explanation.provenance["seconds"] for name, explanation in found.items()},
-        "seconds in all": round(time.perf_counter() - start, 1),
-    }
-    page = Page("Backlit demo", _INTRO, tuple((m.title, m.summary) for m in METHODS), tuple(rows), footer)
-    write_page(path, page)
-    into.print(f"{len(cases)} explanations by {len(METHODS)} methods in {time.perf_counter() - start:.1f} s")
-    into.print(f"open {shown(os.path.relpath(path))}")
-    return path
+    return rows, {name: explanation.provenance["seconds"] for name, explanation in found.items()}
 
 
 def _explain(
-    model: LoadedModel, x: torch.Tensor, target: torch.Tensor, compute: Compute, into: Console
+    model: LoadedModel,
+    methods: Sequence[type[Method]],
+    cases: tuple[torch.Tensor, torch.Tensor],
+    compute: Compute,
+    pace: Pace,
 ) -> dict[str, Attribution]:
+    """Each method's explanations of the images for their targets, ``cases``, by its title."""
+    x, target = cases
     found: dict[str, Attribution] = {}
     learned: dict[str, Fitted] = {}
-    with bars(into) as progress:
-        for method in METHODS:
-            task = progress.add_task(method.title, total=1)
-            options: dict[str, Any] = {"seed": compute.seed, "chunk": len(x)}
-            if "callback" in {f.name for f in fields(method.Options)}:
-                options["callback"] = lambda s, task=task: progress.update(task, completed=s.index, total=s.steps)
-            if issubclass(method, FittedMethod):
-                if method.artefact not in learned:
-                    learned[method.artefact] = fit_on_digits(method, model.network, x)
-                options["fitted"] = learned[method.artefact]
-            (chosen,) = with_bounds([Chosen(method, options)], model.preprocess)
-            found[method.title] = method(model.network, **chosen.options)(x, target)
-            progress.update(task, completed=progress.tasks[-1].total)
+    for method in methods:
+        pace.begin(method.title)
+        options: dict[str, Any] = {"seed": compute.seed, "chunk": len(x)}
+        if "callback" in {f.name for f in fields(method.Options)}:
+            options["callback"] = lambda step: pace.step(step.index, step.steps)
+        if issubclass(method, FittedMethod):
+            if method.artefact not in learned:
+                learned[method.artefact] = fit_on_digits(method, model.network, x)
+            options["fitted"] = learned[method.artefact]
+        (chosen,) = with_bounds([Chosen(method, options)], model.preprocess)
+        found[method.title] = method(model.network, **chosen.options)(x, target)
+        pace.end()
     return found
 
 

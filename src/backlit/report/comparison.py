@@ -21,14 +21,13 @@ from backlit.bench.folder import FILES_TO_READ
 from backlit.report.chart import Chart, Style, chart, style
 from backlit.report.gallery import Gallery, gallery
 from backlit.report.numbers import NOT_SCORED, decimals, facts, known, number
+from backlit.report.page import FIRST
 from backlit.report.ranks import Frame, Pair, Ranked, Standing, pairs, ranked, standing, verdict
 
 if TYPE_CHECKING:
     import polars as pl
 
 Facts = tuple[tuple[str, str], ...]
-FIRST = ("dmbp", "lpr", "tr_gbp", "mip_in", "grad_cam")
-"""Methods that come first, and are shown at first."""
 _ENOUGH, _AT_FIRST, _FEW = (
     4,
     5,
@@ -123,8 +122,7 @@ def report(comparison: Comparison, files: Sequence[str] = ()) -> Report:
 
 def _in_order(methods: Sequence[MethodFacts]) -> tuple[MethodFacts, ...]:
     """The methods in their order, but those of :data:`FIRST` before all others."""
-    place = {name: i for i, name in enumerate(FIRST)}
-    return tuple(sorted(methods, key=lambda m: place.get(m.name, len(FIRST))))
+    return tuple(sorted(methods, key=lambda m: FIRST.index(m.name) if m.name in FIRST else len(FIRST)))
 
 
 def _shown_at_first(methods: Sequence[MethodFacts]) -> range:

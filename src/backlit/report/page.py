@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,17 +13,23 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader
 from matplotlib.colors import to_hex
+from PIL import Image
 from torch import Tensor
 
 from backlit._errors import FileError, InputError
 from backlit._files import make_folder, write_whole
 from backlit.attribution import Attribution
-from backlit.report.figure import COLOURS, png, render_image, render_map, render_overlay, scale_text
+from backlit.report.figure import png, render_image, scale_text
+from backlit.report.kinds import PALETTES
+from backlit.report.panels import Panels
+from backlit.report.trust import trust
 
-_PERCENTILE = 99.5
+FIRST = ("dmbp", "lpr", "tr_gbp", "mip_in", "grad_cam")
+"""Methods that come first, and are shown at first."""
 _MARK, _HEAD = b'<meta name="generator" content="Backlit">', 2048
 """What tells our pages from others, and in how many of their first bytes."""
 _COARSE = 128  # pixels: up to this side a picture is shown as squares, above it smoothly
+_SIDE = 256  # pixels of a map's picture over a photograph
 
 
 Picture = np.ndarray | bytes
@@ -43,9 +50,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class NoCell:
-    """The place of a map that there is not."""
+    """The place of a map that there is not, and why."""
 
     method: str
+    why: str = "not asked for"
 
 
 @dataclass(frozen=True)
@@ -63,8 +71,9 @@ class Row:
 class Page:
     """A page: rows with one cell a method, and what is to be said above and below.
 
-    ``methods`` are names and summaries, in the order of each row's cells; a value of ``footer`` may be a mapping, which
-    becomes a list of its own, such as the seconds of each method. ``ramped``: one bar of colours says what all maps say.
+    ``methods`` are names and summaries, in the order of each row's cells, of which the first ``at_first`` are shown until
+    others are asked for; a value of ``footer`` may be a mapping, which becomes a list of its own, such as the seconds of each
+    method. ``ramped``: one bar of colours says what all maps say.
     """
 
     title: str
@@ -73,6 +82,7 @@ class Page:
     rows: tuple[Row, ...]
     footer: Mapping[str, Any]
     ramped: bool = True
+    at_first: int = len(FIRST)
 
     def __post_init__(self) -> None:
         names = [name for name, _ in self.methods]
@@ -94,26 +104,41 @@ def cell(method: str, explanation: Attribution, picture: Tensor) -> Cell:
     """The cell of a single image's explanation over its picture (c, h, w) in [0, 1]."""
     if len(explanation) != 1:
         raise InputError(f"explanation must be of one image, but is of {len(explanation)}. Take explanation[i].")
-    scale, percentile = explanation.scale_used(_PERCENTILE)
-    heat = explanation.heatmap()[0]
+    verdict = trust(explanation)
+    panels = Panels(explanation, picture, faintness=verdict.faintness)
+    scale, percentile = panels.own
     facts = [("logit", f"{float(explanation.output[0]):.3f}")]
     facts += [(name, f"{float(value[0]):.3g}") for name, value in explanation.completeness.items()]
-    facts += [("rules", str(explanation.coverage) or "not recorded")]
+    facts += [("colours", panels.palette.legend), ("rules", str(explanation.coverage) or "not recorded")]
     if "seconds" in explanation.provenance:  # of the call, which may have explained other images, too
         facts.append(("seconds, whole batch", f"{explanation.provenance['seconds']:.3g}"))
-    return Cell(
-        method,
-        render_overlay(picture, heat, scale=scale),
-        render_map(heat, scale=scale),
-        scale_text(scale, percentile),
-        tuple(facts),
+    text = scale_text(scale, percentile) if panels.strength is not None else "the map holds NaN or infinity"
+    text = text if panels.palette.two_sided else text.replace("±", "0 to ")
+    text = ". ".join((text, " ".join(verdict.reasons))) if verdict.reasons else text
+    coarse = max(picture.shape[1:]) <= _COARSE
+    overlay, alone = (shown if coarse else _small(shown) for shown in (panels.overlay(), panels.map()))
+    return Cell(method, overlay, alone, text, tuple(facts))
+
+
+def _small(pixels: np.ndarray) -> bytes:
+    """A picture over a photograph as a small JPEG file."""
+    picture, buffer = Image.fromarray(pixels), io.BytesIO()
+    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    picture.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def row(picture: Tensor, title: str, subtitle: str, explanations: Mapping[str, Attribution | str]) -> Row:
+    """The row of one image (c, h, w) in [0, 1] and one class: its explanations, each of this image alone, by method.
+
+    Where a method has none, a text says why.
+    """
+    cells = tuple(
+        NoCell(method, made) if isinstance(made, str) else cell(method, made, picture)
+        for method, made in explanations.items()
     )
-
-
-def row(picture: Tensor, title: str, subtitle: str, explanations: Mapping[str, Attribution]) -> Row:
-    """The row of one image (c, h, w) in [0, 1] and one class: its explanations, each of this image alone, by method."""
-    cells = tuple(cell(method, explanation, picture) for method, explanation in explanations.items())
-    return Row(render_image(picture), title, subtitle, cells, coarse=max(picture.shape[1:]) <= _COARSE)
+    shown, small = render_image(picture), max(picture.shape[1:]) <= _COARSE
+    return Row(shown if small else _small(shown), title, subtitle, cells, coarse=small)
 
 
 def render(page: Page) -> str:
@@ -135,7 +160,7 @@ def _source(picture: Picture) -> str:
 
 def ramp(stops: int = 9) -> str:
     """The maps' own colours from blue to red, as a list for a CSS gradient."""
-    return ", ".join(to_hex(COLOURS(i / (stops - 1))) for i in range(stops))
+    return ", ".join(to_hex(c) for c in PALETTES["signed"].colour(np.linspace(-1, 1, stops)))
 
 
 def check_page(path: str | Path) -> None:

@@ -1,0 +1,126 @@
+"""The photographs that `backlit demo` begins with, where a network that knows what is in them is at hand."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backlit._errors import BacklitError, FileError, InputError
+from backlit.attribution import Attribution
+from backlit.cli.images import found_images
+from backlit.cli.progress import Pace
+from backlit.cli.settings import Chosen, Compute, load, logits_of, with_bounds
+from backlit.methods import DMBP, LPR, FittedMethod, Method
+from backlit.models import LoadedModel, load_model
+from backlit.report.card import probability_text
+from backlit.report.page import Row, row
+
+AT_HAND = ("squeezenet1_0", "squeezenet1_1", "mobilenet_v2", "mobilenet_v3_small", "resnet18", "resnet50")
+"""Networks of torchvision that are looked for in torch's cache, the fastest first."""
+_SAMPLES = ("chelsea.png", "coffee.png", "rocket.jpg")  # photographs under CC0 that scikit-image brings along
+_LPR_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Photographs, and the network that is asked about them.
+
+    Attributes:
+        files: The photographs.
+        loaded: The network.
+    """
+
+    files: Sequence[Path]
+    loaded: LoadedModel
+
+
+def asked_for(images: list[Path], model: str | None, weights: str | None, compute: Compute) -> Photographs | None:
+    """The photographs to begin with, and a network for them: what was asked for, or what is at hand; None if nothing is.
+
+    Raises:
+        InputError: If a network was asked for and cannot be had, or photographs were given and no network is at hand.
+        FileError: If none of the photographs is there.
+    """
+    if weights is not None and model is None:
+        raise InputError(
+            "weights needs the network that they are of: --model squeezenet1_0 --weights FILE, for example."
+        )
+    loaded = _cached(compute) if model is None else load(model, weights, compute, {})
+    files = found_images(images)[0] if images else _samples()
+    if loaded is None and images:
+        raise InputError(
+            "image: no network for photographs is at hand: torch's cache holds the weights of none of "
+            f"{', '.join(AT_HAND)}. Name one with its weights: --model squeezenet1_0 --weights FILE.safetensors."
+        )
+    if model is not None and not files:
+        raise InputError(
+            "image must name photographs to explain, for scikit-image, which brings some along, is not installed."
+        )
+    return Photographs(files, loaded) if loaded is not None and files else None
+
+
+def _cached(compute: Compute) -> LoadedModel | None:
+    """The first of :data:`AT_HAND` whose weights torch's cache holds."""
+    for name in AT_HAND:
+        try:
+            return load_model(name, device=compute.device, dtype=compute.dtype)
+        except (InputError, FileError):  # not there, or damaged: the next may be
+            continue
+    return None
+
+
+def _samples() -> list[Path]:
+    """The photographs of scikit-image, if it is installed."""
+    found = importlib.util.find_spec("skimage")
+    folders = [Path(place) / "data" for place in (found.submodule_search_locations or ())] if found else []
+    return [file for folder in folders for name in _SAMPLES if (file := folder / name).is_file()]
+
+
+def explained(shown: Photographs, methods: Sequence[type[Method]], compute: Compute, pace: Pace) -> list[Row]:
+    """A row for each photograph, explained for the class that the network predicts; a method that cannot says why.
+
+    DMBP takes its short schedule, and LPR few steps; methods that learn from data first are left out.
+    """
+    loaded = shown.loaded
+    pictures = [loaded.preprocess.picture(file) for file in shown.files]
+    x = loaded.placed(torch.stack([loaded.preprocess(file) for file in shown.files]))
+    chances = logits_of(loaded, x).float().softmax(1)
+    target = chances.argmax(1)
+    maps: dict[str, Attribution | str] = {}
+    for method in methods:
+        pace.begin(f"photographs  {method.title}")
+        maps[method.title] = _maps(method, loaded, x, target, compute, pace)
+        pace.end()
+    return [
+        row(
+            pictures[i],
+            f"Photograph: why {loaded.class_names[int(target[i])]}?",
+            f"{file.name}, {loaded.name}, probability {probability_text(float(chances[i, target[i]]))}",
+            {name: found if isinstance(found, str) else found[i] for name, found in maps.items()},
+        )
+        for i, file in enumerate(shown.files)
+    ]
+
+
+def _maps(
+    method: type[Method], loaded: LoadedModel, x: torch.Tensor, target: torch.Tensor, compute: Compute, pace: Pace
+) -> Attribution | str:
+    """The maps of all photographs; in words, why there are none."""
+    if issubclass(method, FittedMethod):
+        return "it learns from data first: backlit fit"
+    options: dict[str, Any] = {"seed": compute.seed}
+    if method is LPR:
+        options["steps"] = _LPR_STEPS
+    if "callback" in {f.name for f in fields(method.Options)}:
+        options["callback"] = lambda step: pace.step(step.index, step.steps)
+    (chosen,) = with_bounds([Chosen(method, options)], loaded.preprocess)
+    try:
+        made = DMBP.fast(loaded, **chosen.options) if method is DMBP else method(loaded, **chosen.options)
+        return replace(made(x, target), labels=tuple(loaded.class_names[t] for t in target.tolist()))
+    except BacklitError as error:
+        return str(error).partition(". ")[0]
