@@ -25,7 +25,8 @@ from backlit.cli.demo import fit_on_digits
 from backlit.methods import FittedMethod, Method
 from backlit.models.digits import demo_scenes
 from backlit.report.comparison import write_report
-from backlit.report.figure import render_image, render_overlay
+from backlit.report.figure import render_image
+from backlit.report.panels import Panels
 
 SCENE: tuple[type[Method], ...] = (
     *(backlit.DMBP, backlit.LPR, backlit.TRGBP, backlit.MIPIN, backlit.PatternAttribution, backlit.LRP),
@@ -90,9 +91,9 @@ def scene() -> None:
         options = {"fitted": fit_on_digits(method, model.network, x)} if issubclass(method, FittedMethod) else {}
         explanation = method(model.network, **options)(x, labels)
         for i, one in enumerate(explanation):
-            picture = render_overlay(model.preprocess.restore(x[i]), one.heatmap()[0], scale=one.scale())
-            axes[i, column].imshow(picture)
-            axes[i, column].set_xlabel(f"±{one.scale():.2g}", fontsize=8)
+            panels = Panels(one, model.preprocess.restore(x[i]))
+            axes[i, column].imshow(panels.overlay())
+            axes[i, column].set_xlabel(f"{'±' if panels.palette.two_sided else '0 to '}{panels.scale:.2g}", fontsize=8)
         axes[0, column].set_title(method.title)
     for axis in axes.flat:
         axis.set_xticks([])

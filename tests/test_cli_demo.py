@@ -71,6 +71,20 @@ def test_the_first_network_whose_weights_are_there_is_taken(photo: Path, monkeyp
     assert found.files == [photo]
 
 
+@pytest.mark.usefixtures("nothing_cached")
+def test_weights_are_fetched_only_when_asked(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = []
+
+    def load(name: str, *_: Any, download: bool) -> backlit.LoadedModel:
+        loads.append((name, download))
+        return backlit.load_model("digits")
+
+    monkeypatch.setattr(photographs, "load", load)
+    asked_for([photo], "resnet50", None, CPU)
+    asked_for([photo], None, None, CPU, download=True)
+    assert loads == [("resnet50", False), (AT_HAND[0], True)]
+
+
 def test_scikit_images_photographs_are_taken_where_it_is_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

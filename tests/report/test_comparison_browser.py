@@ -394,6 +394,22 @@ def test_images_fold_one_by_one_and_all_together(opened: Any) -> None:
     assert page.locator("details.metric[open]").count() == 1
 
 
+@pytest.mark.parametrize("width", [1400, 390])
+def test_twenty_images_are_no_endless_page(browser: Any, tmp_path: Path, width: int) -> None:
+    """20 images, 8 methods, 2 classes: under 10 MB, and as long as a few screens until images are opened."""
+    images = tuple(f"image {i}" for i in range(20))
+    made = synthetic(size=64, images=images)
+    methods = tuple(facts(f"method {i}") for i in range(8))
+    maps = {(m.name, n, c): made.maps["dmbp", n, c] for m in methods for n in images for c in (0, 1)}
+    write_report(tmp_path / "report.html", replace(made, methods=methods, maps=maps))
+    assert (tmp_path / "report.html").stat().st_size < 10e6
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.goto((tmp_path / "report.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollHeight") < (6000 if width == 1400 else 9000)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    page.close()
+
+
 def test_smooth_maps_have_no_bands_and_the_figures_colours(browser: Any, tmp_path: Path) -> None:
     comparison = synthetic(size=224, images=("cat",), classes=1)
     ramp = torch.linspace(-1, 1, 224).expand(224, 224)

@@ -10,60 +10,23 @@ import pytest
 import torch
 from PIL import Image
 
-from backlit import Attribution, FileError, InputError
-from backlit.report.figure import (
-    colour,
-    grey_of,
-    png,
-    render_image,
-    render_map,
-    render_overlay,
-    save_png,
-    scale_text,
-)
+from backlit import Attribution, FileError
+from backlit.report.figure import grey_of, png, render_image, save_png, scale_text
+from backlit.report.kinds import PALETTES
 
 HEAT = torch.tensor([[[2.0, -2.0], [0.0, 1.0]]])
 
 
-def test_red_speaks_for_blue_against_white_says_nothing() -> None:
-    picture = colour(HEAT, 2.0).astype(int)
-    red, blue, white = picture[0, 0], picture[0, 1], picture[1, 0]
-    assert red[0] > red[2] + 50
-    assert blue[2] > blue[0] + 50
-    assert white.min() > 240
-    assert np.array_equal(colour(HEAT * 5, 2.0)[0, 0], colour(HEAT, 2.0)[0, 0])  # clipped, not wrapped
-    assert (colour(HEAT * 0, 0.0) > 240).all()
-
-
-def test_overlays_leave_the_image_where_the_map_is_silent() -> None:
-    image = torch.tensor([[[0.2, 0.2], [0.9, 0.2]]])
-    picture = render_overlay(image, HEAT, scale=2.0).astype(int)
-    assert picture.shape == (256, 256, 3)
-    silent, strong = picture[255, 0], picture[0, 0]
-    assert silent[0] == silent[1] == silent[2]
-    assert strong[0] > strong[2] + 50
-    assert np.array_equal(render_overlay(image, HEAT * 0, scale=0.0)[255, 0], silent)
-    assert render_overlay(image, HEAT, scale=2.0, opacity=0)[0, 0].std() == 0
-    assert np.array_equal(render_overlay(image, HEAT * 5, scale=2.0)[0, 0], strong)
-
-
 def test_large_pictures_keep_their_size_and_channels_their_meaning() -> None:
-    assert render_map(torch.zeros(1, 300, 200), scale=1.0).shape == (300, 200, 3)
+    assert render_image(torch.zeros(1, 300, 200)).shape == (300, 200, 3)
     rgb = torch.tensor([1.0, 0.0, 0.0])[:, None, None].expand(3, 2, 2)
     assert render_image(rgb)[0, 0].tolist() == [255, 0, 0]
     assert grey_of(rgb)[0, 0] == pytest.approx(0.299)
     assert render_image(torch.full((1, 2, 2), 0.5))[0, 0].tolist() == [128, 128, 128]
 
 
-def test_bad_arguments() -> None:
-    with pytest.raises(InputError, match=r"image must be as large as the map \(2, 2\), but is \(3, 3\)"):
-        render_overlay(torch.zeros(1, 3, 3), HEAT, scale=1.0)
-    with pytest.raises(InputError, match="opacity must be from 0 to 1, but is 2"):
-        render_overlay(torch.zeros(1, 2, 2), HEAT, scale=1.0, opacity=2)
-
-
 def test_png_files_hold_the_picture(tmp_path: Path) -> None:
-    picture = render_map(HEAT, scale=2.0)
+    picture = render_image(torch.rand(3, 4, 5))
     save_png(tmp_path / "map.png", picture)
     assert np.array_equal(np.array(Image.open(tmp_path / "map.png")), picture)
     assert np.array_equal(np.array(Image.open(io.BytesIO(png(picture)))), picture)
@@ -71,31 +34,24 @@ def test_png_files_hold_the_picture(tmp_path: Path) -> None:
         save_png(tmp_path / "none" / "map.png", picture)
 
 
-def test_both_signs_are_as_far_from_white() -> None:
-    levels = torch.linspace(-1, 1, 257)[None, None]
-    far = np.abs(colour(levels, 1.0)[0].astype(int) - colour(levels * 0, 1.0)[0, 0]).sum(1)
+def test_both_signs_are_as_far_from_white_and_red_speaks_for() -> None:
+    far = np.abs(PALETTES["signed"].colour(np.linspace(-1, 1, 257)) - 1).sum(1)
     assert far[128] == 0
     assert (far[:128] > 0).all()
     assert (far[129:] > 0).all()
     assert np.abs(far[:128][::-1] - far[129:]).max() < 0.25 * far.max()
-    weak = torch.tensor([[[-0.001, 0.0, 0.001]]])
-    assert len({tuple(level) for level in colour(weak, 1.0)[0].tolist()}) == 1
-    tiny = torch.tensor([[[1e-300, -1e-300]]], dtype=torch.float64)  # below float32's smallest
-    assert np.array_equal(colour(tiny, 1e-300), colour(torch.tensor([[[1.0, -1.0]]]), 1.0))
-
-
-def test_half_precision_is_drawn_as_full() -> None:
-    image = torch.tensor([[[0.25, 0.5], [0.75, 1.0]]])
-    full = render_overlay(image, HEAT, scale=2.0)
-    assert np.array_equal(render_overlay(image.bfloat16(), HEAT.bfloat16(), scale=2.0), full)
-    assert np.array_equal(render_map(HEAT.bfloat16(), scale=2.0), render_map(HEAT, scale=2.0))
+    against, for_it = PALETTES["signed"].colour(np.array([-1.0, 1.0]))
+    assert against[2] > against[0] + 0.2
+    assert for_it[0] > for_it[2] + 0.2
 
 
 def test_small_pictures_are_enlarged_pixel_by_pixel() -> None:
-    small, large = colour(HEAT, 2.0), render_map(HEAT, scale=2.0)
+    pixels = torch.tensor([[[0.0, 1.0], [0.5, 0.25]]])
+    large = render_image(pixels)
     assert large.shape == (256, 256, 3)
-    assert np.array_equal(large[::128, ::128], small)
-    assert np.array_equal(large[127::128, 127::128], small)
+    small = (pixels[0] * 255).round().to(torch.uint8).numpy()
+    assert np.array_equal(large[::128, ::128, 0], small)
+    assert np.array_equal(large[127::128, 127::128, 0], small)
 
 
 @pytest.mark.parametrize(

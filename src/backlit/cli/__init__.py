@@ -67,6 +67,7 @@ def demo(
         str | None, typer.Option("--model", help="The network for photographs; none: one in torch's cache.")
     ] = None,
     weights: Weights = None,
+    download: Download = False,
     out: Annotated[Path, typer.Option(help="Folder for the page.")] = Path("backlit-demo"),
     device: Device = "auto",
     dtype: DType = "float32",
@@ -74,14 +75,14 @@ def demo(
 ) -> None:
     """Explain photographs, if a network for them is at hand, and real handwritten digits with every method: one HTML page.
 
-    Without --image, photographs are scikit-image's, where it is installed. Nothing is downloaded.
+    Without --image, photographs are scikit-image's, where it is installed. Without --download nothing is fetched.
     """
     from backlit.cli import settings
     from backlit.cli.demo import run
     from backlit.cli.photographs import asked_for
 
     compute = settings.Compute(device, dtype, seed)
-    run(out, compute, asked_for(image or [], model, weights, compute))
+    run(out, compute, asked_for(image or [], model, weights, compute, download=download))
 
 
 @app.command()

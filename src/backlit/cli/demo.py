@@ -36,7 +36,7 @@ _INTRO = (
 _PHOTOGRAPHS = "First photographs, explained for what {} predicts, with DMBP's short schedule and 10 steps of LPR. "
 _NONE = (
     "digits alone, for no network for photographs is at hand; for yours: backlit demo --image PHOTO.jpg --model squeezenet1_0 "
-    "--weights FILE.safetensors"
+    "--weights FILE.safetensors, or --download in the place of --weights to fetch them once"
 )
 
 

@@ -39,8 +39,12 @@ class Photographs:
     loaded: LoadedModel
 
 
-def asked_for(images: list[Path], model: str | None, weights: str | None, compute: Compute) -> Photographs | None:
+def asked_for(
+    images: list[Path], model: str | None, weights: str | None, compute: Compute, *, download: bool = False
+) -> Photographs | None:
     """The photographs to begin with, and a network for them: what was asked for, or what is at hand; None if nothing is.
+
+    With ``download`` the network's published weights may be fetched, of :data:`AT_HAND`'s first if none is named.
 
     Raises:
         InputError: If a network was asked for and cannot be had, or photographs were given and no network is at hand.
@@ -50,12 +54,15 @@ def asked_for(images: list[Path], model: str | None, weights: str | None, comput
         raise InputError(
             "weights needs the network that they are of: --model squeezenet1_0 --weights FILE, for example."
         )
-    loaded = _cached(compute) if model is None else load(model, weights, compute, {})
+    if download and model is None:
+        model = AT_HAND[0]
+    loaded = _cached(compute) if model is None else load(model, weights, compute, {}, download=download)
     files = found_images(images)[0] if images else _samples()
     if loaded is None and images:
         raise InputError(
             "image: no network for photographs is at hand: torch's cache holds the weights of none of "
-            f"{', '.join(AT_HAND)}. Name one with its weights: --model squeezenet1_0 --weights FILE.safetensors."
+            f"{', '.join(AT_HAND)}. Name one with its weights: --model squeezenet1_0 --weights FILE.safetensors; or let "
+            "torchvision fetch them once: --download."
         )
     if model is not None and not files:
         raise InputError(

@@ -1,70 +1,24 @@
-"""Maps as pictures: red speaks for the class, blue against it, white says nothing; the scale is always printed."""
+"""What pictures of maps have in common: the colour limit and its text, the image itself, PNG files."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from backlit._errors import InputError
 from backlit._files import write_whole
 from backlit.attribution import Attribution
 
-COLOURS = matplotlib.colormaps["RdBu_r"].resampled(257)  # odd: 0 has a colour of its own, and ±v are as far from it
 _SHOWN = 256  # pixels: smaller pictures are enlarged to about this side
-
-
-def colour(heatmap: Tensor, scale: float) -> np.ndarray:
-    """The heatmap (1, h, w) in red and blue, symmetric about 0, as uint8 (h, w, 3); white where ``scale`` is 0."""
-    relative = _strength(heatmap, scale) / 2 + 0.5
-    return (COLOURS(relative)[..., :3] * 255).round().astype(np.uint8)
-
-
-def _strength(heatmap: Tensor, scale: float) -> np.ndarray:
-    """The heatmap over its scale, cut at ±1, in float64 so that the smallest maps are shown, too."""
-    values = heatmap[0].detach().cpu().double().numpy()
-    return np.clip(values / scale, -1, 1) if scale > 0 else np.zeros_like(values)
 
 
 def limit(heatmap: Tensor, percentile: float = 99.5) -> tuple[float, float]:
     """:meth:`Attribution.scale_used` of a bare heatmap (h, w): its colour limit, and the percentile that this is."""
     return Attribution(heatmap[None, None], torch.zeros(1, dtype=torch.int64), torch.zeros(1)).scale_used(percentile)
-
-
-def render_map(heatmap: Tensor, *, scale: float) -> np.ndarray:
-    """The map alone, enlarged if it is small: uint8 (H, W, 3)."""
-    return _enlarged(colour(heatmap, scale))
-
-
-def render_overlay(image: Tensor, heatmap: Tensor, *, scale: float, opacity: float = 0.85) -> np.ndarray:
-    """The map over the grey image, as uint8 (H, W, 3), enlarged if it is small.
-
-    The stronger the map at a pixel, the more of the map shows, up to ``opacity``: weak pixels leave the image readable.
-
-    Args:
-        image: (c, h, w) in [0, 1].
-        heatmap: (1, h, w).
-        scale: Colour limit, ``Attribution.scale()``.
-        opacity: Of the map at full strength, from 0 to 1.
-
-    Raises:
-        InputError: If image and heatmap differ in size, or the opacity is out of range.
-    """
-    if not 0 <= opacity <= 1:
-        raise InputError(f"opacity must be from 0 to 1, but is {opacity!r}.")
-    if image.shape[1:] != heatmap.shape[1:]:
-        raise InputError(
-            f"image must be as large as the map {tuple(heatmap.shape[1:])}, but is {tuple(image.shape[1:])}."
-        )
-    grey = grey_of(image)[..., None] * 0.4 + 0.55  # light and flat, so that both colours stand out
-    alpha = opacity * np.sqrt(np.abs(_strength(heatmap, scale)))[..., None]
-    mixed = grey * 255 * (1 - alpha) + colour(heatmap, scale) * alpha
-    return _enlarged(mixed.round().astype(np.uint8))
 
 
 def grey_of(image: Tensor) -> np.ndarray:
