@@ -16,19 +16,8 @@ from torch.nn import functional as F
 
 from backlit.report.figure import grey_of, limit
 
-LEVELS = (
-    255,
-    127,
-    63,
-    31,
-    23,
-    15,
-    11,
-    9,
-    7,
-    5,
-    3,
-)  # of a rough map, signed, 0 among them: as many as there is room for
+# of a rough map, signed, 0 among them: as many as there is room for
+LEVELS = (255, 127, 63, 31, 23, 15, 11, 9, 7, 5, 3)
 ZERO, FULL = 128, 127  # the grey value of 0, and how far from it ±1 are
 SIDE = 256  # pixels: larger maps are shown as means of their pixels
 COARSE = 128  # pixels: up to this side a picture is shown as squares, above it smoothly
