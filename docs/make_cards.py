@@ -27,4 +27,4 @@ picture = loaded.preprocess.picture(photo, times=2)
 cards = [card(e, picture, scale=limit) for e, limit in zip(explanations, scales(explanations), strict=True)]
 width = max(c.shape[1] for c in cards)
 padded = [np.pad(c, ((0, 0), (0, width - c.shape[1]), (0, 0)), constant_values=255) for c in cards]
-Image.fromarray(np.concatenate(padded)).save(Path(__file__).with_name("cards.jpg"), quality=88, subsampling=0)
+Image.fromarray(np.concatenate(padded)).save(Path(__file__).with_name("cards.jpg"), quality=84, subsampling=0)

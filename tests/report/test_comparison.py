@@ -27,7 +27,7 @@ from backlit.report.comparison import render, report, write_report  # noqa: E402
 from backlit.report.figure import limit  # noqa: E402
 from backlit.report.inks import ink, palette_for, strengths  # noqa: E402
 from backlit.report.kinds import PALETTES  # noqa: E402
-from backlit.report.levels import FULL, LEVELS, ZERO, heat_of, picture, pictures  # noqa: E402
+from backlit.report.levels import FULL, LEVELS, ZERO, heat_of, photo, picture, pictures  # noqa: E402
 from backlit.report.numbers import decimals, number, plain  # noqa: E402
 
 METHODS = ("dmbp", "gradient", "random")
@@ -279,6 +279,15 @@ def test_large_maps_are_averaged_and_broken_ones_are_not_drawn() -> None:
     assert not zero.strength.any()
 
 
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "L"), (3, "RGB"), (4, "RGB")])
+def test_photographs_of_any_channels_and_size_are_shown(channels: int, mode: str) -> None:
+    source = photo(torch.full((channels, 600, 4000), 0.5))
+    shown = Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2])))
+    assert (shown.mode, shown.size) == (mode, (512, 77))
+    middle = np.array(shown)[40, 200]
+    assert np.abs(middle - (191 if channels == 4 else 128)).max() <= 1  # a half, half seen through to white
+
+
 # --- numbers and curves
 
 
@@ -418,6 +427,18 @@ def test_maps_that_cannot_be_shown_say_why() -> None:
     assert zero.scale == "zero everywhere"
     assert zero.source is not None
     assert "it holds NaN or infinity" in render(replace(comparison, maps=maps))
+
+
+def test_maps_of_a_class_that_the_network_does_not_see_are_faint_and_say_so() -> None:
+    comparison = synthetic()
+    seen, unseen = comparison.images[0].classes
+    classes = (seen, replace(unseen, probability=2e-10))
+    shown = replace(comparison, images=(replace(comparison.images[0], classes=classes),))
+    first, second = report(shown).gallery.shots[0].classes
+    assert (first.unseen, second.unseen) == (False, True)
+    assert second.detail.endswith("the network does not see this class, so its maps are drawn faint")
+    starts = [a.get("class") or "" for tag, a in Tags(render(shown)).starts if tag == "img"]
+    assert [c.rpartition(" ")[2] for c in starts if " faint " in c] == ["k1"] * 3
 
 
 def test_strips_stand_together_by_image() -> None:

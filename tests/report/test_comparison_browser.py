@@ -97,6 +97,19 @@ def test_map_and_image_alone(opened: Any) -> None:
     assert style(page, ".cell .photo", "filter") == "none"
 
 
+def test_maps_of_an_unseen_class_stay_faint(browser: Any, tmp_path: Path) -> None:
+    made = synthetic(images=("cat",), classes=1)
+    (image,) = made.images
+    unseen = replace(image, classes=(replace(image.classes[0], probability=1e-9),))
+    write_report(tmp_path / "report.html", replace(made, images=(unseen,)))
+    page = browser.new_page()
+    page.goto((tmp_path / "report.html").as_uri())
+    assert float(style(page, "#image-0 .map", "opacity")) < 0.3
+    page.check("#view-map")
+    assert float(style(page, "#image-0 .map", "opacity")) < 0.3
+    page.close()
+
+
 def shown_maps(page: Any, image: int) -> list[str]:
     return page.locator(f"#image-{image} .map").evaluate_all(
         "all => all.filter(m => m.offsetParent !== null).map(m => m.src)"

@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from backlit.bench.comparison import Comparison, ImageFacts, Strip
+from backlit.bench.comparison import ClassFacts, Comparison, ImageFacts, Strip
 from backlit.report.figure import scale_text
 from backlit.report.inks import Ink, ink, palette_for
 from backlit.report.kinds import Palette
 from backlit.report.levels import SIDE, Heat, coarse, data_uri, heat_of, photo, pictures
 from backlit.report.numbers import NOT_SCORED, decimals, known, number
+from backlit.report.trust import LEAST_PROBABILITY
 
 BUDGET = 9.6e6  # bytes of a page, at most, for
 USUAL = 320  # maps of 227 x 227 pixels (20 images, 8 methods, 2 classes) or fewer; beyond that it grows with the maps
@@ -24,10 +25,11 @@ _BASE64 = 4 / 3
 
 @dataclass(frozen=True)
 class Choice:
-    """A class that an image is explained for."""
+    """A class that an image is explained for; ``unseen`` where the network does not see it, whatever its maps show."""
 
     label: str
     detail: str
+    unseen: bool
 
 
 @dataclass(frozen=True)
@@ -201,9 +203,7 @@ def _shot(
         photo=source,
         size=(width, height),
         coarse=coarse(image.picture),
-        classes=tuple(
-            Choice(c.label, f"probability {number(c.probability)}, logit {number(c.logit)}") for c in image.classes
-        ),
+        classes=tuple(_choice(c) for c in image.classes),
         cells=tuple(cells),
         metrics=tuple(metrics[name] for name in scored),
         scores=tuple(
@@ -211,6 +211,12 @@ def _shot(
             for i, m in enumerate(comparison.methods if scored else ())
         ),
     )
+
+
+def _choice(found: ClassFacts) -> Choice:
+    unseen = found.probability < LEAST_PROBABILITY
+    why = ": the network does not see this class, so its maps are drawn faint" if unseen else ""
+    return Choice(found.label, f"probability {number(found.probability)}, logit {number(found.logit)}{why}", unseen)
 
 
 def _scores(comparison: Comparison) -> dict[tuple[str, str, str], Any]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backlit.report.figure import grey_of, limit
+from backlit.report.panels import as_rgb
 
 # of a rough map, signed, 0 among them: as many as there is room for
 LEVELS = (255, 127, 63, 31, 23, 15, 11, 9, 7, 5, 3)
@@ -143,7 +144,7 @@ def _png(image: Image.Image, strategy: int) -> bytes:
 def photo(image: Tensor) -> str:
     """An image (c, h, w) in [0, 1] as a data URI: a JPEG, or a PNG where single pixels are to be seen."""
     shown = smaller(image.detach().float().cpu().clamp(0, 1), _PHOTO_SIDE)
-    pixels = shown.permute(1, 2, 0).numpy() if len(shown) == 3 else grey_of(shown)
+    pixels = as_rgb(shown).permute(1, 2, 0).numpy() if len(shown) in (3, 4) else grey_of(shown)
     buffer = io.BytesIO()
     kind, options = ("png", {}) if coarse(image) else ("jpeg", {"quality": 85})
     Image.fromarray((pixels * 255).round().astype(np.uint8)).save(buffer, kind, optimize=True, **options)
