@@ -64,7 +64,7 @@ def full(net: nn.Module) -> Methods:
 
 
 def lpr(net: nn.Module) -> Methods:
-    """What G computes, what it is handed, and what the masks and their loss are; one change at a time, and all of the text."""
+    """What G computes and is handed, the masks and their loss, by a quarter of the steps: one change at a time, and all of the text."""
     changes: dict[str, dict[str, Any]] = {
         **{r: {"reading": r} for r in ("gated", "multiplier", "features", "paper")},
         "channel": {"plugin": "channel"},
@@ -74,8 +74,9 @@ def lpr(net: nn.Module) -> Methods:
         "nll": {"start": "nll"},
         "between convolutions": {"sites": "between_convolutions"},
     }
-    changed: Methods = {f"lpr, {name}": LPR(net, **options) for name, options in changes.items()}
-    return {"gradient_x_input": GradientXInput(net), "lpr": LPR(net), **changed}
+    short: dict[str, Any] = {"steps": 10, "lr": 0.3}
+    changed: Methods = {f"lpr, {name}": LPR(net, **short, **options) for name, options in changes.items()}
+    return {"gradient_x_input": GradientXInput(net), "lpr": LPR(net, **short), **changed}
 
 
 def lpr_steps(net: nn.Module) -> Methods:

@@ -471,6 +471,13 @@ def test_sites_that_match_nothing_are_refused_with_what_there_is(net: Small, x: 
         backlit.LPR(net, sites="relu[9]")(x)
 
 
+def test_fast_is_half_the_steps_and_takes_other_options(net: Small, x: Tensor) -> None:
+    fast = backlit.LPR.fast(net, reading="gated")
+    assert fast(x, [0, 1, 2]).trajectory["loss"].shape == (20, 3)
+    assert torch.equal(fast.attribute(x, 0), backlit.LPR(net, steps=20, reading="gated").attribute(x, 0))
+    assert backlit.LPR.fast(net, steps=3)(x, 0).trajectory["loss"].shape == (3, 3)
+
+
 def test_theta_is_made_from_the_options_start() -> None:
     rule = Plugin(init=0.3)
     (h,) = rule(torch.tensor([[2.0]]), (torch.tensor([[1.0]]),), torch.tensor([[1.0]]), None)  # type: ignore[arg-type]

@@ -181,7 +181,10 @@ class LPROptions(SteppedOptions):
 
 
 class LPR(Method):
-    """Learned Propagation Rules (Yang et al., ECCV 2020). The map has one channel: a number for each pixel."""
+    """Learned Propagation Rules (Yang et al., ECCV 2020). The map has one channel: a number for each pixel.
+
+    ``LPR.fast(model)`` is a short schedule.
+    """
 
     name = "lpr"
     title = "LPR"
@@ -190,6 +193,11 @@ class LPR(Method):
     source = "Yang et al., ECCV 2020"
     Options = LPROptions
     memory_factor = 7.0
+
+    @classmethod
+    def fast(cls, model: nn.Module, **options: Any) -> LPR:
+        """The short schedule: 20 steps, half as many, chosen by MoRF and LeRF (``benchmarks/readings.py lpr_steps``)."""
+        return cls(model, **{"steps": 20, "lr": 0.2, **options})
 
     def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
         fast = tuple(fast_layout(self.model, x) for x in inputs) if len(inputs) == 1 else inputs
