@@ -4,6 +4,7 @@
     uv run python benchmarks/readings.py report --model resnet50 --half test --images 100  report the chosen ones, once
     uv run python benchmarks/readings.py tr_gbp --model resnet50 --images 333 --boxed      images with one box under half of them
     uv run python benchmarks/readings.py lpr --model resnet18 --images 24 --predicted
+    uv run python benchmarks/readings.py losses --model resnet18 --images 32 --pairs --metrics ic   two images side by side
 
 Needs BACKLIT_SHARED. One image after the other, each written to OUT/SET.MODEL.HALF.jsonl when it is done: the same command
 goes on, and several processes share the images by --part 0/2, --part 1/2. The last of them (or --summary) writes the
@@ -16,7 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,19 @@ from torch import nn
 from _common import half, shared_data, shared_model, write
 from backlit.data import load_examples, select
 from backlit.methods import DMBP, LPR, LRP, TRGBP, FullGrad, GradCAM, GradientXInput, GuidedBackprop, Method, Saliency
-from backlit.metrics import BoxAccuracy, Deletion, EnergyPointingGame, Insertion, LeRF5, Metric, MoRF5
+from backlit.metrics import (
+    BoxAccuracy,
+    ComplementaryInsertion,
+    Deletion,
+    EnergyPointingGame,
+    Insertion,
+    LeRF5,
+    Metric,
+    MoRF5,
+)
+from backlit.metrics.examples import Examples
 from backlit.metrics.statistics import estimate
+from backlit.models import LoadedModel
 
 Methods = dict[str, Method]
 
@@ -52,6 +65,12 @@ def dmbp(net: nn.Module) -> Methods:
     }
 
 
+def losses(net: nn.Module) -> Methods:
+    """DMBP's losses (Table 1), and how far the short schedule goes."""
+    variants = {f"{v}, {n} x .1": DMBP.fast(net, variant=v, steps=n) for v in ("all", "+,-") for n in (10, 20)}
+    return beside(net) | variants | {"+, 10 x .1": DMBP.fast(net, variant="+", steps=10)}
+
+
 def report(net: nn.Module) -> Methods:
     """The defaults, and DMBP's variants (Table 1)."""
     variants = {f"dmbp_fast {v}": DMBP.fast(net, variant=v) for v in ("+,-", "+")}
@@ -64,7 +83,7 @@ def full(net: nn.Module) -> Methods:
 
 
 def lpr(net: nn.Module) -> Methods:
-    """What G computes and is handed, the masks and their loss, by a quarter of the steps: one change at a time, and all of the text."""
+    """LPR's readings by a quarter of the steps: one change at a time, and all of the text."""
     changes: dict[str, dict[str, Any]] = {
         **{r: {"reading": r} for r in ("gated", "multiplier", "features", "paper")},
         "channel": {"plugin": "channel"},
@@ -110,13 +129,16 @@ def tr_gbp(net: nn.Module) -> Methods:
     }
 
 
-SETS: dict[str, Callable[[nn.Module], Methods]] = {f.__name__: f for f in (dmbp, report, full, lpr, lpr_steps, tr_gbp)}
+SETS: dict[str, Callable[[nn.Module], Methods]] = {
+    f.__name__: f for f in (dmbp, losses, report, full, lpr, lpr_steps, tr_gbp)
+}
 
 
 def metrics(names: str, steps: int) -> list[Metric]:
-    """The metrics by letter: i(nsertion), d(eletion), m(oRF and LeRF, 5 %), b(oxes)."""
+    """The metrics by letter: i(nsertion), c(omplementary insertion), d(eletion), m(oRF and LeRF, 5 %), b(oxes)."""
     return [
         *([Insertion(steps=steps)] if "i" in names else []),
+        *([ComplementaryInsertion(steps=steps)] if "c" in names else []),
         *([Deletion(steps=steps)] if "d" in names else []),
         *([MoRF5(), LeRF5()] if "m" in names else []),
         *(
@@ -136,8 +158,7 @@ def measure(arguments: argparse.Namespace, path: Path) -> None:
         methods = {name.strip(): methods[name.strip()] for name in arguments.methods.split(";")}
     part, parts = map(int, arguments.part.split("/"))
     done = {row["name"] for row in rows_of(path)}
-    for place in places(arguments)[part::parts]:
-        examples = load_examples(select(shared_data(), [place]), loaded.preprocess, boxes=True)
+    for examples in wanted(arguments, loaded, part, parts):
         if examples.names[0] in done:
             continue
         x = examples.inputs.contiguous(memory_format=torch.channels_last)
@@ -152,13 +173,31 @@ def measure(arguments: argparse.Namespace, path: Path) -> None:
             facts[name]["processor seconds"] = time.process_time() - start
         found: dict[str, dict[str, float]] = {}
         for metric in scored:
-            if metric.needs and not (examples.boxes is not None and len(examples.boxes[0])):
+            if "boxes" in metric.needs and not (examples.boxes is not None and len(examples.boxes[0])):
                 continue
-            ours = type(examples)(examples.inputs, target, boxes=examples.boxes, names=examples.names)
+            ours = replace(examples, target=target)
             found[metric.name] = {k: float(v[0]) for k, v in metric(network, ours, maps).values.items()}
         row = {"name": examples.names[0], "logit": float(logits[0, int(target)]), "scores": found, "facts": facts}
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def wanted(arguments: argparse.Namespace, loaded: LoadedModel, part: int, parts: int) -> Iterator[Examples]:
+    """The images of this part, one at a time; or pairs of them side by side, once for each of the two classes."""
+    found = places(arguments)
+    count = len(found) // 2 if arguments.pairs else len(found)
+    for i in range(part, count, parts):
+        chosen = found[i::count][:2] if arguments.pairs else [found[i]]  # of a pair, the classes are far apart
+        examples = load_examples(select(shared_data(), chosen), loaded.preprocess, boxes=not arguments.pairs)
+        if not arguments.pairs:
+            yield examples
+            continue
+        classes = examples.target.tolist()
+        labels = torch.zeros(1, len(loaded.class_names), dtype=torch.bool)
+        labels[0, classes] = True
+        for index in dict.fromkeys(classes):
+            name = f"{' beside '.join(examples.names)}, class {index}"
+            yield Examples(torch.cat([*examples.inputs], 2)[None], torch.tensor([index]), labels, names=[name])
 
 
 def places(arguments: argparse.Namespace) -> list[int]:
@@ -221,8 +260,9 @@ def main() -> None:
     parser.add_argument("--half", choices=("dev", "test", "both"), default="dev")
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--boxed", action="store_true", help="images with one box under half of the image")
+    parser.add_argument("--pairs", action="store_true", help="every two images side by side, for both classes")
     parser.add_argument("--predicted", action="store_true", help="explain the predicted class, not the ground truth")
-    parser.add_argument("--metrics", default="imb", help="letters of i, d, m, b")
+    parser.add_argument("--metrics", default="imb", help="letters of i, c, d, m, b")
     parser.add_argument("--steps", type=int, default=50, help="of insertion and deletion")
     parser.add_argument("--part", default="0/1")
     parser.add_argument("--methods", help="by semicolon; all of the set, if not given")
@@ -232,7 +272,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    name = f"{arguments.what}_{arguments.model}_{arguments.half}"
+    name = f"{arguments.what}_{arguments.model}_{arguments.half}{'_pairs' * arguments.pairs}"
     path = arguments.out / f"{name}.jsonl"
     if not arguments.summary:
         measure(arguments, path)
