@@ -15,6 +15,7 @@ import backlit
 from _commands import command
 from backlit._errors import InputError
 from backlit.cli import folder_page, output, progress
+from backlit.cli.console import console
 from backlit.cli.record import Record
 from backlit.cli.settings import Compute, methods
 from backlit.cli.targets import Target, targets
@@ -370,6 +371,9 @@ class TestOutput:
         lines = [line for line in done.stderr.splitlines() if " done; " in line]
         assert "0 of 1 done; DMBP, short schedule of scene.png, step 2 of 4, about " in done.stderr
         assert lines[-1].endswith(" left")
+        twice = command("explain", scene, "--option", "steps=3", "--target", "top:2", "--out", tmp_path / "two")
+        assert "step 3 of 3 for target 1 of 2, about " in twice.stderr
+        assert "step 1 of 3 for target 2 of 2, about " in twice.stderr
         monkeypatch.setattr(progress, "PAUSE", 1000.0)
         assert command("explain", scene, "--option", "steps=5", "--out", tmp_path / "out").stderr == ""
 
@@ -379,6 +383,21 @@ class TestOutput:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert progress.duration(seconds) == text
+
+
+def test_steps_of_several_targets_are_parts_of_one_piece() -> None:
+    with progress.paced(console(), 2) as pace:
+        pace.begin("DMBP", 2)
+        shares = []
+        for _ in range(2):
+            for index in (1, 2):
+                pace.step(index, 2)
+                shares.append(pace.done)
+        assert shares == [0.25, 0.5, 0.75, 1.0]
+        pace.end()
+        pace.begin("LPR")
+        pace.step(1, 2)
+        assert pace.done == 1.5
 
 
 def test_a_target_is_a_value() -> None:

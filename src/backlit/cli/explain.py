@@ -184,7 +184,7 @@ class _Work:
         """Write the maps and pictures of one image; a method that fails on it does not stop the others."""
         seen = self._seen(image, digest)
         for chosen in self.asked.methods:
-            pace.begin(f"{chosen.title} of {image.name}")
+            pace.begin(f"{chosen.title} of {image.name}", len(seen.targets))
             with one_failure(lambda why, chosen=chosen: self.fail(image, why, chosen)):
                 self._by_one(chosen, seen, pace)
             pace.end()

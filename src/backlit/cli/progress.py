@@ -40,24 +40,37 @@ class Pace:
         self._into, self._bar, self._pieces = into, bar, pieces
         self._task = bar.add_task("", total=pieces)
         self._start = self._said = time.monotonic()
-        self._done = 0
+        self._done = self._index = self._round = 0
+        self._rounds, self._part = 1, 0.0
 
-    def begin(self, what: str) -> None:
-        """Say what is worked on now."""
-        self._what = what
+    def begin(self, what: str, rounds: int = 1) -> None:
+        """Say what is worked on now, and how many times it counts its steps: once for each target."""
+        self._what, self._rounds = what, rounds
+        self._index = self._round = 0
         self._say(0.0, "")
 
     def step(self, index: int, of: int) -> None:
-        """Say how far that is: its ``index`` steps of so many."""
-        self._say(index / of, f", step {index} of {of}")
+        """Say how far that is: ``index`` steps of so many, counted from 1 again in each round."""
+        if index <= self._index:
+            self._round += 1
+        self._index = index
+        part = min((self._round + index / of) / self._rounds, 1.0)
+        of_rounds = f" for target {self._round + 1} of {self._rounds}" if self._rounds > 1 else ""
+        self._say(part, f", step {index} of {of}{of_rounds}")
 
     def end(self) -> None:
         """Count a piece as done."""
         self._done += 1
         self._say(0.0, "")
 
+    @property
+    def done(self) -> float:
+        """How many pieces are done, with the share of the one that is worked on."""
+        return min(self._done + self._part, self._pieces)
+
     def _say(self, part: float, step: str) -> None:
-        done = min(self._done + part, self._pieces)
+        self._part = part
+        done = self.done
         self._bar.update(self._task, completed=done, description=f"{self._what}{step}")
         now = time.monotonic()
         if self._into.is_terminal or now - self._said < PAUSE or done >= self._pieces:
