@@ -333,6 +333,9 @@ class TestOutput:
         assert lines[0].startswith("scene.png: ")
         assert "explained: " in lines[1]
         assert lines[2].strip() == str(tmp_path / "out" / rows(tmp_path / "out")[0]["picture"])
+        masks = command("explain", scene, "--option", "steps=3", "--out", tmp_path / "masks").stdout
+        assert "% of y+ and y−" in masks  # of what, where it is not the logit
+        assert "% of" not in lines[1]
 
     def test_no_more_than_can_be_read(self, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(output, "_MOST", 3)

@@ -174,6 +174,7 @@ def test_dmbp_is_near_nothing_where_its_pixels_hold_less_than_a_hundredth() -> N
     firm = account_of(make(method="dmbp"), **parts, positive_image=50.0, negative_image=-20.0)
     assert not trust(firm).near_nothing
     assert trust(firm).share == pytest.approx(0.35)
+    assert trust(firm).whole == "y+ and y−"
     assert "The pixels hold 35 % of y+ and y−" in trust(firm).account
 
 

@@ -169,6 +169,15 @@ def test_of_many_methods_the_first_are_shown_and_the_others_are_a_choice() -> No
     assert ["checked" in box for box in boxes] == [True] * 5 + [False] * 2
 
 
+def test_few_methods_have_large_maps() -> None:
+    one = page()
+    names = [tuple((f"m{i}", "") for i in range(n)) for n in (0, 1, 4, 6, 30)]
+    sides = [replace(one, methods=methods, rows=()).side for methods in names]
+    assert sides == [24, 24, 14, 11, 11]  # of more, five are shown at first
+    assert replace(one, methods=names[-1], rows=(), at_first=30).side == 10
+    assert ":root { --side: 24rem; }" in render(one)
+
+
 def test_photographs_are_written_small() -> None:
     large = row(torch.rand(3, 400, 400), "photo", "", {"DMBP": made(torch.randn(3, 400, 400))})
     (drawn,) = large.cells

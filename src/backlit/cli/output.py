@@ -57,9 +57,11 @@ class Said:
 
     @property
     def share(self) -> str:
-        """The share that the map accounts for of what its method promises."""
-        share = self.row.get("share")
-        return "–" if share is None else percent(share)
+        """The share that the map accounts for of what its method promises, and of what, if that is not the logit."""
+        share, whole = self.row.get("share"), self.row.get("share_of") or "the logit"
+        if share is None:
+            return "–"
+        return percent(share) + ("" if whole == "the logit" else f" of {whole.partition(' (')[0]}")
 
     @property
     def target(self) -> str:
@@ -69,7 +71,7 @@ class Said:
 
     def to_json(self, out: Path) -> dict[str, Any]:
         """As a flat row of plain values."""
-        names = ("label", "target", "less", "probability", "logit", "share", "method", "colour_scale")
+        names = ("label", "target", "less", "probability", "logit", "share", "share_of", "method", "colour_scale")
         return {
             "image": self.image,
             "predictions": [{"label": p.label, "probability": p.probability} for p in self.predictions],

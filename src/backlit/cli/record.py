@@ -132,6 +132,7 @@ class Record:
             "logit": float(explanation.output[0]),
             **({"probability": chance} if target.less is None else {}),
             "share": verdict.share,
+            "share_of": verdict.whole,
             "completeness": {k: float(v[0]) for k, v in explanation.completeness.items()},
             "coverage": explanation.coverage.count(),
             "provenance": dict(explanation.provenance),

@@ -30,6 +30,11 @@ _MARK, _HEAD = b'<meta name="generator" content="Backlit">', 2048
 """What tells our pages from others, and in how many of their first bytes."""
 _COARSE = 128  # pixels: up to this side a picture is shown as squares, above it smoothly
 _SIDE = 256  # pixels of a map's picture over a photograph
+_SMALL, _LARGE, _WINDOW = (
+    10,
+    24,
+    56,
+)  # letters' widths: of a map at least and at most, and of all that a wide window shows
 
 
 Picture = np.ndarray | bytes
@@ -93,6 +98,12 @@ class Page:
                     f"rows must have one cell for each of the methods {names}, in this order, "
                     f"but {explained.title!r} has {found}."
                 )
+
+    @property
+    def side(self) -> int:
+        """Side of a map, in the browser's letters: what a wide window has for the columns that are shown at first."""
+        columns = min(len(self.methods), self.at_first)
+        return max(_SMALL, min(_LARGE, _WINDOW // max(columns, 1)))
 
     @property
     def groups(self) -> tuple[tuple[Row, ...], ...]:

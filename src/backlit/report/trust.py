@@ -55,6 +55,7 @@ class Trust:
         faintness: How much of its colour the map is to lose, from 0 to 1: above 0 where it is near nothing.
         share: How much of what the method promises the map accounts for (1 is all of it); None where it promises nothing.
         lost: How much of that is nowhere; None where the method does not say.
+        whole: What the share is a share of, in words; None where there is no share.
     """
 
     word: str
@@ -63,6 +64,7 @@ class Trust:
     faintness: float = 0.0
     share: float | None = None
     lost: float | None = None
+    whole: str | None = None
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -91,9 +93,9 @@ def trust(explanation: Attribution) -> Trust:
     account = _account(explanation)
     reasons = tuple(_nothing(explanation, account))
     word = "Near nothing." if reasons else _word(explanation, account)
-    share, lost = (None, None) if account is None else (account.share, account.lost)
+    share, lost, whole = (None, None, None) if account is None else (account.share, account.lost, account.whole)
     said = _NO_PROMISE[kind_of(explanation)][1] if account is None else account.said
-    return Trust(word, said, reasons, FAINTNESS if reasons else 0.0, share, lost)
+    return Trust(word, said, reasons, FAINTNESS if reasons else 0.0, share, lost, whole)
 
 
 def _nothing(explanation: Attribution, account: Account | None) -> list[str]:
