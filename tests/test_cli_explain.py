@@ -285,6 +285,8 @@ class TestPage:
         assert page.count("<tr>") + page.count('<tr class="coarse">') == 3  # the head, and a row for each class
         assert "http" not in page.replace("http-equiv", "")
         assert "Shows where, not how much." in page
+        assert page.count("Colours end at ±") == 2  # of LRP alone: the others begin at 0
+        assert page.count("Colours end at ") == len(rows(out))
 
     def test_is_no_larger_than_can_be_opened(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for i in range(4):

@@ -88,7 +88,7 @@ def _drawn(row: Mapping[str, Any], explanation: Attribution) -> tuple[Cell, byte
         title_of(row["asked"]["method"]),
         _jpeg(panels.overlay()),
         _jpeg(panels.map()),
-        f"{verdict.word} Colours end at ±{summary['colour_scale']:.3g}.",
+        f"{verdict.word} Colours end at {'±' * panels.palette.two_sided}{summary['colour_scale']:.3g}.",
         _facts(summary, verdict),
         summary["picture"],
     )
