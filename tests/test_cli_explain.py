@@ -270,7 +270,32 @@ class TestPictures:
         assert message in done.stderr
 
 
+def test_one_output_has_no_probability(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "single.py").write_text(
+        "from torch import nn\n"
+        "def one():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 1))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    done = command(
+        "explain", scene, "--model", "single:one", "--size", "32", "--method", "lrp", "--out", tmp_path / "out"
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = rows(tmp_path / "out")
+    assert "probability" not in row
+    assert "class 0 1.00" not in done.stdout
+
+
 class TestPage:
+    def test_classes_of_one_name_have_rows_of_their_own(
+        self, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Target, "label", lambda target, names: "same")
+        assert command("explain", scene, "--method", "gradient", "--target", "3,4", "--out", tmp_path).returncode == 0
+        page = (tmp_path / "index.html").read_text(encoding="utf-8")
+        assert all(f'href="{row["picture"]}"' in page for row in rows(tmp_path))
+        assert len(rows(tmp_path)) == 2
+
     def test_shows_every_map_of_the_folder(self, scene: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
         assert command("explain", scene, "--method", "gradient,lrp", "--target", "3,3-5", "--out", out).returncode == 0

@@ -184,6 +184,8 @@ def test_dmbp_is_near_nothing_where_its_pixels_hold_less_than_a_hundredth() -> N
         (relevance(0.98), "Adds up.", "accounts for 98 % of the logit, the biases for 2 %; 0 % is lost"),
         (relevance(0.2), "Adds up in part.", "20 % of the logit, the biases for 80 %"),
         (relevance(0.5, gap=3.0), "Leaks.", "24 % is lost"),
+        (relevance(1.84), "Adds up with what is not in the map.", "the biases for −84 %"),
+        (relevance(-11.0), "Adds up with what is not in the map.", "the biases for 12 times"),
         ({"total": 9.0, "difference": 9.0, "ratio": 1.0, "gap": 0.0}, "Adds up.", "difference from its reference"),
         ({"biases": 2.5, "gap": 0.0}, "Adds up in part.", "the biases' part of the logit, which is 20 % of it"),
         ({"unplaced": 5.0, "gap": 0.0}, "Adds up in part.", "40 % has no place"),
@@ -195,6 +197,15 @@ def test_the_verdict(numbers: dict[str, float], word: str, said: str) -> None:
     found = trust(account_of(make(values=torch.full((1, 1, 40, 40), 2 / 1600)), **numbers))
     assert found.word == word
     assert said in found.account
+
+
+def test_a_contrast_speaks_of_a_difference() -> None:
+    plain = account_of(make(values=torch.full((1, 1, 40, 40), 2 / 1600)), **relevance(0.5))
+    apart = replace(plain, provenance={**plain.provenance, "less": 3})
+    assert "logit = 12.5" in numbers_of(plain)
+    assert "logit difference = 12.5" in numbers_of(apart)
+    assert (trust(plain).whole, trust(apart).whole) == ("the logit", "the logits' difference")
+    assert "of the logits' difference, the biases" in trust(apart).account
 
 
 def test_what_is_near_nothing_is_drawn_faint_whatever_the_style() -> None:
@@ -266,6 +277,10 @@ def test_a_weak_map_on_a_shared_scale_says_how_far_it_reaches(monkeypatch: pytes
     assert any(line == "tabby" for line in said)
     assert any("p = 0.90" in line and "logit = 12.5" in line for line in said)
     assert any("LRP" in line and "Net" in line for line in said)
+    said.clear()
+    card(replace(make(), provenance={**make().provenance, "less": 3}), scale=limit_of(make())[0] * 2)
+    assert any("Red speaks for the first class, blue for the second." in line for line in said)
+    assert any("this map reaches 50%" in line for line in said)
 
 
 def test_a_bar_has_numbers_that_do_not_run_into_each_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,7 +143,7 @@ class _Seen:
     digest: str
     x: Tensor
     predicted: list[Prediction]
-    targets: dict[Target, float]
+    targets: dict[Target, float | None]
 
 
 class _Work:
@@ -197,8 +197,10 @@ class _Work:
         chances = logits.float().softmax(0)
         likely = chances.topk(min(_PREDICTED, len(chances)))
         pairs = zip(likely.values.tolist(), likely.indices.tolist(), strict=True)
-        predicted = [Prediction(loaded.class_names[index], chance) for chance, index in pairs]
-        return _Seen(image, digest, x, predicted, {t: float(chances[t.index]) for t in self._choose(logits)})
+        known = len(logits) > 1  # the softmax of one output is 1, whatever it says
+        predicted = [Prediction(loaded.class_names[index], chance if known else None) for chance, index in pairs]
+        targets = {t: float(chances[t.index]) if known else None for t in self._choose(logits)}
+        return _Seen(image, digest, x, predicted, targets)
 
     def _by_one(self, chosen: Chosen, seen: _Seen, pace: Pace) -> None:
         """Compute, draw and tell of what one method makes of an image."""

@@ -68,15 +68,20 @@ def _rows(
     of: Sequence[Mapping[str, Any]], methods: Sequence[str], load: Callable[[Mapping[str, Any]], Attribution]
 ) -> Iterable[Row]:
     """The rows of one image, one a class."""
-    for label in dict.fromkeys(row["summary"]["label"] for row in of):
-        maps = {row["asked"]["method"]: row for row in of if row["summary"]["label"] == label}
+    for target in dict.fromkeys(_target(row) for row in of):  # two classes may have one name
+        maps = {row["asked"]["method"]: row for row in of if _target(row) == target}
         drawn = {method: _drawn(row, load(row)) for method, row in maps.items()}
         photo, coarse = next((photo, coarse) for _, photo, coarse in drawn.values())
         cells = tuple(drawn[method][0] if method in drawn else NoCell(title_of(method)) for method in methods)
         known = next(iter(maps.values()))["summary"]
         chance = known.get("probability")
         said = "" if chance is None else f", probability {probability_text(chance)}"
-        yield Row(photo, label, f"{known['image'].rpartition('/')[2]}{said}", cells, coarse=coarse)
+        yield Row(photo, known["label"], f"{known['image'].rpartition('/')[2]}{said}", cells, coarse=coarse)
+
+
+def _target(row: Mapping[str, Any]) -> tuple[int, int | None]:
+    """The class that a map is of, and the one whose logit was subtracted."""
+    return row["summary"]["target"], row["summary"].get("less")
 
 
 def _drawn(row: Mapping[str, Any], explanation: Attribution) -> tuple[Cell, bytes, bool]:

@@ -26,10 +26,11 @@ class Prediction:
     """A class that the network sees in an image."""
 
     label: str
-    probability: float
+    probability: float | None
+    """None of a network with one output, whose softmax is 1 whatever it says."""
 
     def __str__(self) -> str:
-        return f"{self.label} {probability_text(self.probability)}"
+        return self.label if self.probability is None else f"{self.label} {probability_text(self.probability)}"
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,9 @@ class Record:
     def _name(self, image: Path, target: Target, asked: Mapping[str, Any]) -> str:
         return f"{self._stem(image)}.{asked['method']}.{target.key}"
 
-    def add(self, image: Path, asked: dict[str, Any], target: Target, explanation: Attribution, chance: float) -> None:
+    def add(
+        self, image: Path, asked: dict[str, Any], target: Target, explanation: Attribution, chance: float | None
+    ) -> None:
         """Write the map of one image, then its row; :meth:`draw` adds the pictures.
 
         Raises:
@@ -130,7 +132,7 @@ class Record:
             **({} if target.less is None else {"less": target.less}),
             "label": target.label(self._loaded.class_names),
             "logit": float(explanation.output[0]),
-            **({"probability": chance} if target.less is None else {}),
+            **({"probability": chance} if target.less is None and chance is not None else {}),
             "share": verdict.share,
             "share_of": verdict.whole,
             "completeness": {k: float(v[0]) for k, v in explanation.completeness.items()},

@@ -14,10 +14,10 @@ from backlit.report.canvas import INK, SOFT, WARNING, WARNING_GROUND, Canvas, fi
 from backlit.report.kinds import check_one, method_of, title_of
 from backlit.report.panels import Panels, as_bytes, check_picture
 from backlit.report.scales import scales
-from backlit.report.trust import Trust, trust
+from backlit.report.trust import Trust, is_contrast, trust
 
 Style = Literal["card", "overlay", "jet", "bare"]
-_WEAK = 0.25  # of the scale: a map that reaches less of it says so
+_WEAK = 0.99  # of the scale: a map that reaches less of it says so
 _LEAST_TEXT, _MOST_TEXT = 13, 28  # pixels
 _SLOT = 18  # letters' heights that a panel is wide at least
 _ROWS = 40  # letters' heights that head, bar and foot take at most
@@ -70,7 +70,8 @@ def numbers_of(explanation: Attribution) -> str:
     chance = (
         "" if explanation.probability is None else f"p = {probability_text(float(explanation.probability[0]))}     "
     )
-    return f"{chance}logit = {float(explanation.output[0]):.4g}".replace("= -", "= −")
+    score = "logit difference" if is_contrast(explanation) else "logit"
+    return f"{chance}{score} = {float(explanation.output[0]):.4g}".replace("= -", "= −")
 
 
 def probability_text(p: float) -> str:
@@ -174,7 +175,10 @@ class _Card:
         if reasons:
             top = self._warning(" ".join(reasons), top)
         lines = [(verdict.word, verdict.account)] if not reasons else [("", verdict.account)]
-        for bold, text in [*lines, ("", f"{self._panels.palette.legend} {self._scale_said()}")]:
+        legend = self._panels.palette.legend
+        if is_contrast(self._one):
+            legend = legend.replace("the class", "the first class").replace("blue against it", "blue for the second")
+        for bold, text in [*lines, ("", f"{legend} {self._scale_said()}")]:
             top = self._paragraph(bold, text, top)
         return top
 

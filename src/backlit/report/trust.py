@@ -95,7 +95,18 @@ def trust(explanation: Attribution) -> Trust:
     word = "Near nothing." if reasons else _word(explanation, account)
     share, lost, whole = (None, None, None) if account is None else (account.share, account.lost, account.whole)
     said = _NO_PROMISE[kind_of(explanation)][1] if account is None else account.said
+    if is_contrast(explanation):
+        said, whole = said.replace(*_DIFFERENCE), whole and whole.replace(*_DIFFERENCE)
+        reasons = tuple(reason.replace(*_DIFFERENCE) for reason in reasons)
     return Trust(word, said, reasons, FAINTNESS if reasons else 0.0, share, lost, whole)
+
+
+def is_contrast(explanation: Attribution) -> bool:
+    """Whether what is explained is the logit of one class less that of another."""
+    return "less" in explanation.provenance
+
+
+_DIFFERENCE = ("the logit", "the logits' difference")
 
 
 def _nothing(explanation: Attribution, account: Account | None) -> list[str]:
@@ -122,7 +133,9 @@ def _word(explanation: Attribution, account: Account | None) -> str:
         return "Leaks."
     if abs(account.total - 1) <= ADDS_UP:
         return "Adds up."
-    return "Adds up in part." if 0 < account.total < 1 else "Does not add up."
+    if 0 < account.total < 1:
+        return "Adds up in part."
+    return "Does not add up." if account.lost is None else "Adds up with what is not in the map."
 
 
 _NO_PROMISE: dict[Kind | None, tuple[str, str]] = {
