@@ -132,13 +132,13 @@ def explain(
     """
     from backlit.cli import settings
     from backlit.cli.explain import Run, run
-    from backlit.cli.images import refuse_photographs
+    from backlit.cli.images import warn_of_photographs
     from backlit.cli.output import Output
 
     compute = settings.Compute(device, dtype, seed)
     asked = settings.methods(method, option or [], seed)
     if model is None:
-        refuse_photographs(images)
+        warn_of_photographs(images)
     changes = settings.preprocessing(size, mean, std, crop)
     loaded = settings.load(model or "digits", weights, compute, changes, download=download)
     output = Output(out, quiet, as_json)
@@ -200,13 +200,13 @@ def compare(
     """Compare methods on the same images: maps, scores as parquet, one HTML report. Interrupted, it goes on where it stopped."""
     from backlit.cli import settings
     from backlit.cli.compare import Source, from_words, run
-    from backlit.cli.images import refuse_photographs
+    from backlit.cli.images import warn_of_photographs
 
     compute = settings.Compute(device, dtype, seed)
     chosen, measured = settings.methods_and_metrics(method, metric, option or [], seed)
     paths, kind = from_words(images or [], data, read)
     if model is None and kind == "images" and paths:
-        refuse_photographs(paths)
+        warn_of_photographs(paths)
     chosen = settings.with_fitted(chosen, fitted or [])
     changes = settings.preprocessing(size, mean, std, crop)
     loaded = settings.load(model or "digits", weights, compute, changes, download=download)
@@ -313,10 +313,10 @@ def fit(
     """
     from backlit.cli import settings
     from backlit.cli.fit import Source, run
-    from backlit.cli.images import refuse_photographs
+    from backlit.cli.images import warn_of_photographs
 
     if model is None and data is not None and read == "images":
-        refuse_photographs([data])
+        warn_of_photographs([data])
     loaded = settings.load(
         model or "digits", weights, settings.Compute(device, dtype, 0), settings.preprocessing(size, mean, std, crop)
     )

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from backlit._errors import BacklitError, FileError, InputError
-from backlit.cli.console import shown
+from backlit._errors import BacklitError, FileError
+from backlit.cli.console import console, shown
 from backlit.data.images import check_file, find_images, load_image
 from backlit.models.pixels import open_image
 
@@ -52,20 +52,22 @@ _DIGIT = 128  # pixels a side at most of a picture that may show a digit
 _COLOUR = 24  # levels of 256 between a grey pixel's channels, which JPEG moves a little
 
 
-def refuse_photographs(paths: list[Path]) -> None:
-    """See that no photograph is explained as a digit because no model was named.
+def warn_of_photographs(paths: list[Path]) -> None:
+    """Say where a photograph is explained as a digit because no model was named, and what to add.
 
     Raises:
-        InputError: If an image is larger than a digit, or in colour.
         FileError: If there is no image.
     """
-    for image in found_images(paths)[0]:
-        if why := _no_digit(image):
-            raise InputError(
-                f"model: {shown(image)!r} is {why}, and the network that Backlit brings along, digits, knows handwritten digits "
-                "alone. Name one that knows what is in the picture, --model resnet50 --weights FILE.safetensors for example, or "
-                "say --model digits to have it explained as a digit all the same."
-            )
+    found = [(image, why) for image in found_images(paths)[0] if (why := _no_digit(image))]
+    if not found:
+        return
+    image, why = found[0]
+    more = f" ({len(found) - 1} more likewise)" if len(found) > 1 else ""
+    console(stderr=True).print(
+        f"warning: {shown(image)!r} is {why}, and is explained as a digit{more}: the network that Backlit brings along, digits, "
+        "knows handwritten digits alone. Name one that knows what is in the picture, --model resnet50 --weights FILE.safetensors "
+        "for example, or say --model digits if that is what you want."
+    )
 
 
 def _no_digit(image: Path) -> str | None:
