@@ -1,0 +1,84 @@
+"""Values whose fields are their options: what methods and metrics have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
+
+from torch import Tensor, nn
+
+from backlit._errors import InputError, nearest
+
+NO_OPTION: Mapping[str, Any] = {"option": False}
+"""Metadata of a field that is no option: what a value is made for, such as the network, or what it keeps for itself."""
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False, field_specifiers=(field,))
+class Configured:
+    """A frozen dataclass, each subclass by itself: annotated names are fields, given by keyword, and the fields are its options.
+
+    ``dataclasses.replace`` makes another one, ``inspect.signature`` shows the options, and a value prints with those of them
+    that are not the defaults. Two values are equal only if they are the same object: options may be tensors.
+    """
+
+    title: ClassVar[str]
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        dataclass(frozen=True, eq=False, repr=False, kw_only=True)(cls)
+
+    if not TYPE_CHECKING:  # a type checker sees the dataclass' own __init__ alone
+
+        def __new__(cls, *_: Any, **given: Any) -> Any:
+            known = {f.name for f in _fields(cls) if f.init}
+            for key in given:
+                if key not in known:
+                    names = option_names(cls)
+                    has = f"it has {', '.join(names)}" if names else "it has none"
+                    raise InputError(f"{key!r} is no option of {cls.title}: {has}.{nearest(key, names)}")
+            return super().__new__(cls)
+
+    def __repr__(self) -> str:
+        made_for = [_shown(getattr(self, f.name)) for f in _fields(self) if f.init and not _is_option(f)]
+        own = [f"{name}={_shown(value)}" for name, value in options_of(self).items() if not _is_default(self, name)]
+        return f"{type(self).__name__}({', '.join(made_for + own)})"
+
+
+def option_names(kind: Any) -> list[str]:
+    """The names of a dataclass' options, of the class or of a value."""
+    return [f.name for f in _fields(kind) if _is_option(f)]
+
+
+def options_of(value: Any) -> dict[str, Any]:
+    """The options of a value by name."""
+    return {name: getattr(value, name) for name in option_names(value)}
+
+
+def default_of(kind: Any, name: str) -> Any:
+    """An option's default; None where it has none, or the class no such option."""
+    for f in _fields(kind):
+        if f.name == name and f.default is not MISSING:
+            return f.default
+    return None
+
+
+def _fields(kind: Any) -> tuple[Field[Any], ...]:
+    return fields(kind)
+
+
+def _is_option(f: Field[Any]) -> bool:
+    return f.init and f.metadata.get("option", True)
+
+
+def _is_default(value: Any, name: str) -> bool:
+    own, usual = getattr(value, name), default_of(value, name)
+    return own is usual or (type(own) is type(usual) and not isinstance(own, Tensor) and bool(own == usual))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"Tensor{tuple(value.shape)}"
+    if isinstance(value, nn.Module):
+        return type(value).__name__
+    return value.__qualname__ if callable(value) and hasattr(value, "__qualname__") else repr(value)
