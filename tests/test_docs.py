@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib.util
 import re
 from pathlib import Path
 
@@ -36,6 +37,15 @@ def test_the_readme_lists_every_method() -> None:
     for method in backlit.METHODS:
         assert f"| `{method.name}` |" in text
         assert method.summary in text or method is backlit.Gradient
+
+
+def test_the_metrics_page_is_what_the_metrics_say() -> None:
+    spec = importlib.util.spec_from_file_location("make_metrics", ROOT / "docs" / "make_metrics.py")
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    assert made.PAGE.read_text(encoding="utf-8") == made.page(), "run: python docs/make_metrics.py"
 
 
 def test_at_least_four_pages_have_code() -> None:

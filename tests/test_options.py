@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from backlit._errors import InputError
-from backlit._options import NO_OPTION, Configured, default_of, option_names, options_of
+from backlit._options import NO_OPTION, Configured, default_of, option_docs, option_names, options_of
 
 
 class Base(Configured, ABC):
@@ -26,6 +26,14 @@ class Base(Configured, ABC):
 
 
 class Toy(Base):
+    """A toy.
+
+    Attributes:
+        steps: Number of
+            steps.
+        mask: What to leave out.
+    """
+
     title: ClassVar[str] = "Toy"
     steps: int = 3
     mask: Tensor | None = None
@@ -35,7 +43,11 @@ class Toy(Base):
 
 
 class Heir(Toy):
-    """Has the same options."""
+    """A toy with the same options, of which one means something else.
+
+    Attributes:
+        steps: Number of larger steps.
+    """
 
 
 def test_the_signature_shows_the_options() -> None:
@@ -52,6 +64,14 @@ def test_the_fields_are_the_options() -> None:
     assert options_of(Toy(nn.ReLU(), steps=5)) == {"seed": 0, "steps": 5, "mask": None}
     assert default_of(Toy, "steps") == 3
     assert default_of(Toy, "nothing") is None
+
+
+def test_a_docstring_tells_the_options_of_the_bases() -> None:
+    assert option_docs(Toy) == {"steps": "Number of steps.", "mask": "What to leave out."}
+    assert option_docs(Heir) == {"steps": "Number of larger steps.", "mask": "What to leave out."}
+    head = "A toy with the same options, of which one means something else."
+    options = "    steps: Number of larger steps.\n    mask: What to leave out."
+    assert Heir.__doc__ == f"{head}\n\nAttributes:\n{options}"
 
 
 def test_an_unknown_option_is_named_with_the_nearest() -> None:

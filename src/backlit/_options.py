@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
@@ -13,6 +15,8 @@ from backlit._errors import InputError, nearest
 NO_OPTION: Mapping[str, Any] = {"option": False}
 """Metadata of a field that is no option: what a value is made for, such as the network, or what it keeps for itself."""
 
+_ATTRIBUTES = "Attributes:\n"
+
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False, field_specifiers=(field,))
 class Configured:
@@ -20,12 +24,16 @@ class Configured:
 
     ``dataclasses.replace`` makes another one, ``inspect.signature`` shows the options, and a value prints with those of them
     that are not the defaults. Two values are equal only if they are the same object: options may be tensors.
+
+    A class' docstring ends with an ``Attributes`` section for its own fields; those of its bases are added to it.
     """
 
     title: ClassVar[str]
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
+        if cls.__doc__ is not None:
+            cls.__doc__ = _with_attributes(cls)
         dataclass(frozen=True, eq=False, repr=False, kw_only=True)(cls)
 
     if not TYPE_CHECKING:  # a type checker sees the dataclass' own __init__ alone
@@ -61,6 +69,24 @@ def default_of(kind: Any, name: str) -> Any:
         if f.name == name and f.default is not MISSING:
             return f.default
     return None
+
+
+def option_docs(kind: type) -> dict[str, str]:
+    """What the docstrings of a class and its bases say of each option, those of the base classes first."""
+    found: dict[str, str] = {}
+    for one in reversed(kind.__mro__):
+        section = inspect.cleandoc(one.__dict__.get("__doc__") or "").partition(_ATTRIBUTES)[2]
+        for entry in re.split(r"^ {4}(?=\w+: )", section, flags=re.MULTILINE)[1:]:
+            name, _, meaning = entry.partition(": ")
+            found[name] = " ".join(meaning.partition("\n\n")[0].split())
+    return found
+
+
+def _with_attributes(kind: type) -> str:
+    """A class' docstring, whose ``Attributes`` are those of its bases, too."""
+    text = inspect.cleandoc(kind.__doc__ or "").partition(_ATTRIBUTES)[0].rstrip()
+    entries = [f"    {name}: {meaning}" for name, meaning in option_docs(kind).items()]
+    return "\n".join([text, "", _ATTRIBUTES.rstrip(), *entries]) if entries else text
 
 
 def _fields(kind: Any) -> tuple[Field[Any], ...]:

@@ -16,7 +16,7 @@ from backlit.methods import BASELINES, METHODS, Random
 from backlit.metrics import METRICS, Deletion, Examples, Infidelity, Insertion, LeRF5, MaxSensitivity, MoRF5
 from backlit.metrics.statistics import estimate, mean, mean_band
 
-OPTIONS = {kind.name: kind.Options for kind in (*METHODS, *BASELINES, *METRICS)}
+OPTIONS = {kind.name: getattr(kind, "Options", kind) for kind in (*METHODS, *BASELINES, *METRICS)}
 WHOLE = [
     (name, f.name) for name, kind in OPTIONS.items() for f in fields(kind) if str(f.type).startswith(("int", "int |"))
 ]

@@ -50,7 +50,7 @@ def test_the_maximum_may_miss_the_box_by_the_tolerance(network: nn.Module) -> No
         heat[0, 0, row, column] = 1
         found = PointingGame(tolerance=2.5)(network, examples, {"a": heat}).values["a"][0]
         assert found == expected, (row, column)  # from (6.5, 6.5) it is 3.54 to the box's corner, from (5.5, 5.5) 2.12
-    assert PointingGame().options.tolerance == 15
+    assert PointingGame().tolerance == 15
 
 
 def test_the_papers_choose_their_images(network: nn.Module, examples: Examples, heat: Tensor) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from dataclasses import replace
+import pydoc
+from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import nn
 
 from _properties import fingerprint
 from backlit import Attribution, GradientXInput, InputError, Saliency
+from backlit._options import option_docs, options_of
 from backlit.metrics import METRICS, Examples, Metric
 from backlit.metrics.base import WHO_HAS_IT
 from backlit.metrics.lookup import find_metric
@@ -108,7 +111,42 @@ def test_the_protocol_says_all_and_is_plain(metric: Metric) -> None:
         assert record[key]
     assert isinstance(record["higher_is_better"], bool)
     again = type(metric)(**{k: tuple(v) if isinstance(v, list) else v for k, v in record["options"].items()})
-    assert again.options == metric.options
+    assert options_of(again) == options_of(metric)
+
+
+@pytest.mark.parametrize("kind", METRICS, ids=lambda m: m.name)
+def test_its_options_are_seen_from_outside(kind: type[Metric]) -> None:
+    parameters = inspect.signature(kind).parameters
+    assert list(parameters) == [f.name for f in fields(kind)]
+    for name, value in options_of(kind()).items():
+        assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+        assert parameters[name].default == value
+        assert parameters[name].annotation
+    shown = pydoc.plain(pydoc.render_doc(kind))
+    assert option_docs(kind).keys() == parameters.keys()
+    for name, meaning in option_docs(kind).items():
+        assert f"{name}: {meaning}" in shown
+
+
+@pytest.mark.parametrize("kind", METRICS, ids=lambda m: m.name)
+def test_an_unknown_option_is_refused_by_name(kind: type[Metric]) -> None:
+    with pytest.raises(
+        InputError, match=r"'seeds' is no option of .*: it has reduce, seed.*Did you mean 'seed'\?"
+    ) as error:
+        kind(seeds=3)  # type: ignore[call-arg]
+    assert kind.title in str(error.value)
+
+
+@pytest.mark.parametrize("kind", METRICS, ids=lambda m: m.name)
+def test_it_is_a_value(kind: type[Metric]) -> None:
+    metric = kind()
+    changed = replace(metric, seed=5, reduce="abs")
+    assert repr(metric) == f"{kind.__name__}()"
+    assert repr(changed) == f"{kind.__name__}(reduce='abs', seed=5)"
+    assert options_of(changed) == {**options_of(metric), "seed": 5, "reduce": "abs"}
+    assert metric != kind()  # the same object alone: options may be tensors
+    with pytest.raises(FrozenInstanceError):
+        metric.seed = 5  # type: ignore[misc]
 
 
 def test_what_it_needs_is_missed_by_name(metric: Metric, network: nn.Module, examples: Examples) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -87,8 +88,8 @@ def test_equals_the_paper_pixel_by_pixel(
                 end,
                 values[i].numpy().sum(0),
                 lambda z, own=own, target=target, labels=labels: scores_of(kind, z, own, target, labels),
-                steps=metric.options.steps,
-                fraction=metric.options.fraction,
+                steps=metric.steps,
+                fraction=metric.fraction,
                 ascending=ascending,
             )
             np.testing.assert_allclose(found.curves[name][i], curve, rtol=1e-9, atol=1e-12)
@@ -159,7 +160,7 @@ def test_scores_depend_neither_on_chunks_nor_on_neighbours_nor_on_other_maps(
 ) -> None:
     maps = {"one": slow.distinct(examples.inputs.shape, 1), "two": slow.distinct(examples.inputs.shape, 2)}
     whole = metric(network, examples, maps)
-    chunked = type(metric)(**{**vars(metric.options), "chunk": 3})(network, examples, maps)
+    chunked = replace(metric, chunk=3)(network, examples, maps)
     alone = [metric(network, examples[i : i + 1], {"two": maps["two"][i : i + 1]}).values["two"] for i in range(4)]
     np.testing.assert_allclose(chunked.values["two"], whole.values["two"], rtol=1e-10)
     np.testing.assert_allclose(np.concatenate(alone), whole.values["two"], rtol=1e-10)
@@ -337,7 +338,7 @@ def test_the_direction_follows_what_is_scored(
         return
     network, examples, oracle = linear
     positive = Examples(oracle.abs() / network.weight, examples.target)  # all pixels speak for the class
-    sound = type(metric)(**{**vars(metric.options), "blur_size": 3, "replacement": "zero", "fraction": 1.0})
+    sound = replace(metric, blur_size=3, replacement="zero", fraction=1.0)
     found = sound(network, positive, {"oracle": oracle.abs(), "inverted": -oracle.abs()})
     assert found.ranking()[0][0] == "oracle"
 

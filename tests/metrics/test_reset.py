@@ -139,7 +139,7 @@ def test_layers_that_cannot_be_reset_are_refused(wide: nn.Module) -> None:
         LastLayerReset()(wide, one, {"a": x}, {"b": GradientXInput(wide)})
     with pytest.raises(InputError, match="'nope' is none"):
         LastLayerReset(layers="nope").check(wide, one, {})
-    assert LastLayerReset(layers="head").options.layers == ("head",)
+    assert LastLayerReset(layers="head").layers == ("head",)
 
 
 def test_statistics_of_batch_norm_stay_whatever_is_drawn(wide: nn.Module) -> None:

@@ -490,6 +490,6 @@ def _asked(one: Method | Metric, argument: str) -> dict[str, Any]:
         InputError: If an option cannot be known again by another process.
     """
     try:
-        return kind_of(type(one), one.options, argument)
+        return kind_of(type(one), one.options if isinstance(one, Method) else one, argument)
     except InputError as error:
         raise InputError(f"{error} Or keep nothing on the disk (out=None).") from error

@@ -52,7 +52,7 @@ def curve_rows(scores: Sequence[Scores]) -> pl.DataFrame:
     for found in scores:
         for method, curves in found.curves.items():
             assert found.positions is not None
-            middle, low, high = mean_band(curves, seed=found.metric.options.seed)
+            middle, low, high = mean_band(curves, seed=found.metric.seed)
             points = zip(found.positions.tolist(), middle.tolist(), low.tolist(), high.tolist(), strict=True)
             rows += [(found.metric.name, method, *point, len(curves)) for point in points]
     names = ("metric", "method", "position", "mean", "low", "high", "images")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
 from rich import box
 from rich.table import Column, Table
 
+from backlit._options import option_docs, options_of
 from backlit.cli.complete import FAST
 from backlit.cli.console import console
-from backlit.cli.settings import option_names, short_schedule
+from backlit.cli.settings import option_names, options_class, short_schedule
 from backlit.methods import BASELINES, DMBP, METHODS, FittedMethod, Method
 from backlit.methods.lookup import find_method, same_name
 from backlit.metrics import METRICS, Metric
@@ -123,23 +123,13 @@ def _print_metric(metric: type[Metric]) -> None:
     _say(f"{made.direction[0].upper()}{made.direction[1:]}. Forward passes a map: {made.forward_passes}.")
     if metric.needs:
         _say(f"It needs {', '.join(metric.needs)}.")
-    _print_options(metric, {f.name: getattr(made.options, f.name) for f in fields(metric.Options)})
+    _print_options(metric, options_of(made))
 
 
 def _print_options(kind: type[Method] | type[Metric], defaults: dict[str, Any]) -> None:
-    meant = dict(_described(kind.Options))
+    meant = option_docs(options_class(kind))
     console().print("Options, as --option NAME=VALUE:")
     for name in option_names(kind):
         _say(f"{name}={defaults[name]!r}", "    ", "  ")
         if name in meant:
             _say(meant[name], "      ")
-
-
-def _described(options: type) -> Iterator[tuple[str, str]]:
-    """The options with what their classes' docstrings say of them, those of the base classes first."""
-    for kind in reversed(options.__mro__):
-        text = inspect.cleandoc(kind.__dict__.get("__doc__") or "").partition("Attributes:\n")[2]
-        entries = re.split(r"^ {4}(?=\w+: )", text, flags=re.MULTILINE)
-        for entry in entries[1:]:
-            name, _, meaning = entry.partition(": ")
-            yield name, " ".join(meaning.partition("\n\n")[0].split())

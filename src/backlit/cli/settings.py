@@ -284,7 +284,7 @@ def _with_options(
             if key in known and (not dot or any(same_name(owner, other) for other in one.names)):
                 own[key] = value
                 rest.pop(text, None)
-        one.kind.Options(**own)  # a value that cannot be is an error before any image is read
+        options_class(one.kind)(**own)  # a value that cannot be is an error before any image is read
         chosen.append(own)
     return chosen, list(rest)
 
@@ -300,7 +300,12 @@ def _refuse(unused: list[str], kinds: Sequence[type[Method] | type[Metric]]) -> 
 
 def option_names(kind: type[Method] | type[Metric]) -> list[str]:
     """The options that a command line can set."""
-    return [f.name for f in fields(kind.Options) if f.name not in ("callback", "progress", "fitted", "rules")]
+    return [f.name for f in fields(options_class(kind)) if f.name not in ("callback", "progress", "fitted", "rules")]
+
+
+def options_class(kind: type[Method] | type[Metric]) -> Any:
+    """The dataclass whose fields are the options: a metric itself, a method's ``Options``."""
+    return getattr(kind, "Options", kind)
 
 
 def _pair(text: str) -> tuple[str, Any]:

@@ -1,6 +1,6 @@
 """Protocols that score maps, in the one tuple that drives the command line, the docs and the property tests."""
 
-from backlit.metrics.base import Metric, MetricOptions, Protocol, Scores
+from backlit.metrics.base import Case, Metric, Protocol, Scores
 from backlit.metrics.examples import Examples
 from backlit.metrics.localisation import (
     BoundaryAUC,
@@ -45,6 +45,7 @@ __all__ = [
     "BoundaryDependence",
     "BoxAccuracy",
     "CascadingReset",
+    "Case",
     "ClassSensitivity",
     "ComplementaryInsertion",
     "Deletion",
@@ -59,7 +60,6 @@ __all__ = [
     "LeRF100",
     "MaxSensitivity",
     "Metric",
-    "MetricOptions",
     "MoRF5",
     "MoRF100",
     "PercentageChange",

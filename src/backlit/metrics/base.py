@@ -1,17 +1,18 @@
-"""What every metric shares: options, checks, the protocol it leaves behind, and its scores with their intervals."""
+"""What every metric shares: options, checks, the case that it measures, its protocol, and its scores with their intervals."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import InputError, nearest
+from backlit._errors import InputError
+from backlit._options import Configured
 from backlit._plain import described
 from backlit.attribution import Attribution, Reduce
 from backlit.capture.refuse import check_model
@@ -28,25 +29,6 @@ WHO_HAS_IT: dict[Need, str] = {
     "methods": "the methods themselves, to run them again (the argument `methods`)",
     "source": "a source signal (Attribution.parts['source']; MIP-IN and PatternNet give one)",
 }
-
-
-@dataclass(frozen=True)
-class MetricOptions:
-    """Options of every metric.
-
-    Attributes:
-        reduce: How the channels of a map become one number a pixel; the papers' way is the sum.
-        seed: Seed of whatever is drawn, the order of equal pixels first of all.
-        chunk: Number of images that run at once; None lets it follow from the memory that is free.
-    """
-
-    reduce: Reduce = "sum"
-    seed: int = 0
-    chunk: int | None = None
-
-    def __post_init__(self) -> None:
-        check(self.reduce in ("sum", "abs", "max", "norm"), "reduce", self.reduce, "'sum', 'abs', 'max' or 'norm'")
-        check_common(self.chunk, self.seed)
 
 
 @dataclass(frozen=True)
@@ -108,7 +90,7 @@ class Scores:
 
     def beside(self, method: str) -> dict[str, Estimate]:
         """The metric's further statistics of the method's scores, by name, each with its bootstrap interval."""
-        seed = self.metric.options.seed
+        seed = self.metric.seed
         return {
             name: estimate(self.values[method], self.groups, statistic, seed=seed, intervals=self._enough(method))
             for name, statistic in self.metric.beside.items()
@@ -133,7 +115,7 @@ class Scores:
 
     def estimate(self, method: str) -> Estimate:
         """The method's score over all images, with its bootstrap interval."""
-        return estimate(self.values[method], self.groups, self.metric.statistic, seed=self.metric.options.seed)
+        return estimate(self.values[method], self.groups, self.metric.statistic, seed=self.metric.seed)
 
     def difference(self, method: str, other: str) -> Estimate:
         """The paired difference of two methods on the images that both scored, with its bootstrap interval."""
@@ -142,7 +124,7 @@ class Scores:
             self.values[other],
             self.groups,
             self.metric.compared,
-            seed=self.metric.options.seed,
+            seed=self.metric.seed,
         )
 
     @classmethod
@@ -178,8 +160,35 @@ class Scores:
         return sorted(found, key=lambda row: (np.isnan(row[1].value), sign * ranked_by[row[0]]))
 
 
-class Metric(ABC):
-    """A protocol that scores maps: create it with its options, call it on a network, examples and maps."""
+@dataclass(frozen=True, eq=False)
+class Case:
+    """What a metric measures, after all checks.
+
+    Attributes:
+        network: The network that was explained, in eval mode.
+        examples: n images with their targets and ground truth, on one device.
+        heat: For each method one number a pixel of each image (n, 1, h, w).
+        maps: The maps that ``heat`` was made of, with all their channels.
+        methods: The method objects by the same names, for metrics that explain again; empty if none were given.
+    """
+
+    network: nn.Module
+    examples: Examples
+    heat: Mapping[str, Tensor]
+    maps: Mapping[str, Attribution | Tensor]
+    methods: Mapping[str, Method]
+
+
+class Metric(Configured, ABC):
+    """A protocol that scores maps: create it with its options, call it on a network, examples and maps.
+
+    A frozen dataclass: its fields are its options, and ``dataclasses.replace(metric, seed=1)`` makes another one.
+
+    Attributes:
+        reduce: How the channels of a map become one number a pixel; the papers' way is the sum.
+        seed: Seed of whatever is drawn, the order of equal pixels first of all.
+        chunk: Number of images that run at once; None lets it follow from the memory that is free.
+    """
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -189,16 +198,14 @@ class Metric(ABC):
     range: ClassVar[tuple[float, float]]
     needs: ClassVar[tuple[Need, ...]] = ()
     ties: ClassVar[str] = "none: the score does not order pixels"
-    Options: ClassVar[type[MetricOptions]] = MetricOptions
 
-    def __init__(self, **options: Any) -> None:
-        known = [f.name for f in fields(self.Options)]
-        for key in options:
-            if key not in known:
-                raise InputError(
-                    f"{key!r} is no option of {self.title}: it has {', '.join(known)}.{nearest(key, known)}"
-                )
-        self.options: Any = self.Options(**options)
+    reduce: Reduce = "sum"
+    seed: int = 0
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        check(self.reduce in ("sum", "abs", "max", "norm"), "reduce", self.reduce, "'sum', 'abs', 'max' or 'norm'")
+        check_common(self.chunk, self.seed)
 
     def __call__(
         self,
@@ -225,18 +232,11 @@ class Metric(ABC):
         self._check_maps(maps, methods)
         heat = {name: self.heatmap(name, m, examples) for name, m in maps.items()}
         with torch.no_grad():
-            return self.measure(network, examples, heat, maps, methods or {})
+            return self.measure(Case(network, examples, heat, maps, methods or {}))
 
     @abstractmethod
-    def measure(
-        self,
-        network: nn.Module,
-        examples: Examples,
-        heat: Mapping[str, Tensor],
-        maps: Mapping[str, Attribution | Tensor],
-        methods: Mapping[str, Method],
-    ) -> Scores:
-        """The scores, from one heatmap (n, 1, h, w) a method; the arguments have been checked."""
+    def measure(self, case: Case) -> Scores:
+        """Score every map of a case."""
 
     @property
     def beside(self) -> Mapping[str, Statistic]:
@@ -268,11 +268,11 @@ class Metric(ABC):
             higher_is_better=self.higher_is_better,
             direction=self.direction,
             range=self.range,
-            channels=f"{self.options.reduce} over channels",
+            channels=f"{self.reduce} over channels",
             ties=self.ties,
             forward_passes=self.forward_passes,
             axes=self.axes,
-            options=described(self.options),
+            options=described(self),
         )
 
     def compared(self, values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
@@ -308,9 +308,9 @@ class Metric(ABC):
         if isinstance(found, Attribution):
             if not torch.equal(found.target.to(examples.target.device), examples.target):
                 raise InputError(f"maps[{name!r}] must explain the examples' targets, but explains others.")
-            return found.heatmap(self.options.reduce).to(examples.inputs.device)
+            return found.heatmap(self.reduce).to(examples.inputs.device)
         values = values.to(examples.inputs.device)
-        return Attribution(values, examples.target, examples.target.to(values.dtype)).heatmap(self.options.reduce)
+        return Attribution(values, examples.target, examples.target.to(values.dtype)).heatmap(self.reduce)
 
     def check(self, network: nn.Module, examples: Examples, methods: Mapping[str, Method] | None) -> None:
         """See before anything is computed that the data has what the metric needs, and that the network is in eval mode.

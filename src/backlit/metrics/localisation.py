@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,21 +14,24 @@ from backlit._errors import InputError
 from backlit._forward import forward
 from backlit.methods.base import check, check_whole, is_number
 from backlit.methods.chunks import run_in_chunks
-from backlit.metrics.base import Metric, MetricOptions, Scores, to_numbers
+from backlit.metrics.base import Case, Metric, Scores, to_numbers
 from backlit.metrics.examples import Examples, inside
 from backlit.metrics.ranking import average_ranks
 
 _FLAT = "maps of {} without positive relevance: scored as a constant map is"
 
 
-@dataclass(frozen=True)
-class BoxOptions(MetricOptions):
-    """Options of metrics on boxes.
+class _OnBoxes(Metric):
+    """A share or a hit (n,) against the boxes of the target.
 
     Attributes:
         largest: Images whose boxes cover this share or more are not scored: there, any map is right.
         one_box: Images with several boxes are not scored.
     """
+
+    higher_is_better = True
+    range = (0.0, 1.0)
+    needs = ("boxes",)
 
     largest: float = 1.0
     one_box: bool = False
@@ -39,23 +41,8 @@ class BoxOptions(MetricOptions):
         check(is_number(self.largest) and 0 < self.largest <= 1, "largest", self.largest, "above 0 and at most 1")
         check(isinstance(self.one_box, bool), "one_box", self.one_box, "True or False")
 
-
-class _OnBoxes(Metric):
-    """A share or a hit (n,) against the boxes of the target."""
-
-    higher_is_better = True
-    range = (0.0, 1.0)
-    needs = ("boxes",)
-    Options = BoxOptions
-
-    def measure(
-        self,
-        network: nn.Module,
-        examples: Examples,
-        heat: Mapping[str, Tensor],
-        maps: Mapping[str, Any],
-        methods: Mapping[str, Any],
-    ) -> Scores:
+    def measure(self, case: Case) -> Scores:
+        examples = case.examples
         assert examples.boxes is not None
         height, width = examples.inputs.shape[-2:]
         device = examples.inputs.device
@@ -63,20 +50,19 @@ class _OnBoxes(Metric):
         area = torch.stack([inside(b, height, width) for b in boxes])
         fits, counts = self._fitting(torch.tensor([len(b) for b in boxes], device=device), area)
         values = {}
-        for name, found in heat.items():
-            score, flat = self.score(found[:, 0].double(), area, boxes)
+        for name, heat in case.heat.items():
+            score, flat = self.score(heat[:, 0].double(), area, boxes)
             values[name] = to_numbers(torch.where(fits, score, torch.nan))
             counts[_FLAT.format(name)] = flat
         return Scores(self, examples.names, values, counts=counts)
 
     def _fitting(self, boxes: Tensor, area: Tensor) -> tuple[Tensor, dict[str, int]]:
         """The images that the protocol scores (n,), and how many it leaves out for which reason."""
-        options, covered = self.options, area.flatten(1).double().mean(1)
+        covered = area.flatten(1).double().mean(1)
         reasons = {
             "they have no box": boxes == 0,
-            "they have several boxes": (boxes > 1) & options.one_box,
-            f"the box covers {options.largest:.0%} of the image or more": (covered >= options.largest)
-            & (options.largest < 1),
+            "they have several boxes": (boxes > 1) & self.one_box,
+            f"the box covers {self.largest:.0%} of the image or more": (covered >= self.largest) & (self.largest < 1),
             "the box holds no pixel": covered == 0,
         }
         fits, counts = torch.ones_like(boxes, dtype=torch.bool), {}
@@ -90,13 +76,18 @@ class _OnBoxes(Metric):
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class PointingOptions(BoxOptions):
-    """Options of the pointing game.
+class PointingGame(_OnBoxes):
+    """Pointing game (Zhang et al. 2018; LPR, Sec. 4.2): does the map's maximum lie in a box of the target?
 
     Attributes:
         tolerance: Pixels by which the maximum may miss the box.
     """
+
+    name = "pointing_game"
+    title = "Pointing game"
+    summary = "share of images whose largest value lies in, or within 15 pixels of, a box of the target"
+    source = "Zhang et al. 2018; LPR, Sec. 4.2"
+    ties = "the share of the equal maxima that hit: what a random choice among them gives on average"
 
     tolerance: float = 15.0
 
@@ -104,44 +95,35 @@ class PointingOptions(BoxOptions):
         super().__post_init__()
         check(is_number(self.tolerance) and self.tolerance >= 0, "tolerance", self.tolerance, "at least 0")
 
-
-class PointingGame(_OnBoxes):
-    """Pointing game (Zhang et al. 2018; LPR, Sec. 4.2): does the map's maximum lie in a box of the target?"""
-
-    name = "pointing_game"
-    title = "Pointing game"
-    summary = "share of images whose largest value lies in, or within 15 pixels of, a box of the target"
-    source = "Zhang et al. 2018; LPR, Sec. 4.2"
-    ties = "the share of the equal maxima that hit: what a random choice among them gives on average"
-    Options = PointingOptions
-
     def score(self, heat: Tensor, area: Tensor, boxes: list[Tensor]) -> tuple[Tensor, int]:
-        near = torch.stack([_near(b, heat.shape[1], heat.shape[2], self.options.tolerance) for b in boxes])
+        near = torch.stack([_near(b, heat.shape[1], heat.shape[2], self.tolerance) for b in boxes])
         top = heat == heat.amax((1, 2), keepdim=True)
         return (top & near).sum((1, 2)) / top.sum((1, 2)).double(), 0
 
 
 class EnergyPointingGame(_OnBoxes):
-    """Energy-based pointing game (Wang et al. 2020; TR-GBP, Eq. 11): the share of positive relevance inside the box."""
+    """Energy-based pointing game (Wang et al. 2020; TR-GBP, Eq. 11): the share of positive relevance inside the box.
+
+    By default it scores the paper's choice of images: one box, under half of the image.
+    """
 
     name = "energy_pointing_game"
     title = "Energy-based pointing game"
     summary = "share of the positive relevance that lies inside the target's box"
     source = "Wang et al. 2020; TR-GBP, Eq. 11, Appendix C"
 
-    @dataclass(frozen=True)
-    class Options(BoxOptions):
-        """As every metric on boxes, with the paper's choice of images: one box, under half of the image."""
-
-        largest: float = 0.5
-        one_box: bool = True
+    largest: float = 0.5
+    one_box: bool = True
 
     def score(self, heat: Tensor, area: Tensor, boxes: list[Tensor]) -> tuple[Tensor, int]:
         return positive_share(heat, area)
 
 
 class BoxAccuracy(_OnBoxes):
-    """Box accuracy (MIP-IN, Sec. 6.3): of the n largest values, n the pixels in the box, the share inside it."""
+    """Box accuracy (MIP-IN, Sec. 6.3): of the n largest values, n the pixels in the box, the share inside it.
+
+    By default it scores the paper's choice of images: boxes under a third of the image.
+    """
 
     name = "box_accuracy"
     title = "Box accuracy"
@@ -149,11 +131,7 @@ class BoxAccuracy(_OnBoxes):
     source = "MIP-IN, Sec. 6.3"
     ties = "equal values at the cut count by the share of them that is inside: the average over all orders"
 
-    @dataclass(frozen=True)
-    class Options(BoxOptions):
-        """As every metric on boxes, with the paper's choice of images: boxes under a third of the image."""
-
-        largest: float = 0.33
+    largest: float = 0.33
 
     def score(self, heat: Tensor, area: Tensor, boxes: list[Tensor]) -> tuple[Tensor, int]:
         flat, within = heat.flatten(1), area.flatten(1)
@@ -166,23 +144,12 @@ class BoxAccuracy(_OnBoxes):
         return (hits / n)[:, 0], 0
 
 
-@dataclass(frozen=True)
-class BorderOptions(MetricOptions):
-    """Options of boundary dependence.
+class BoundaryDependence(Metric):
+    """Intensity of boundary dependence, IBD (TR-GBP, Eq. 12): the share of positive relevance in a 16-pixel border.
 
     Attributes:
         border: Width of the border, pixels.
     """
-
-    border: int = 16
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_whole("border", self.border)
-
-
-class BoundaryDependence(Metric):
-    """Intensity of boundary dependence, IBD (TR-GBP, Eq. 12): the share of positive relevance in a 16-pixel border."""
 
     name = "ibd"
     title = "Boundary dependence (IBD)"
@@ -190,34 +157,32 @@ class BoundaryDependence(Metric):
     source = "TR-GBP, Eq. 12"
     higher_is_better = False
     range = (0.0, 1.0)
-    Options = BorderOptions
+
+    border: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole("border", self.border)
 
     def check(self, network: nn.Module, examples: Examples, methods: Mapping[str, Any] | None) -> None:
         super().check(network, examples, methods)
-        border, side = self.options.border, min(examples.inputs.shape[-2:])
+        border, side = self.border, min(examples.inputs.shape[-2:])
         if 2 * border >= side:
             raise InputError(
                 f"border must be under half of the image's side ({side} pixels), but is {border}: nothing would be left "
                 f"inside. Give {self.name} a smaller one, such as border={max(1, side // 14)}."
             )
 
-    def measure(
-        self,
-        network: nn.Module,
-        examples: Examples,
-        heat: Mapping[str, Tensor],
-        maps: Mapping[str, Any],
-        methods: Mapping[str, Any],
-    ) -> Scores:
-        border, (height, width) = self.options.border, examples.inputs.shape[-2:]
-        area = torch.ones(1, height, width, dtype=torch.bool, device=examples.inputs.device)
+    def measure(self, case: Case) -> Scores:
+        border, images = self.border, case.examples.inputs
+        area = torch.ones(1, *images.shape[-2:], dtype=torch.bool, device=images.device)
         area[:, border:-border, border:-border] = False
-        shares = {name: positive_share(v[:, 0].double(), area.expand(len(v), -1, -1)) for name, v in heat.items()}
+        shares = {name: positive_share(v[:, 0].double(), area.expand(len(v), -1, -1)) for name, v in case.heat.items()}
         return Scores(
             self,
-            examples.names,
+            case.examples.names,
             {name: to_numbers(share) for name, (share, _) in shares.items()},
-            groups=self.right(network, examples),
+            groups=self.right(case.network, case.examples),
             counts={_FLAT.format(name): flat for name, (_, flat) in shares.items()},
         )
 
@@ -249,7 +214,7 @@ class BoundaryAUC(BoundaryDependence):
             lambda part: forward(network, x[part]).argmax(1),
             lambda _: x[0].numel() * x.element_size() * 64,
             n=len(x),
-            chunk=self.options.chunk,
+            chunk=self.chunk,
             device=x.device,
         )
         return to_numbers(torch.cat(predicted) == examples.target)
@@ -288,18 +253,12 @@ class GridPointingGame(Metric):
     range = (0.0, 1.0)
     needs = ("cells",)
 
-    def measure(
-        self,
-        network: nn.Module,
-        examples: Examples,
-        heat: Mapping[str, Tensor],
-        maps: Mapping[str, Any],
-        methods: Mapping[str, Any],
-    ) -> Scores:
+    def measure(self, case: Case) -> Scores:
+        examples = case.examples
         assert examples.cells is not None
         height, width = examples.inputs.shape[-2:]
         area = torch.stack([inside(c[None], height, width) for c in examples.cells])
-        shares = {name: positive_share(v[:, 0].double(), area) for name, v in heat.items()}
+        shares = {name: positive_share(v[:, 0].double(), area) for name, v in case.heat.items()}
         values = {name: to_numbers(share) for name, (share, _) in shares.items()}
         counts = {_FLAT.format(name): flat for name, (_, flat) in shares.items()}
         return Scores(self, examples.names, values, counts=counts)

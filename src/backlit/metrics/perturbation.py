@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,7 +18,7 @@ from backlit.attribution import Attribution
 from backlit.methods.base import check, check_positive, check_whole, is_number
 from backlit.methods.chunks import run_in_chunks
 from backlit.methods.inputs import check_takes
-from backlit.metrics.base import Metric, MetricOptions, Scores, to_numbers
+from backlit.metrics.base import Case, Metric, Scores, to_numbers
 from backlit.metrics.examples import Examples
 from backlit.metrics.ranking import drawn_orders, pixel_ranks
 from backlit.metrics.statistics import Statistic, median, ratio_of_means
@@ -40,12 +39,23 @@ _RANGES: dict[Score, tuple[float, float]] = {
     "logit_ratio": (-np.inf, np.inf),
     "change": (0.0, np.inf),
 }
+Action = Literal["reveal", "remove"]
+"""From the replacement to the image, or from the image to its replacement."""
+Order = Literal["most relevant first", "least relevant first"]
+Subject = Literal["target", "others"]
+"""Whose scores a curve shows: the target's, or those of the image's other true classes."""
+_SHOWN_PIXELS: dict[tuple[Action, Order], Subject] = {
+    ("reveal", "most relevant first"): "target",
+    ("reveal", "least relevant first"): "others",
+    ("remove", "most relevant first"): "others",
+    ("remove", "least relevant first"): "target",
+}
+"""Whose pixels the images along a curve show, if the map is right."""
 _TIES = "equal pixels in an order drawn for each image, the same for all its maps"
 
 
-@dataclass(frozen=True)
-class PerturbationOptions(MetricOptions):
-    """Options of every metric that changes pixels.
+class Perturbation(Metric):
+    """Pixels of one image replace those of another in the order of the map; the score is the area under the curve.
 
     Attributes:
         steps: Number of equal steps; the curve has one point more. More than there are pixels to change count as as many.
@@ -59,6 +69,11 @@ class PerturbationOptions(MetricOptions):
         activation: What makes probabilities of logits: "softmax", or "sigmoid" for networks with one decision a class.
         absolute: Names of the methods whose summed maps are ranked by magnitude (``DMBP.name``, not yours for it).
     """
+
+    ties = _TIES
+    action: ClassVar[Action]
+    order: ClassVar[Order] = "most relevant first"
+    curve_of: ClassVar[Subject] = "target"
 
     steps: int = 50
     fraction: float = 1.0
@@ -85,56 +100,38 @@ class PerturbationOptions(MetricOptions):
         object.__setattr__(self, "absolute", tuple(self.absolute))
         check(self.activation in ("softmax", "sigmoid"), "activation", self.activation, "'softmax' or 'sigmoid'")
 
-
-class Perturbation(Metric):
-    """Pixels of one image replace those of another in the order of the map; the score is the area under the curve."""
-
-    ties = _TIES
-    Options = PerturbationOptions
-    ascending: ClassVar[bool] = False
-    """The smallest values of the map come first."""
-    reveals: ClassVar[bool]
-    """From the replacement to the image; else from the image to its replacement."""
-    of_others: ClassVar[bool] = False
-    """The curve is of the image's other true classes, not of the target."""
-
     @property
     def higher_is_better(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  options decide
-        """High curves are good where relevant pixels are shown first, or irrelevant ones removed; a change is the opposite."""
-        return (self.reveals != self.ascending) ^ self.of_others ^ (self.options.score == "change")
+        """Whether the images of a good map show what the curve is of: then scores stay high, and changes small."""
+        shows_it = _SHOWN_PIXELS[self.action, self.order] == self.curve_of
+        return not shows_it if self.score == "change" else shows_it
 
     @property
     def range(self) -> tuple[float, float]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return _RANGES[self.options.score]
+        return _RANGES[self.score]
 
     @property
     def beside(self) -> Mapping[str, Statistic]:
         """Of ratios to an image's own logit, which may be small: the median, and the ratio of the mean logits."""
-        return {"median": median, "ratio of means": ratio_of_means} if self.options.score == "logit_ratio" else {}
+        return {"median": median, "ratio of means": ratio_of_means} if self.score == "logit_ratio" else {}
 
     @property
     def forward_passes(self) -> str:
-        shared = 1 + (self.options.fraction == 1)
-        return f"{self.options.steps + 1 - shared}, and {shared} that all maps of an image share"
+        shared = 1 + (self.fraction == 1)
+        return f"{self.steps + 1 - shared}, and {shared} that all maps of an image share"
 
     @property
     def axes(self) -> tuple[str, str]:
-        return "share of pixels changed", _SHOWN[self.options.score]
+        return "share of pixels changed", _SHOWN[self.score]
 
     def check(self, network: nn.Module, examples: Examples, methods: Mapping[str, Any] | None) -> None:
         super().check(network, examples, methods)
-        if self.options.replacement == "blur":
-            check_blur(self.options.blur_size, examples.inputs)
+        if self.replacement == "blur":
+            check_blur(self.blur_size, examples.inputs)
 
-    def measure(
-        self,
-        network: nn.Module,
-        examples: Examples,
-        heat: Mapping[str, Tensor],
-        maps: Mapping[str, Any],
-        methods: Mapping[str, Any],
-    ) -> Scores:
-        ranked = {k: v.abs() if _method_of(k, maps[k]) in self.options.absolute else v for k, v in heat.items()}
+    def measure(self, case: Case) -> Scores:
+        network, examples, heat = case.network, case.examples, case.heat
+        ranked = {k: v.abs() if _method_of(k, case.maps[k]) in self.absolute else v for k, v in heat.items()}
         blocks = []
         for start in range(0, len(examples), _BLOCK):
             part = slice(start, start + _BLOCK)
@@ -149,18 +146,18 @@ class Perturbation(Metric):
             names=examples.names,
             values=dict(zip(heat, area, strict=True)),
             curves=dict(zip(heat, numbers, strict=True)),
-            positions=np.linspace(0, self.options.fraction, self.steps(examples.inputs) + 1),
+            positions=np.linspace(0, self.fraction, self.steps_on(examples.inputs) + 1),
             groups=None if own is None or not self.beside else to_numbers(own),
             counts=counts,
             notes=self._notes(examples.inputs),
         )
 
-    def steps(self, x: Tensor) -> int:
-        """Number of steps on images x (n, c, h, w): no more than there are pixels to change."""
-        return min(self.options.steps, max(1, round(self.options.fraction * x.shape[-2] * x.shape[-1])))
+    def steps_on(self, x: Tensor) -> int:
+        """Count the steps on images x (n, c, h, w): no more than there are pixels to change."""
+        return min(self.steps, max(1, round(self.fraction * x.shape[-2] * x.shape[-1])))
 
     def _notes(self, x: Tensor) -> tuple[str, ...]:
-        steps, asked = self.steps(x), self.options.steps
+        steps, asked = self.steps_on(x), self.steps
         return (
             ()
             if steps == asked
@@ -169,11 +166,11 @@ class Perturbation(Metric):
 
     def _own(self, network: nn.Module, examples: Examples, raw: Tensor) -> Tensor | None:
         """The score of the image as it is (n,), where the curve is relative to it; mostly one of the curve's ends."""
-        if self.options.score not in ("logit_ratio", "change"):
+        if self.score not in ("logit_ratio", "change"):
             return None
-        if not self.reveals:
+        if self.action == "remove":
             return raw[0, :, 0]
-        if self.options.fraction == 1:
+        if self.fraction == 1:
             return raw[0, :, -1]
         x, every = fast_layout(network, examples.inputs), torch.arange(len(examples))
         return self._run(network, len(examples), examples, lambda part: (x[part], every[part])).double()
@@ -183,7 +180,7 @@ class Perturbation(Metric):
         if own is None:
             return raw, {}
         own = own[None, :, None]
-        ratio = self.options.score == "logit_ratio"
+        ratio = self.score == "logit_ratio"
         fits = own > 0 if ratio else own != 0
         curves = raw / own if ratio else ((raw - own) / own).abs()
         must = "positive" if ratio else "other than 0"
@@ -192,15 +189,16 @@ class Perturbation(Metric):
 
     def _curves(self, network: nn.Module, examples: Examples, heat: Mapping[str, Tensor]) -> Tensor:
         """Raw scores (m, n, points) of n images under m maps; what all maps of an image share runs once."""
-        x, options = fast_layout(network, examples.inputs), self.options
-        (n, _, h, w), m, steps = x.shape, len(heat), self.steps(x)
+        x = fast_layout(network, examples.inputs)
+        (n, _, h, w), m, steps = x.shape, len(heat), self.steps_on(x)
         replaced = self.replaced(x)
-        first, last = (replaced, x) if self.reveals else (x, replaced)
-        drawn = drawn_orders(x, options.seed)
-        ranked = [pixel_ranks(v.flatten(1), drawn, ascending=self.ascending) for v in heat.values()]
+        first, last = (replaced, x) if self.action == "reveal" else (x, replaced)
+        drawn = drawn_orders(x, self.seed)
+        ascending = self.order == "least relevant first"
+        ranked = [pixel_ranks(v.flatten(1), drawn, ascending=ascending) for v in heat.values()]
         ranks = torch.stack(ranked).view(m, n, 1, h, w).int()
-        counts = torch.linspace(0, options.fraction * h * w, steps + 1).round().int().to(x.device)
-        whole = options.fraction == 1
+        counts = torch.linspace(0, self.fraction * h * w, steps + 1).round().int().to(x.device)
+        whole = self.fraction == 1
         inner = torch.arange(1, steps + (not whole), device=x.device)
 
         def changed(part: slice) -> tuple[Tensor, Tensor]:
@@ -244,7 +242,7 @@ class Perturbation(Metric):
             return self.read(logits, examples, which.to(images.device))
 
         device = examples.inputs.device
-        return torch.cat(run_in_chunks(run, lambda _: size, n=jobs, chunk=self.options.chunk, device=device))
+        return torch.cat(run_in_chunks(run, lambda _: size, n=jobs, chunk=self.chunk, device=device))
 
     def read(self, logits: Float[Tensor, "j k"], examples: Examples, which: Tensor) -> Tensor:
         """The target's score in the logits of j perturbed images, of the examples ``which``."""
@@ -254,28 +252,27 @@ class Perturbation(Metric):
                 f"target must be a class index from 0 to {logits.shape[1] - 1}, but reaches from {int(target.min())} to "
                 f"{int(target.max())}; the model has {logits.shape[1]} classes."
             )
-        values = self.probabilities(logits) if self.options.score == "probability" else logits
+        values = self.probabilities(logits) if self.score == "probability" else logits
         return values.gather(1, target[:, None])[:, 0]
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits as probabilities."""
-        return logits.softmax(1) if self.options.activation == "softmax" else logits.sigmoid()
+        return logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()
 
     def replaced(self, x: Tensor) -> Tensor:
         """What stands where the image does not."""
-        options = self.options
-        if options.replacement == "zero":
+        if self.replacement == "zero":
             return torch.zeros_like(x)
-        if options.replacement == "mean":
+        if self.replacement == "mean":
             return x.mean((2, 3), keepdim=True).expand_as(x)
-        return blurred(x, options.blur_size, options.blur_sigma)
+        return blurred(x, self.blur_size, self.blur_sigma)
 
 
 class Insertion(Perturbation):
     """Insertion (Petsiuk et al. 2018, Sec. 4.1), as DMBP evaluates with it (Sec. 4.1): most relevant pixels first onto the blur."""
 
     name = "insertion"
-    reveals = True
+    action = "reveal"
     title = "Insertion"
     summary = "probability of the target while pixels come in, most relevant first, over the blurred image"
     source = "Petsiuk et al. 2018; DMBP, Sec. 4.1"
@@ -285,13 +282,13 @@ class ComplementaryInsertion(Perturbation):
     """Complementary insertion (DMBP, Sec. 4.1): least relevant first; mean probability of the other true classes."""
 
     name = "complementary_insertion"
-    reveals = True
+    action = "reveal"
     title = "Complementary insertion"
     summary = "mean probability of the other true classes while pixels come in, least relevant first"
     source = "DMBP, Sec. 4.1"
     needs = ("labels",)
-    ascending = True
-    of_others = True
+    order = "least relevant first"
+    curve_of = "others"
 
     def read(self, logits: Tensor, examples: Examples, which: Tensor) -> Tensor:
         assert examples.labels is not None
@@ -300,7 +297,7 @@ class ComplementaryInsertion(Perturbation):
                 f"labels must have one column a class of the model ({logits.shape[1]}), but have {examples.labels.shape[1]}."
             )
         others = examples.labels.scatter(1, examples.target[:, None], False)[which]
-        values = self.probabilities(logits) if self.options.score == "probability" else logits
+        values = self.probabilities(logits) if self.score == "probability" else logits
         return (values * others).sum(1) / others.sum(1)  # NaN where there is no other class
 
     def scored(self, raw: Tensor, own: Tensor | None) -> tuple[Tensor, dict[str, int]]:
@@ -314,21 +311,18 @@ class Deletion(Perturbation):
     """Deletion (Petsiuk et al. 2018, Sec. 4.1): most relevant pixels go first, to zero."""
 
     name = "deletion"
-    reveals = False
+    action = "remove"
     title = "Deletion"
     summary = "probability of the target while pixels are set to zero, most relevant first"
     source = "Petsiuk et al. 2018"
 
-    @dataclass(frozen=True)
-    class Options(PerturbationOptions):
-        """As every perturbation, with the paper's zeros."""
-
-        replacement: Replacement = "zero"
+    replacement: Replacement = "zero"
 
 
-@dataclass(frozen=True)
-class _Five(PerturbationOptions):
+class _Five(Perturbation):
     """LPR's: the first 5 % of the pixels, to zero, in steps of 0.5 %; the logit over its first value."""
+
+    action = "remove"
 
     steps: int = 10
     fraction: float = 0.05
@@ -336,66 +330,57 @@ class _Five(PerturbationOptions):
     score: Score = "logit_ratio"
 
 
-@dataclass(frozen=True)
-class _Hundred(PerturbationOptions):
+class _Hundred(Perturbation):
     """TR-GBP's: all pixels, to zero, in steps of 10 %; the logit's absolute change over its first value."""
+
+    action = "remove"
 
     steps: int = 10
     replacement: Replacement = "zero"
     score: Score = "change"
 
 
-@dataclass(frozen=True)
-class _HundredLeast(_Hundred):
-    """TR-GBP ranks guided backprop and guided integrated gradients by magnitude here (Appendix D)."""
-
-    absolute: tuple[str, ...] = ("guided_backprop", "guided_integrated_gradients")
-
-
-class MoRF5(Perturbation):
+class MoRF5(_Five):
     """Most relevant first, 5 % (LPR, Sec. 4.1; Samek et al. 2016): the logit should fall."""
 
     name = "morf_5"
-    reveals = False
     title = "MoRF, 5 %"
     summary = "logit over its first value while the most relevant 5 % of the pixels are zeroed"
     source = "LPR, Sec. 4.1; Samek et al. 2016"
-    Options = _Five
 
 
-class LeRF5(Perturbation):
+class LeRF5(_Five):
     """Least relevant first, 5 % (LPR, Sec. 4.1): what speaks against the class goes, and the logit should rise."""
 
     name = "lerf_5"
-    reveals = False
     title = "LeRF, 5 %"
     summary = "logit over its first value while the least relevant 5 % of the pixels are zeroed"
     source = "LPR, Sec. 4.1"
-    ascending = True
-    Options = _Five
+    order = "least relevant first"
 
 
-class MoRF100(Perturbation):
+class MoRF100(_Hundred):
     """Most relevant first, all pixels (TR-GBP, Sec. 5.3.2 and Fig. 6): the larger the change, the better."""
 
     name = "morf_100"
-    reveals = False
     title = "MoRF, 100 %"
     summary = "absolute change of the logit, over its first value, while all pixels are zeroed, most relevant first"
     source = "TR-GBP, Sec. 5.3.2, Appendix D"
-    Options = _Hundred
 
 
-class LeRF100(Perturbation):
-    """Least relevant first, all pixels (TR-GBP, Sec. 5.3.2 and Fig. 6): the smaller the change, the better."""
+class LeRF100(_Hundred):
+    """Least relevant first, all pixels (TR-GBP, Sec. 5.3.2 and Fig. 6): the smaller the change, the better.
+
+    Guided backprop and guided integrated gradients are ranked by magnitude, as in the paper (Appendix D).
+    """
 
     name = "lerf_100"
-    reveals = False
     title = "LeRF, 100 %"
     summary = "absolute change of the logit, over its first value, while all pixels are zeroed, least relevant first"
     source = "TR-GBP, Sec. 5.3.2, Appendix D"
-    ascending = True
-    Options = _HundredLeast
+    order = "least relevant first"
+
+    absolute: tuple[str, ...] = ("guided_backprop", "guided_integrated_gradients")
 
 
 def _method_of(key: str, found: Any) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import fields
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,22 +16,26 @@ from backlit._forward import of_image
 from backlit._random import seeded, stable_seed
 from backlit.capture import propagate
 from backlit.methods.base import Method, check, check_whole
-from backlit.metrics.base import Metric, MetricOptions, Scores, to_numbers
+from backlit.metrics.base import Case, Metric, Scores, to_numbers
 from backlit.metrics.examples import Examples
 from backlit.metrics.ranking import spearman
 from backlit.metrics.similarity import scaled, ssim
 from backlit.rules import presets
 
 
-@dataclass(frozen=True)
-class ResetOptions(MetricOptions):
-    """Options of the reset checks.
+class _Reset(Metric):
+    """Spearman correlation of the maps of the trained network with those of one with reset layers.
 
     Attributes:
         draw: "normal" draws each parameter from the normal distribution with the mean and the standard deviation that it
             has in the trained network; "own" calls the layer's own ``reset_parameters`` where it has one.
         layers: Module paths to reset, in this order; None finds them, from the last that the network calls to the first.
     """
+
+    higher_is_better = False
+    range = (-1.0, 1.0)
+    needs = ("methods",)
+    ties = "equal pixels share their mean rank; a constant map has no correlation and is not scored"
 
     draw: Literal["normal", "own"] = "normal"
     layers: tuple[str, ...] | None = None
@@ -44,16 +48,6 @@ class ResetOptions(MetricOptions):
         object.__setattr__(self, "layers", given and tuple(given))
         check(self.draw in ("normal", "own"), "draw", self.draw, "'normal' or 'own'")
 
-
-class _Reset(Metric):
-    """Spearman correlation of the maps of the trained network with those of one with reset layers."""
-
-    higher_is_better = False
-    range = (-1.0, 1.0)
-    needs = ("methods",)
-    ties = "equal pixels share their mean rank; a constant map has no correlation and is not scored"
-    Options = ResetOptions
-
     @property
     def direction(self) -> str:
         return "nearest 0 is best"
@@ -64,29 +58,23 @@ class _Reset(Metric):
 
     def check(self, network: nn.Module, examples: Examples, methods: Mapping[str, Method] | None) -> None:
         super().check(network, examples, methods)
-        check_layers(network, self.options.layers or ())
+        check_layers(network, self.layers or ())
 
-    def stages(self, layers: Sequence[str]) -> list[tuple[str, ...]]:
-        """What is reset at each stage, from the layers, last first."""
+    def stages_of(self, layers: Sequence[str]) -> list[tuple[str, ...]]:
+        """List the layers that are reset at each stage, from all layers, last first."""
         raise NotImplementedError
 
-    def measure(
-        self,
-        network: nn.Module,
-        examples: Examples,
-        heat: Mapping[str, Tensor],
-        maps: Mapping[str, Any],
-        methods: Mapping[str, Method],
-    ) -> Scores:
-        layers = self.options.layers or layers_from_the_top(network, examples.inputs)
-        stages = self.stages(layers)
+    def measure(self, case: Case) -> Scores:
+        network, examples, heat = case.network, case.examples, case.heat
+        layers = self.layers or layers_from_the_top(network, examples.inputs)
+        stages = self.stages_of(layers)
         measures = ("spearman", "spearman of magnitudes", *(("ssim",) if min(examples.inputs.shape[-2:]) >= 11 else ()))
         found = {name: {m: np.empty((len(examples), len(stages))) for m in measures} for name in heat}
         pictures: dict[str, list[Tensor]] = {name: [] for name in heat}
         for i, stage in enumerate(stages):
-            blank = reset(network, stage, seed=self.options.seed, draw=self.options.draw)
+            blank = reset(network, stage, seed=self.seed, draw=self.draw)
             for name, before in heat.items():
-                method = methods[name]
+                method = case.methods[name]
                 values = {f.name: getattr(method.options, f.name) for f in fields(method.options)}
                 again = type(method)(blank, **values)
                 with torch.enable_grad():
@@ -120,17 +108,21 @@ class LastLayerReset(_Reset):
     def forward_passes(self) -> str:
         return "those of the method"
 
-    def stages(self, layers: Sequence[str]) -> list[tuple[str, ...]]:
+    def stages_of(self, layers: Sequence[str]) -> list[tuple[str, ...]]:
         return [tuple(layers[:1])]
 
 
-@dataclass(frozen=True)
-class CascadeOptions(ResetOptions):
-    """Options of the cascading reset.
+class CascadingReset(_Reset):
+    """Cascading reset (TR-GBP, Sec. 5.2.2; Adebayo et al. 2018): layer after layer is drawn anew, from the top.
 
     Attributes:
         stages: Number of networks to explain, evenly spread over the layers; None for one a layer.
     """
+
+    name = "cascading_reset"
+    title = "Cascading reset"
+    summary = "mean rank correlation with the trained network's maps while its layers are drawn anew from the top"
+    source = "TR-GBP, Sec. 5.2.2; Adebayo et al. 2018"
 
     stages: int | None = 6
 
@@ -138,26 +130,16 @@ class CascadeOptions(ResetOptions):
         super().__post_init__()
         check_whole("stages", self.stages, none=True)
 
-
-class CascadingReset(_Reset):
-    """Cascading reset (TR-GBP, Sec. 5.2.2; Adebayo et al. 2018): layer after layer is drawn anew, from the top."""
-
-    name = "cascading_reset"
-    title = "Cascading reset"
-    summary = "mean rank correlation with the trained network's maps while its layers are drawn anew from the top"
-    source = "TR-GBP, Sec. 5.2.2; Adebayo et al. 2018"
-    Options = CascadeOptions
-
     @property
     def axes(self) -> tuple[str, str]:
         return "share of the layers reset, from the top", "rank correlation"
 
     @property
     def forward_passes(self) -> str:
-        return f"those of the method, {self.options.stages or 'number of layers'} times"
+        return f"those of the method, {self.stages or 'number of layers'} times"
 
-    def stages(self, layers: Sequence[str]) -> list[tuple[str, ...]]:
-        count = min(self.options.stages or len(layers), len(layers))
+    def stages_of(self, layers: Sequence[str]) -> list[tuple[str, ...]]:
+        count = min(self.stages or len(layers), len(layers))
         ends = np.linspace(1, len(layers), count).round().astype(int)
         return [tuple(layers[:end]) for end in ends]
 
@@ -183,7 +165,7 @@ def reset(
         network: Any network.
         layers: Paths of modules.
         seed: Of the draw.
-        draw: See :class:`ResetOptions`.
+        draw: See :class:`LastLayerReset`.
 
     Raises:
         InputError: If a layer is not there, or has no parameter of its own.

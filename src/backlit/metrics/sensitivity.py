@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -16,20 +15,27 @@ from backlit._forward import forward, of_image
 from backlit._random import image_bytes, stable_seed
 from backlit.attribution import Attribution
 from backlit.methods.base import MOST_STEPS, Method, check, check_positive, check_whole
-from backlit.metrics.base import Metric, MetricOptions, Scores, to_numbers
+from backlit.metrics.base import Case, Metric, Scores, to_numbers
 from backlit.metrics.examples import Examples
 from backlit.metrics.similarity import scaled
 
 
-@dataclass(frozen=True)
-class ClassOptions(MetricOptions):
-    """Options of class sensitivity.
+class ClassSensitivity(Metric):
+    """Class sensitivity (MIP-IN, Sec. 6.4.2, Fig. 9): the l2 distance between the maps of one image for two classes.
 
     Attributes:
         classes: The two classes that every image is explained for; None draws them from the seed. The paper drew 981 and 589.
         scale: "max" divides each map by its largest magnitude first, for methods in different units have no common
             distance; "none" leaves the maps as they are.
     """
+
+    name = "class_sensitivity"
+    title = "Class sensitivity"
+    summary = "mean l2 distance between the maps of the same image for two classes"
+    source = "MIP-IN, Sec. 6.4.2"
+    higher_is_better = True
+    range = (0.0, np.inf)
+    needs = ("methods",)
 
     classes: tuple[int, int] | None = None
     scale: Literal["max", "none"] = "max"
@@ -41,43 +47,24 @@ class ClassOptions(MetricOptions):
         pair = isinstance(given, (tuple, list)) and len(given) == 2 and all(type(c) is int for c in given)
         check(given is None or (pair and given[0] != given[1]), "classes", given, "two different class indices or None")
 
-
-class ClassSensitivity(Metric):
-    """Class sensitivity (MIP-IN, Sec. 6.4.2, Fig. 9): the l2 distance between the maps of one image for two classes."""
-
-    name = "class_sensitivity"
-    title = "Class sensitivity"
-    summary = "mean l2 distance between the maps of the same image for two classes"
-    source = "MIP-IN, Sec. 6.4.2"
-    higher_is_better = True
-    range = (0.0, np.inf)
-    needs = ("methods",)
-    Options = ClassOptions
-
     @property
     def forward_passes(self) -> str:
         return "those of the method for two classes"
 
-    def measure(
-        self,
-        network: nn.Module,
-        examples: Examples,
-        heat: Mapping[str, Tensor],
-        maps: Mapping[str, Any],
-        methods: Mapping[str, Method],
-    ) -> Scores:
-        classes = self._classes(network, examples)
+    def measure(self, case: Case) -> Scores:
+        examples = case.examples
+        classes = self._classes(case.network, examples)
         targets = torch.tensor(classes).expand(len(examples), 2)
         values = {}
-        for name in heat:
+        for name in case.heat:
             with torch.enable_grad():
-                pair = methods[name].each(examples.inputs, targets)
-            first, second = (self._unit(a.heatmap(self.options.reduce).double()) for a in pair)
+                pair = case.methods[name].each(examples.inputs, targets)
+            first, second = (self._unit(a.heatmap(self.reduce).double()) for a in pair)
             values[name] = to_numbers((first - second).flatten(1).norm(dim=1))
         return Scores(self, examples.names, values, notes=(f"classes {classes[0]} and {classes[1]}",))
 
     def _unit(self, heat: Tensor) -> Tensor:
-        return scaled(heat) if self.options.scale == "max" else heat
+        return scaled(heat) if self.scale == "max" else heat
 
     def check(self, network: nn.Module, examples: Examples, methods: Mapping[str, Method] | None) -> None:
         super().check(network, examples, methods)
@@ -87,14 +74,14 @@ class ClassSensitivity(Metric):
         k = int(of_image(lambda some, _: forward(network, *some), (examples.inputs,)).shape[1])
         if k < 2:
             raise InputError(f"{self.title} needs a network with at least two classes, but this one has {k}.")
-        if self.options.classes is None:
-            generator = torch.Generator().manual_seed(self.options.seed)
+        if self.classes is None:
+            generator = torch.Generator().manual_seed(self.seed)
             first, second = torch.randperm(k, generator=generator)[:2].tolist()
             return first, second
-        wrong = [c for c in self.options.classes if not 0 <= c < k]
+        wrong = [c for c in self.classes if not 0 <= c < k]
         if wrong:
             raise InputError(f"classes must be indices from 0 to {k - 1}, but hold {wrong[0]}.")
-        return self.options.classes
+        return self.classes
 
 
 class _ByCaptum(Metric):
@@ -121,14 +108,21 @@ def _captum() -> Any:
     return metrics
 
 
-@dataclass(frozen=True)
-class StabilityOptions(MetricOptions):
-    """Options of max-sensitivity.
+class MaxSensitivity(_ByCaptum):
+    """Max-sensitivity (Yeh et al. 2019, Definition 3.1): the largest relative change of the map near the image, by Captum.
 
     Attributes:
-        radius: Of the uniform noise around the image, in units of the network's input.
-        samples: Noisy images for each image.
+        radius: Largest magnitude of the uniform noise around the image, in units of the network's input.
+        samples: Number of noisy images for each image.
     """
+
+    name = "max_sensitivity"
+    title = "Max-sensitivity"
+    summary = "largest relative change of the map under noise that is too small to see"
+    source = "Yeh et al. 2019, Definition 3.1 (Captum)"
+    higher_is_better = False
+    range = (0.0, np.inf)
+    needs = ("methods",)
 
     radius: float = 0.02
     samples: int = 10
@@ -138,33 +132,15 @@ class StabilityOptions(MetricOptions):
         check_positive("radius", self.radius)
         check_whole("samples", self.samples, high=MOST_STEPS)
 
-
-class MaxSensitivity(_ByCaptum):
-    """Max-sensitivity (Yeh et al. 2019, Definition 3.1): the largest relative change of the map near the image, by Captum."""
-
-    name = "max_sensitivity"
-    title = "Max-sensitivity"
-    summary = "largest relative change of the map under noise that is too small to see"
-    source = "Yeh et al. 2019, Definition 3.1 (Captum)"
-    higher_is_better = False
-    range = (0.0, np.inf)
-    needs = ("methods",)
-    Options = StabilityOptions
-
     @property
     def forward_passes(self) -> str:
-        return f"those of the method, {self.options.samples + 1} times"
+        return f"those of the method, {self.samples + 1} times"
 
-    def measure(
-        self,
-        network: nn.Module,
-        examples: Examples,
-        heat: Mapping[str, Tensor],
-        maps: Mapping[str, Any],
-        methods: Mapping[str, Method],
-    ) -> Scores:
+    def measure(self, case: Case) -> Scores:
+        examples = case.examples
         values = {
-            name: np.array([self._one(methods[name], examples, i) for i in range(len(examples))]) for name in heat
+            name: np.array([self._one(case.methods[name], examples, i) for i in range(len(examples))])
+            for name in case.heat
         }
         return Scores(self, examples.names, values)
 
@@ -175,31 +151,39 @@ class MaxSensitivity(_ByCaptum):
             with torch.enable_grad():
                 return (method.attribute(x[0] if isinstance(x, tuple) else x, int(examples.target[i])),)
 
-        generator = _generator("max-sensitivity", self.options.seed, examples.inputs[i])
+        generator = _generator("max-sensitivity", self.seed, examples.inputs[i])
 
         def noisy(x: Tensor, radius: float = 0.0) -> Tensor:
             noise = torch.rand(x.shape, generator=generator, dtype=torch.float64) * 2 - 1
-            return x + (noise * self.options.radius).to(x)
+            return x + (noise * self.radius).to(x)
 
         found = _captum().sensitivity_max(
             explain,
             examples.inputs[i : i + 1],
             perturb_func=noisy,
-            n_perturb_samples=self.options.samples,
+            n_perturb_samples=self.samples,
             max_examples_per_batch=_AT_ONCE,
         )
         return float(found[0])
 
 
-@dataclass(frozen=True)
-class InfidelityOptions(MetricOptions):
-    """Options of infidelity.
+class Infidelity(_ByCaptum):
+    """Infidelity (Yeh et al. 2019, Definition 2.1): squared error of the map as a linear model of noise, by Captum.
+
+    It scores the values themselves, each channel; a map of one channel is spread evenly over the image's.
 
     Attributes:
-        noise: Standard deviation of the Gaussian noise that is taken from the image, in units of the network's input.
-        samples: Noisy images for each image.
+        noise: Standard deviation of the Gaussian noise that is subtracted from the image, in units of the network's input.
+        samples: Number of noisy images for each image.
         normalise: Scale each map by the factor that fits best, so that methods in other units can be compared.
     """
+
+    name = "infidelity"
+    title = "Infidelity"
+    summary = "squared error with which the map, as a linear model, foretells the logit's change under noise"
+    source = "Yeh et al. 2019, Definition 2.1 (Captum)"
+    higher_is_better = False
+    range = (0.0, np.inf)
 
     noise: float = 0.2
     samples: int = 10
@@ -211,48 +195,25 @@ class InfidelityOptions(MetricOptions):
         check(isinstance(self.normalise, bool), "normalise", self.normalise, "True or False")
         check_whole("samples", self.samples, high=MOST_STEPS)
 
-
-class Infidelity(_ByCaptum):
-    """Infidelity (Yeh et al. 2019, Definition 2.1): squared error of the map as a linear model of noise, by Captum.
-
-    It scores the values themselves, each channel; a map of one channel is spread evenly over the image's.
-    """
-
-    name = "infidelity"
-    title = "Infidelity"
-    summary = "squared error with which the map, as a linear model, foretells the logit's change under noise"
-    source = "Yeh et al. 2019, Definition 2.1 (Captum)"
-    higher_is_better = False
-    range = (0.0, np.inf)
-    Options = InfidelityOptions
-
     @property
     def forward_passes(self) -> str:
-        return f"{self.options.samples + 1}"
+        return f"{self.samples + 1}"
 
-    def measure(
-        self,
-        network: nn.Module,
-        examples: Examples,
-        heat: Mapping[str, Tensor],
-        maps: Mapping[str, Attribution | Tensor],
-        methods: Mapping[str, Method],
-    ) -> Scores:
-        values = {}
-        for name, found in maps.items():
-            full = found.values if isinstance(found, Attribution) else found
-            full = full.to(examples.inputs)
+    def measure(self, case: Case) -> Scores:
+        examples, values = case.examples, {}
+        for name, scored in case.maps.items():
+            full = (scored.values if isinstance(scored, Attribution) else scored).to(examples.inputs)
             if full.shape[1] == 1:
                 full = (full / examples.inputs.shape[1]).expand_as(examples.inputs)
-            values[name] = np.array([self._one(network, examples, full, i) for i in range(len(examples))])
+            values[name] = np.array([self._one(case.network, examples, full, i) for i in range(len(examples))])
         return Scores(self, examples.names, values)
 
     def _one(self, network: nn.Module, examples: Examples, full: Tensor, i: int) -> float:
         """One image alone, with noise of its own, the same for all its maps."""
-        generator = _generator("infidelity", self.options.seed, examples.inputs[i])
+        generator = _generator("infidelity", self.seed, examples.inputs[i])
 
         def perturb(x: Tensor) -> tuple[Tensor, Tensor]:
-            noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) * self.options.noise
+            noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) * self.noise
             return noise, x - noise
 
         found = _captum().infidelity(
@@ -261,8 +222,8 @@ class Infidelity(_ByCaptum):
             examples.inputs[i : i + 1],
             full[i : i + 1],
             target=examples.target[i : i + 1],
-            n_perturb_samples=self.options.samples,
+            n_perturb_samples=self.samples,
             max_examples_per_batch=_AT_ONCE,
-            normalize=self.options.normalise,
+            normalize=self.normalise,
         )
         return float(found[0])

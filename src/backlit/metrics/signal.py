@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from backlit._forward import forward
+from backlit.attribution import Attribution
 from backlit.methods.chunks import run_in_chunks
-from backlit.metrics.base import Metric, Scores, to_numbers
-from backlit.metrics.examples import Examples
+from backlit.metrics.base import Case, Metric, Scores, to_numbers
 
 _FOOTPRINT = 64  # bytes of a forward pass over those of its images
 
@@ -39,18 +36,13 @@ class PercentageChange(Metric):
         """The numerator of Eq. 10."""
         return (own - signal).abs()
 
-    def measure(
-        self,
-        network: nn.Module,
-        examples: Examples,
-        heat: Mapping[str, Tensor],
-        maps: Mapping[str, Any],
-        methods: Mapping[str, Any],
-    ) -> Scores:
-        own = self._logits(network, examples.inputs, examples.target)
+    def measure(self, case: Case) -> Scores:
+        examples = case.examples
+        own = self._logits(case.network, examples.inputs, examples.target)
         values, undefined = {}, "images not scored: their target's logit is 0"
-        for name, found in maps.items():
-            signal = self._logits(network, found.parts["source"].to(examples.inputs), examples.target)
+        for name, attribution in case.maps.items():
+            assert isinstance(attribution, Attribution)  # it has a source signal: seen before
+            signal = self._logits(case.network, attribution.parts["source"].to(examples.inputs), examples.target)
             share = self.change(own, signal) / own.abs()
             values[name] = to_numbers(torch.where(own == 0, torch.nan, share))
         return Scores(
@@ -74,7 +66,7 @@ class PercentageChange(Metric):
             lambda part: forward(network, x[part]).gather(1, target[part][:, None])[:, 0],
             lambda _: size,
             n=len(x),
-            chunk=self.options.chunk,
+            chunk=self.chunk,
             device=x.device,
         )
         return torch.cat(found).double()
