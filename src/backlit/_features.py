@@ -18,7 +18,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 from backlit._errors import UnsupportedOp
 from backlit._forward import of_image, unchanged
 from backlit._places import (
-    PRODUCTS,
     Layout,
     Mark,
     count_places,
@@ -30,13 +29,10 @@ from backlit._places import (
 )
 from backlit._reach import Step, reach, step_of
 from backlit.capture.canonical import Call
-from backlit.capture.primitives import LAYERS
 from backlit.capture.refuse import check_model
 from backlit.capture.sites import Site, Trace
 from backlit.capture.watch import INPUT, Watch, floats
 
-_PURE_MOVES = frozenset("reshape permute slice expand copy dropout".split())
-"""What puts out values of its input and no others: the map is that of the call that made them."""
 _UNREAD = "The score reads no feature map of more than one position between a layer with weights and what pools it."
 
 
@@ -148,7 +144,7 @@ class Features:
         read = self.read(targets)
         placed = [node for node in self.nodes.values() if node.name in read.places]
         features = [node for node in placed if node.depth and not self._is_class_map(node, read)] or placed
-        layers = [i for i, node in enumerate(features) if node.site.primitive in LAYERS]
+        layers = [i for i, node in enumerate(features) if node.site.has("layer")]
         if not layers:
             raise UnsupportedOp(f"{_UNREAD} Grad-CAM and its kin need one.")
         start = features[layers[-1]]
@@ -167,7 +163,7 @@ class Features:
         """The nodes at as many places as the first, but none that was made from a pool of it."""
         count = count_places(nodes[0].mark)  # type: ignore[arg-type]
         made = self._linked(nodes[0], lambda n: [c for c in self.children[n.name] if c in read.on_the_way])
-        pools = [self.nodes[name] for name in made if "pool" in self.nodes[name].site.primitive]
+        pools = [self.nodes[name] for name in made if self.nodes[name].site.has("pool")]
         pooled = set[str]().union(*(self._linked(pool, lambda n: self.children[n.name]) for pool in pools))
         return [n for n in nodes if n.name not in pooled and count_places(n.mark) == count]  # type: ignore[arg-type]
 
@@ -175,9 +171,9 @@ class Features:
         """What the products of signals behind a layer were made from, itself included."""
 
         def next_values(n: Node) -> list[str]:
-            return [c for c in self.children[n.name] if self.nodes[c].site.primitive not in LAYERS]
+            return [c for c in self.children[n.name] if not self.nodes[c].site.has("layer")]
 
-        products = [name for name in self._linked(node, next_values) if self.nodes[name].site.primitive in PRODUCTS]
+        products = [name for name in self._linked(node, next_values) if self.nodes[name].site.has("contracts")]
         return set[str]().union(
             *(self._linked(self.nodes[name], lambda n: n.parents) for name in (node.name, *products))
         )
@@ -189,7 +185,7 @@ class Features:
         lost = [
             n
             for n in (self.nodes[name] for name in order[begin + 1 :])
-            if n.name in read.on_the_way and n.mark is None and n.site.primitive in LAYERS and _has_rows(n.site)
+            if n.name in read.on_the_way and n.mark is None and n.site.has("layer") and _has_rows(n.site)
         ]
         unknown = lost[-1] if lost else chosen if chosen is not None and self.layout(chosen) is None else None
         if unknown is not None:
@@ -209,15 +205,15 @@ class Features:
         others = [a for a, size in enumerate(node.site.output_shape) if size > 1 and a != images]
         if len([a for a in others if a not in place_axes(node.mark)]) > 1:
             return False
-        if node.site.primitive in _PURE_MOVES and self._is_moved_map(node):
+        if _only_moves(node.site) and self._is_moved_map(node):
             return False
         return not self._is_operand(node, read, placed)
 
     def _is_moved_map(self, node: Node) -> bool:
         """Whether a map that stands before the moves has the same values."""
-        while node.site.primitive in _PURE_MOVES and node.parents:
+        while _only_moves(node.site) and node.parents:
             node = self.nodes[node.parents[0]]
-            if node.site.primitive not in _PURE_MOVES and self.layout(node) is not None:
+            if not _only_moves(node.site) and self.layout(node) is not None:
                 return True
         return False
 
@@ -227,14 +223,14 @@ class Features:
         while pending:
             name = pending.pop()
             for child in self.children[name]:
-                after = self.nodes[child].site.primitive
+                after = self.nodes[child].site
                 if child not in read.on_the_way or child in seen:
                     continue
                 seen.add(child)
-                sliced, ends = sliced or after == "slice", ends + (after in PRODUCTS)
-                if after in PRODUCTS:
+                sliced, ends = sliced or after.primitive == "slice", ends + after.has("contracts")
+                if after.has("contracts"):
                     continue
-                if after in LAYERS or not is_somewhere(self.nodes[child].mark):  # read as it is, or pooled
+                if after.has("layer") or not is_somewhere(self.nodes[child].mark):  # read as it is, or pooled
                     return False
                 pending.append(child)
         return ends > 0 and (sliced or not self._is_alone(node, placed))
@@ -266,7 +262,7 @@ class Features:
         if layout is None or layout.channels is None or node.site.output_shape[layout.channels] != self.classes:
             return False
         after = self._linked(node, lambda n: [c for c in self.children[n.name] if c in read.on_the_way]) - {node.name}
-        return all(self.nodes[name].site.primitive not in LAYERS for name in after)
+        return all(not self.nodes[name].site.has("layer") for name in after)
 
     def _images(self, node: Node) -> int | None:
         """The axis of the images: the one whose size is their number, in this pass and in the other."""
@@ -330,7 +326,7 @@ def _nodes(steps: list[Step], inputs: tuple[Tensor, ...]) -> dict[str, Node]:
     for step in steps:
         found = marks_of(step.call, [marks[name] for name in step.parents], step.outputs) if step.outputs else []
         site = step.call.site
-        depth = max(site.depths, default=0) + (site.primitive in LAYERS)
+        depth = max(site.depths, default=0) + site.has("layer")
         parents = tuple(dict.fromkeys(name for name in step.parents if name in nodes))
         for name, output, mark in zip(step.names, step.outputs, found, strict=True):
             marks[name] = mark
@@ -347,6 +343,11 @@ def _last_whole(maps: list[Node], placed: list[Node]) -> Node | None:
         if not any(order.get(parent, own) < own for parent in later):
             return node
     return None
+
+
+def _only_moves(site: Site) -> bool:
+    """Whether a site puts out values of its input and no others: the map is that of the call that made them."""
+    return site.has("views", "copies")
 
 
 def _has_rows(site: Site) -> bool:

@@ -19,26 +19,12 @@ import torch
 from torch import Tensor
 
 from backlit.capture.canonical import Call
-from backlit.capture.primitives import CONVOLUTIONS, LAYERS
 
 Mark = Tensor
 """Mass, row and column (3, ...); see the module's text."""
 Shape = tuple[int, ...]
 
-MOVES: frozenset[str] = frozenset("reshape permute slice expand cat stack pad setitem unfold".split())
-"""What only moves values; a mark is moved by the call itself."""
-_VIEWS = frozenset("reshape permute slice expand".split())
-"""Those that add nothing: what does not change along an axis moves without a copy."""
-_STAY: frozenset[str] = frozenset(
-    "add sub mul div neg addcmul lerp where dropout copy maximum minimum product quotient logaddexp softmax log_softmax "
-    "batch_norm layer_norm rms_norm group_norm instance_norm local_response_norm".split()
-)
-"""What puts out each value where it read it, as every activation does, whatever it reads beside it."""
-PRODUCTS: frozenset[str] = frozenset({"attention", "matrix_product", "einsum_product"})
-"""Sums of products of two signals: attention, and pools that a signal weights."""
 _NEAR = 1e-4
-_RESAMPLES = ("pool", "interpolate", "grid_sample")
-_REDUCTIONS = frozenset({"amax", "amin", "max", "min", "logsumexp"})
 
 
 @dataclass(frozen=True)
@@ -82,7 +68,7 @@ def image_mark(image: Tensor) -> Mark:
 def marks_of(call: Call, marks: Sequence[Mark | None], outputs: Sequence[Tensor]) -> list[Mark | None]:
     """The marks of a call's outputs, from those of its signals; None where it cannot be told where a value stands."""
     if all(mark is None for mark in marks):
-        return [_fresh(call, None, outputs[0])] if call.primitive.name.startswith("conv") else [None] * len(outputs)
+        return [_fresh(call, None, outputs[0])] if call.primitive.has("convolution") else [None] * len(outputs)
     shapes = call.site.input_shapes
     kept = [
         _nowhere(len(shape), outputs[0]) if mark is None else mark for mark, shape in zip(marks, shapes, strict=True)
@@ -141,33 +127,32 @@ def given_layout(shape: Shape, channels: str | None, grid: tuple[int, int] | Non
 
 
 def _marks(call: Call, marks: list[Mark], shapes: Sequence[Shape], outputs: Sequence[Tensor]) -> list[Mark | None]:
-    name, out = call.primitive.name, outputs[0]
-    if name in CONVOLUTIONS or any(word in name for word in _RESAMPLES):
+    primitive, name, out = call.primitive, call.primitive.name, outputs[0]
+    if primitive.has("convolution", "pool", "resamples"):
         return [_fresh(call, marks[0], out)] * len(outputs)
     if name == "attention":
         queried = call.places[0][0] == "query"
         return [_mean(marks[0], -1) if queried else _nowhere(out.dim(), out)]
     if name == "linear":
         return [_mean(marks[0], -1)]
-    if name in LAYERS:
+    if primitive.has("layer"):
         constants = {k: _ones(v) for k, v in call.arguments.items() if _is_constant(call, k)}
         return _moved(lambda *s: call.run(*s, **constants), marks, shapes)
-    if name in PRODUCTS:
+    if primitive.has("contracts"):
         return [_of_product(call, marks, shapes, out)]
-    if name in ("mean", "sum"):
+    if primitive.has("averages"):
         return _moved(call.run, marks, shapes)
-    if name in _REDUCTIONS and call.get("dim") is not None:
+    if primitive.has("reduces") and call.get("dim") is not None:
         full = marks[0].expand(3, *shapes[0])
         return [_lean(torch.stack([m.mean(call["dim"], call.get("keepdim", False)) for m in full]))] * len(outputs)
     if name == "glu":
         return [_lean(marks[0].expand(3, *shapes[0]).chunk(2, call.get("dim", -1) % out.dim() + 1)[0])]
-    if name in _VIEWS and len(marks) == 1:
+    if primitive.has("views") and len(marks) == 1:
         return _viewed(call, marks[0].expand(3, *shapes[0]))
-    if name in MOVES:
+    stays = primitive.has("elementwise", "stays", "copies")  # each value where it was read, whatever is read beside it
+    if not stays and primitive.has("views", "stacks", "fills", "gathers"):
         return _moved(call.run, marks, shapes)
-    if (name in _STAY or call.primitive.kind == "activation") and all(
-        o.shape == torch.broadcast_shapes(*shapes, o.shape) for o in outputs
-    ):
+    if stays and all(o.shape == torch.broadcast_shapes(*shapes, o.shape) for o in outputs):
         return [_together(marks, out.dim())] * len(outputs)
     return [_nowhere(out.dim(), out) if out.numel() == out.shape[0] else None] * len(outputs)
 
@@ -206,10 +191,10 @@ def _of_product(call: Call, marks: list[Mark], shapes: Sequence[Shape], out: Ten
 
 def _fresh(call: Call, mark: Mark | None, out: Tensor) -> Mark | None:
     """What a convolution or a pool over planes puts out is a plane; of values that stand in no plane, it is followed."""
-    plane = out.dim() == 4 and not call.primitive.name.endswith(("1d", "3d"))
+    plane = out.dim() == 4 and call.primitive.spatial in (0, 2)
     if plane and (mark is None or not is_somewhere(mark) or _is_plane(mark)):
         return _grid(tuple(out.shape), out)
-    if mark is None or call.primitive.name not in CONVOLUTIONS or "transpose" in call.primitive.name:
+    if mark is None or not call.primitive.has("convolution") or call.primitive.has("transposed"):
         return None
     weight = call["weight"]
     taps = torch.zeros(weight.shape, device=out.device, dtype=torch.float32)

@@ -18,22 +18,10 @@ import torch
 from torch import Tensor
 
 from backlit.capture.canonical import Call
-from backlit.capture.primitives import BY_NAME, CONVOLUTIONS, LAYERS
 from backlit.capture.watch import floats
 
 Mask = Tensor
 """Bool, with as many axes as its value; see the module's text."""
-
-_TRUE = frozenset(
-    "reshape permute slice expand copy dropout cat stack pad interpolate grid_sample unfold setitem mean sum".split()
-)
-"""Their derivatives are masks already; so are those of pools, as far as the values say (a maximum)."""
-_WHOLE = frozenset("reshape permute expand copy dropout cat stack mean sum".split())
-"""Who reads all of what they put out reads all that they took."""
-_BROADCAST = frozenset(
-    "add sub mul div neg addcmul lerp where batch_norm product quotient maximum minimum logaddexp".split()
-)  # and every activation
-_FACTORS = frozenset({*LAYERS, "matrix_product", "einsum_product"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +42,7 @@ class Step:
 
 def step_of(call: Call, outputs: Sequence[Tensor], parents: Sequence[str], names: Sequence[str]) -> Step:
     """The step of a call that put out ``outputs``."""
-    pool = "pool" in call.primitive.name
+    pool = call.primitive.has("pool")
     signals = tuple(s.detach() if pool else _like(s) for s in call.signals)
     bare = call.without_signals()
     bare = replace(bare, arguments={name: _fixed(value) for name, value in bare.arguments.items()})
@@ -89,15 +77,18 @@ Rule = Callable[[Step, Mask], Masks]
 
 def _read_by(step: Step, own: list[Mask | None]) -> Masks:
     """The masks of a call's signals, from those of its outputs, by its role; what has no rule may read all of its input."""
-    name, primitive = step.call.primitive.name, BY_NAME.get(step.call.primitive.name)
-    if name in _TRUE or "pool" in name:
-        whole = name in _WHOLE and all(m is not None and m.numel() == 1 and bool(m) for m in own)
+    primitive = step.call.primitive
+    elementwise = primitive.has("elementwise")
+    if primitive.has("pool", "moves", "gathers", "averages") and not elementwise:  # their derivatives are masks already
+        # Who reads all of what they put out reads all that they took.
+        whole = primitive.has("keeps") and all(m is not None and m.numel() == 1 and bool(m) for m in own)
         return _all(step, own) if whole else _true(step, own)
     if len(own) != 1 or own[0] is None:
         return _all(step, own)
-    if name in _BROADCAST or (primitive is not None and primitive.kind == "activation"):
+    if elementwise:
         return _elementwise(step, own[0])
-    return _factors(step, own[0]) if name in _FACTORS else _OWN.get(name, _every)(step, own[0])
+    factors = _factors if primitive.has("layer", "contracts") else _every
+    return _OWN.get(primitive.name, factors)(step, own[0])
 
 
 def _fixed(value: Any) -> Any:
@@ -123,7 +114,7 @@ def _every(step: Step, mask: Mask) -> Masks:
 
 def _true(step: Step, own: Masks) -> Masks:
     """The call's own derivative."""
-    pool = "pool" in step.call.primitive.name
+    pool = step.call.primitive.has("pool")
     with torch.enable_grad():
         leaves = tuple(
             (s.detach() if pool else torch.zeros_like(s.contiguous())).requires_grad_() for s in step.signals
@@ -156,7 +147,7 @@ def _factors(step: Step, mask: Mask) -> Masks:
     call = step.call
     if call.primitive.name == "linear" and mask.dim() == step.signals[0].dim():
         return [mask.any(-1, keepdim=True)]
-    if call.primitive.name in CONVOLUTIONS and "transpose" not in call.primitive.name:
+    if call.primitive.has("convolution") and not call.primitive.has("transposed"):
         return [_convolution(step, mask)]
     places = {name for name, _ in call.places}
     ones: dict[str, Any] = {

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import backlit
 from backlit import UnsupportedOp
 from backlit.capture import propagate
-from backlit.capture.primitives import BY_NAME, LAYERS, PRIMITIVES, SPELLINGS
+from backlit.capture.primitives import BY_NAME, PRIMITIVES, SPELLINGS
 from backlit.rules import presets
 
 FAST: dict[str, Callable[[nn.Module], Any]] = {
@@ -144,7 +144,7 @@ def test_nor_do_the_other_methods_maps(word: str, i: int) -> None:
 def _is_read(word: str) -> bool:
     """Whether rules of the relevance family read the arguments of such a call."""
     primitives = {BY_NAME[s.primitive] for f, s in SPELLINGS.items() if word_of(f) == word}
-    return any(p.name in LAYERS or (p.kind in ("other", "selection") and p.signature) for p in primitives)
+    return any(p.has("layer") or (p.kind in ("other", "selection") and p.signature) for p in primitives)
 
 
 EXACT = {"LRP": 1e-6, "DeepLIFT": 1e-6, "FullGrad": 1e-9, "DMBP": 1e-9}

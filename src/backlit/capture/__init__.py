@@ -2,16 +2,12 @@
 
 from backlit.capture.canonical import Call
 from backlit.capture.freeze import FrozenNetwork, freeze
-from backlit.capture.primitives import CARRIERS, CONVOLUTIONS, LAYERS, PRIMITIVES, RECTIFIERS, Primitive, extend
+from backlit.capture.primitives import PRIMITIVES, Primitive, extend, named
 from backlit.capture.propagate import Propagation, Rule, Tap, Tapped, propagate
 from backlit.capture.sites import Coverage, CoverageRow, Site, Trace
 
 __all__ = [
-    "CARRIERS",
-    "CONVOLUTIONS",
-    "LAYERS",
     "PRIMITIVES",
-    "RECTIFIERS",
     "Call",
     "Coverage",
     "CoverageRow",
@@ -25,5 +21,6 @@ __all__ = [
     "Trace",
     "extend",
     "freeze",
+    "named",
     "propagate",
 ]

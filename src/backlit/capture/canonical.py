@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from backlit._errors import UnsupportedOp
-from backlit.capture.primitives import BY_NAME, SPELLINGS, Arguments, Primitive
+from backlit.capture.primitives import BY_NAME, SPELLINGS, Arguments, Primitive, named
 from backlit.capture.sites import Site
 
 Place = tuple[str, int | None]
@@ -240,5 +240,5 @@ _REFINEMENTS: dict[str, Callable[[str, Arguments, Tensors], tuple[str, Arguments
     "div": _div,
     **dict.fromkeys(("softmax", "log_softmax"), _softmax),
     "instance_norm": _instance_norm,
-    **dict.fromkeys(("mul", "where", "setitem"), _masked),
+    **dict.fromkeys(named("masks"), _masked),
 }

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backlit.capture.canonical import Call
-from backlit.capture.primitives import CONVOLUTIONS, Primitive
+from backlit.capture.geometry import Geometry
+from backlit.capture.primitives import Primitive
 from backlit.capture.record import Recording, record
 from backlit.capture.sites import Trace
 
@@ -47,7 +48,7 @@ def fold_plan(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Plan, Trace
     return plan, recording.trace
 
 
-_IDENTITY = Primitive("identity", "affine", lambda input: input, "input")  # noqa: A006  torch's own name for it
+_IDENTITY = Primitive("identity", "affine", lambda input: input, "input", frozenset({"homogeneous"}))  # noqa: A006
 
 
 def _as_identity(call: Call) -> Call:
@@ -74,7 +75,7 @@ def _folds(recording: Recording) -> Iterator[tuple[int, int, Call]]:
 def foldable(call: Call) -> bool:
     """Whether a batch norm may be part of this layer."""
     # A linear layer's outputs are the norm's channels only where they stand in the second dimension.
-    return call.primitive.name in CONVOLUTIONS or (
+    return call.primitive.has("convolution") or (
         call.primitive.name == "linear" and len(call.site.input_shapes[0]) == 2
     )
 
@@ -90,7 +91,7 @@ def _fold(layer: Call, norm: Call) -> Call | None:
 
     new_bias = normed((torch.zeros_like(norm["running_mean"]).double() if bias is None else bias.double())[None])[0]
     factor = (var + eps).rsqrt() if scale is None else (var + eps).rsqrt() * scale
-    if "transpose" in layer.primitive.name:
+    if layer.primitive.has("transposed"):
         groups = layer.get("groups", 1)
         grouped = weight.double().view(groups, -1, *weight.shape[1:])
         new_weight = (grouped * factor.view(groups, 1, -1, *[1] * (weight.dim() - 2))).view(weight.shape)
@@ -108,10 +109,8 @@ def _agrees(layer: Call, normed: Callable[[Tensor], Tensor], exact: Call) -> boo
     bias = layer.get("bias")
     generator = torch.Generator().manual_seed(0)
     shape = layer.site.input_shapes[0][1:]
-    if layer.primitive.name != "linear":  # two windows along each side are enough
-        dilation = layer.get("dilation", 1)
-        dilations = (dilation,) * (weight.dim() - 2) if isinstance(dilation, int) else dilation
-        shape = (shape[0], *(d * (k - 1) + 2 for d, k in zip(dilations, weight.shape[2:], strict=True)))
+    if layer.primitive.has("convolution"):  # two windows along each side are enough
+        shape = (shape[0], *(reach + 2 for reach in Geometry.of(layer).reach))
     probe = torch.randn((3, *shape), generator=generator, dtype=torch.float64).to(weight.device)
     z = layer.run(probe, weight=weight, bias=None if bias is None else bias.double())
     expected = normed(z)

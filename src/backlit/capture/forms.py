@@ -23,13 +23,9 @@ import torch
 from torch import Tensor
 
 from backlit.capture.canonical import Call
+from backlit.capture.primitives import named
 from backlit.capture.record import Form
 from backlit.capture.watch import floats
-
-_TANGENT = frozenset(
-    "leaky_relu rrelu prelu threshold hardtanh clamp hardshrink softshrink abs gated hardsigmoid frac "
-    "log log2 log10 logit".split()  # which are infinite at 0
-)
 
 
 @dataclass(frozen=True)
@@ -169,7 +165,7 @@ def _activation(call: Call, signals: tuple[Tensor, ...], y: Tensor) -> Form:
         return Scaled(z > 0, None)
     if len(signals) > 1 or z.shape != y.shape:  # torch.where(x > 0, f(x), g(x)): affine once the condition is fixed
         return call.without_signals().run if call.primitive.name == "gated" else _tangent(call, signals, y)
-    if call.primitive.name in _TANGENT:
+    if call.primitive.has("piecewise", "infinite"):
         (slope,) = _slopes(call, signals)
         return Scaled(slope, _offset(y, slope, z))
     zero = z.new_zeros(1)
@@ -188,9 +184,8 @@ def _offset(y: Tensor, slope: Tensor, z: Tensor) -> Tensor | None:
 
 
 def _max_pool(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
-    spatial = int(call.primitive.name[-2])
     indices = result[1] if call.get("return_indices") else call.run(*signals, return_indices=True)[1]
-    return Switched(indices, spatial)
+    return Switched(indices, call.primitive.spatial)
 
 
 def _held(call: Call, signals: tuple[Tensor, ...], result: Any) -> Form:
@@ -229,7 +224,7 @@ def _attention(call: Call, signals: tuple[Tensor, ...], result: Tensor) -> Form:
 
 
 _FORMERS: dict[str, Callable[[Call, tuple[Tensor, ...], Any], Form]] = {
-    **{f"{kind}max_pool{d}d": _max_pool for kind in ("", "adaptive_") for d in (1, 2, 3)},
+    **dict.fromkeys(named("pool", kind="selection"), _max_pool),
     **dict.fromkeys(("product", "quotient", "matrix_product", "einsum_product"), _held),
     "softmax": lambda call, s, y: Held(y),
     "log_softmax": lambda call, s, y: Scaled(torch.ones_like(y[:1]), y - s[0]),

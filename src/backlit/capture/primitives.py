@@ -1,4 +1,4 @@
-"""Every spelling of an operation mapped to one primitive, with its kind and its arguments under one name each.
+"""Every spelling of an operation mapped to one primitive, with its kind, its traits and its arguments under one name each.
 
 A primitive's kind says how the engine may treat it:
 
@@ -6,6 +6,9 @@ A primitive's kind says how the engine may treat it:
 * ``activation``: elementwise and nonlinear, the place where rules and masks act;
 * ``selection``: picks among its inputs (max-pool, maximum);
 * ``other``: nonlinear in another way (softmax, layer norm, a product of two signals).
+
+Its traits (:data:`backlit.capture.sites.Trait`) are the facts that rules and methods ask for. Each stands here, once, beside
+the operation; nothing else lists operations or reads their names.
 
 Add an operation with one row of ``_ROWS``, or, from outside, with :func:`extend`.
 """
@@ -15,7 +18,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FunctionType
 from typing import Any, get_args
 
@@ -25,7 +28,7 @@ from torch.nn import functional as F
 
 from backlit._errors import check
 from backlit.capture.aliases import read_view
-from backlit.capture.sites import Kind
+from backlit.capture.sites import Kind, Trait
 
 Function = Callable[..., Any]
 Arguments = dict[str, Any]
@@ -33,12 +36,21 @@ Arguments = dict[str, Any]
 
 @dataclass(frozen=True)
 class Primitive:
-    """One operation: name, kind, out-of-place function, argument names ("" keeps arguments as they are spelled)."""
+    """One operation: name, kind, out-of-place function, argument names ("" keeps arguments as they are spelled), traits.
+
+    ``spatial`` is the number of dimensions that a convolution or a pool moves over, 0 of every other operation.
+    """
 
     name: str
     kind: Kind
     function: Function
     signature: str = ""
+    traits: frozenset[Trait] = frozenset()
+    spatial: int = 0
+
+    def has(self, *traits: Trait) -> bool:
+        """Whether the operation has any of these traits."""
+        return not self.traits.isdisjoint(traits)
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,27 @@ def attention_scores(
     return scores
 
 
-_Row = tuple[str, Kind, Function, str, str]
+@dataclass(frozen=True)
+class _Row:
+    """A primitive as the table below writes it: ``facts`` are its kind and its traits, ``spelled`` its spellings."""
+
+    name: str
+    facts: str
+    function: Function
+    signature: str
+    spelled: str
+    spatial: int = 0
+
+    @property
+    def primitive(self) -> Primitive:
+        """The row as a primitive; an activation is elementwise by its kind."""
+        kind, *traits = self.facts.split()
+        traits += ["elementwise"] * (kind == "activation")
+        unknown = {kind, *traits}.difference(get_args(Kind), get_args(Trait))
+        assert not unknown, f"{self.name}: {unknown} is no kind or trait"
+        return Primitive(self.name, kind, self.function, self.signature, frozenset(traits), self.spatial)  # type: ignore[arg-type]
+
+
 _OWNERS: dict[str, Any] = {"F": F, "t": torch, "T": Tensor, "S": torch.special, "L": torch.linalg}
 _CONV = "weight bias stride padding dilation groups"
 _CONV_T = "weight bias stride padding output_padding groups dilation"
@@ -89,21 +121,27 @@ _MAX = "kernel_size stride padding dilation ceil_mode return_indices"
 _AVG = "kernel_size stride padding ceil_mode count_include_pad divisor_override"
 _STATS = "running_mean running_var weight bias {} momentum eps"
 _OTHER_STATS = "input weight bias running_mean running_var {} momentum eps cudnn_enabled:"  # as torch has them
-_DIMS = (1, 2, 3)
 
 
-def _named(kind: Kind, *calls: str) -> Iterator[_Row]:
+def _named(facts: str, *calls: str) -> Iterator[_Row]:
     """Rows of operations that have one name wherever torch has them: the name, then the arguments behind the input."""
     for name, *arguments in map(str.split, calls):
         words = (name, f"{name}_with_indices")
         spelled = " ".join(f"{o}.{word}" for word in words for o in _OWNERS if hasattr(_OWNERS[o], word))
-        yield name, kind, next(_functions(spelled))[0], " ".join(("input", *arguments)), spelled
+        yield _Row(name, facts, next(_functions(spelled))[0], " ".join(("input", *arguments)), spelled)
 
 
-def _as_spelled(kind: Kind, **spelled: str) -> Iterator[_Row]:
+def _spatial(facts: str, *calls: str) -> Iterator[_Row]:
+    """The same of operations that move over one, two or three dimensions, whose number stands in the name."""
+    for call in calls:
+        for d in (1, 2, 3):
+            yield from (replace(row, spatial=d) for row in _named(facts, call.format(d)))
+
+
+def _as_spelled(facts: str, **spelled: str) -> Iterator[_Row]:
     """Rows of operations whose calls are repeated as they were spelled: no rule reads their arguments."""
     for name, words in spelled.items():
-        yield name, kind, next(_functions(words))[0], "", words
+        yield _Row(name, facts, next(_functions(words))[0], "", words)
 
 
 def _functions(spelled: str, *, in_place: bool = True) -> Iterator[tuple[Function, str]]:
@@ -113,93 +151,126 @@ def _functions(spelled: str, *, in_place: bool = True) -> Iterator[tuple[Functio
         yield from ((getattr(_OWNERS[o], n), word) for o in owners for n in names if hasattr(_OWNERS[o], n))
 
 
-# name, kind, out-of-place function, argument names, spellings. In a spelling, F is torch.nn.functional, t is torch, T is
-# torch.Tensor, S torch.special and L torch.linalg: "tT.relu" is torch.relu and Tensor.relu. Where a name with a trailing
+# name, kind and traits, out-of-place function, argument names, spellings. In a spelling, F is torch.nn.functional, t is torch,
+# T is torch.Tensor, S torch.special and L torch.linalg: "tT.relu" is torch.relu and Tensor.relu. Where a name with a trailing
 # underscore exists, it writes in place.
 _ROWS: tuple[_Row, ...] = (
     # Activations that rectify: they pass what is large and stop, or damp, what is small.
-    *_named("activation", "relu", "selu", "silu", "mish", "hardswish", "leaky_relu negative_slope", "prelu weight",
-            "threshold threshold value", "elu alpha", "celu alpha", "gelu approximate", "softplus beta threshold"),
-    ("rrelu", "activation", _rrelu, "input lower upper training", "Ft.rrelu"),
-    ("hardtanh", "activation", F.hardtanh, "input min_val max_val", "F.hardtanh F.relu6"),
-    ("clamp", "activation", torch.clamp, "input min max", "tT.clamp tT.clip tT.clamp_min tT.clamp_max"),
-    ("gated", "activation", torch.where, "", ""),  # x * (x > 0), torch.where(x > 0, x, 0), x[x < 0] = 0
+    *_named("activation rectifier piecewise homogeneous", "relu", "leaky_relu negative_slope", "prelu weight"),
+    _Row("rrelu", "activation rectifier piecewise homogeneous random", _rrelu, "input lower upper training", "Ft.rrelu"),
+    *_named("activation rectifier", "selu", "silu", "mish", "hardswish", "elu alpha", "celu alpha", "softplus beta threshold"),
+    *_named("activation rectifier cancels", "gelu approximate"),
+    *_named("activation rectifier piecewise", "threshold threshold value"),
+    _Row("hardtanh", "activation rectifier piecewise clipped", F.hardtanh, "input min_val max_val", "F.hardtanh F.relu6"),
+    _Row("clamp", "activation rectifier piecewise", torch.clamp, "input min max", "tT.clamp tT.clip tT.clamp_min tT.clamp_max"),
+    # x * (x > 0), torch.where(x > 0, x, 0), x[x < 0] = 0
+    _Row("gated", "activation rectifier piecewise chooses", torch.where, "", ""),
     # Activations that squash, shrink or bend.
-    ("sigmoid", "activation", torch.sigmoid, "input", "FtT.sigmoid S.expit"),
-    *_named("activation", *"tanh hardsigmoid logsigmoid softsign tanhshrink sqrt rsqrt exp exp2 expm1 log log2 log10 log1p sin cos "
-            "tan sinh cosh asin acos atan erf erfc sinc frac".split(), "hardshrink lambd", "softshrink lambd", "logit eps"),
-    ("abs", "activation", torch.abs, "input", "tT.abs tT.absolute T.__abs__"),
-    ("pow", "activation", torch.pow, "input exponent", "tT.pow T.__pow__ tT.square"),
+    _Row("sigmoid", "activation gate", torch.sigmoid, "input", "FtT.sigmoid S.expit"),
+    *_named("activation gate piecewise", "hardsigmoid"),
+    *_named("activation gate signless", "erfc"),
+    *_named("activation bounded", "tanh", "softsign", "erf"),
+    *_named("activation bounded signless", "sin", "cos"),
+    *_named("activation cancels", "tanhshrink"),
+    *_named("activation piecewise homogeneous", "hardshrink lambd"),
+    *_named("activation piecewise", "softshrink lambd"),
+    *_named("activation piecewise signless", "frac"),
+    *_named("activation", "logsigmoid", "sqrt", "rsqrt", "exp", "exp2", "expm1", "log1p", "sinh", "asin", "atan"),
+    *_named("activation signless", "tan", "cosh", "acos", "sinc"),
+    *_named("activation signless infinite", "log", "log2", "log10", "logit eps"),
+    _Row("abs", "activation piecewise homogeneous signless", torch.abs, "input", "tT.abs tT.absolute T.__abs__"),
+    _Row("pow", "activation signless", torch.pow, "input exponent", "tT.pow T.__pow__ tT.square"),
     # Affine layers.
-    *_named("affine", "linear weight bias", "addmm mat1 mat2 * beta alpha", "baddbmm batch1 batch2 * beta alpha",
-            "addbmm batch1 batch2 * beta alpha", "addmv mat vec * beta alpha", f"batch_norm {_STATS.format('training')}"),
-    *_named("affine", *(f"conv{d}d {_CONV}" for d in _DIMS), *(f"conv_transpose{d}d {_CONV_T}" for d in _DIMS)),
-    ("matmul", "affine", torch.matmul, "input other", "tTL.matmul T.__matmul__ T.__rmatmul__ tT.bmm tT.mm tT.mv"),
-    *_as_spelled("affine", einsum="t.einsum", tensordot="t.tensordot tT.outer tT.ger tT.inner tT.dot tT.vdot tT.kron F.bilinear"),
+    *_named("affine layer dense", "linear weight bias"),
+    *_named("affine layer dense accumulates", "addmm mat1 mat2 * beta alpha"),
+    *_named("affine layer accumulates", "baddbmm batch1 batch2 * beta alpha", "addbmm batch1 batch2 * beta alpha",
+            "addmv mat vec * beta alpha"),
+    *_named("affine elementwise scales norm", f"batch_norm {_STATS.format('training')}"),
+    *_spatial("affine layer convolution", f"conv{{}}d {_CONV}"),
+    *_spatial("affine layer convolution transposed", f"conv_transpose{{}}d {_CONV_T}"),
+    _Row("matmul", "affine layer dense homogeneous", torch.matmul, "input other",
+         "tTL.matmul T.__matmul__ T.__rmatmul__ tT.bmm tT.mm tT.mv"),
+    *_as_spelled("affine layer homogeneous", einsum="t.einsum"),
+    *_as_spelled("affine layer", tensordot="t.tensordot tT.outer tT.ger tT.inner tT.dot tT.vdot tT.kron F.bilinear"),
     # Affine arithmetic. Products, matrix products and quotients of two signals are not affine: see canonical.py.
-    ("add", "affine", torch.add, "input other * alpha", "tT.add T.__add__ T.__radd__"),
-    ("sub", "affine", _sub, "input other * alpha", "tT.sub tT.subtract T.__sub__ T.__rsub__ t.rsub"),
-    ("mul", "affine", torch.mul, "input other", "tT.mul tT.multiply T.__mul__ T.__rmul__"),
-    ("div", "affine", torch.div, "input other * rounding_mode",
-     "tT.div tT.divide tT.true_divide T.__truediv__ T.__rtruediv__ tT.reciprocal"),
-    ("neg", "affine", torch.neg, "input", "tT.neg tT.negative T.__neg__"),
-    *_named("affine", "addcmul tensor1 tensor2 * value", "lerp end weight", *(f"avg_pool{d}d {_AVG}" for d in _DIMS),
-            *(f"adaptive_avg_pool{d}d output_size" for d in _DIMS)),
-    *_as_spelled("affine", mean="tT.mean", sum="tT.sum T.sum_to_size tT.cumsum", unfold="F.unfold F.fold T.unfold"),
-    ("dropout", "affine", torch.clone, "input p train:training", "Ft.dropout F.dropout1d F.dropout2d F.dropout3d Ft.alpha_dropout"),
+    _Row("add", "affine elementwise adds scales carries", torch.add, "input other * alpha", "tT.add T.__add__ T.__radd__"),
+    _Row("sub", "affine elementwise adds scales carries", _sub, "input other * alpha",
+         "tT.sub tT.subtract T.__sub__ T.__rsub__ t.rsub"),
+    _Row("mul", "affine elementwise scales carries homogeneous multiplies masks", torch.mul, "input other",
+         "tT.mul tT.multiply T.__mul__ T.__rmul__"),
+    _Row("div", "affine elementwise scales carries homogeneous multiplies", torch.div, "input other * rounding_mode",
+         "tT.div tT.divide tT.true_divide T.__truediv__ T.__rtruediv__ tT.reciprocal"),
+    _Row("neg", "affine elementwise scales carries homogeneous", torch.neg, "input", "tT.neg tT.negative T.__neg__"),
+    *_named("affine elementwise blends", "addcmul tensor1 tensor2 * value", "lerp end weight"),
+    *_spatial("affine pool averages homogeneous", f"avg_pool{{}}d {_AVG}"),
+    *_spatial("affine pool adaptive averages homogeneous", "adaptive_avg_pool{}d output_size"),
+    *_as_spelled("affine averages reduces homogeneous keeps", mean="tT.mean", sum="tT.sum T.sum_to_size tT.cumsum"),
+    *_as_spelled("affine gathers homogeneous", unfold="F.unfold F.fold T.unfold"),
+    *_named("affine gathers resamples homogeneous", "grid_sample grid mode padding_mode align_corners"),
     # Moves and copies.
-    *_as_spelled("affine", stack="t.stack", pad="F.pad", interpolate="F.interpolate F.upsample",
-                 cat="t.cat t.concat t.concatenate t.hstack t.vstack t.dstack t.column_stack"),
-    *_named("affine", "grid_sample grid mode padding_mode align_corners"),
+    _Row("dropout", "affine moves copies carries homogeneous keeps random", torch.clone, "input p train:training",
+         "Ft.dropout F.dropout1d F.dropout2d F.dropout3d Ft.alpha_dropout"),
+    *_as_spelled("affine moves copies carries homogeneous keeps",
+        copy="tT.clone T.contiguous T.to T.float T.double T.half T.bfloat16 T.type T.type_as T.cpu T.cuda tT.positive T.__pos__"),
     *_as_spelled(
-        "affine",
+        "affine moves views carries homogeneous keeps",
         reshape="tT.reshape T.view T.reshape_as T.view_as tT.flatten tT.squeeze tT.unsqueeze tT.unflatten F.pixel_shuffle "
         "F.pixel_unshuffle t.channel_shuffle tT.ravel",
         permute="tT.permute tT.transpose tT.movedim tT.moveaxis tT.t tT.swapaxes tT.swapdims tT.adjoint tT.flip tT.fliplr "
         "tT.flipud tT.rot90 tT.roll",
+        expand="T.expand T.expand_as T.repeat tT.repeat_interleave tT.tile tT.broadcast_to",
+    ),
+    *_as_spelled(
+        "affine moves views carries homogeneous",
         slice="T.__getitem__ T.__iter__ tT.narrow tT.select tT.chunk tT.split tT.unbind tT.gather tT.index_select "
         "tT.take_along_dim tT.tensor_split tT.split_with_sizes tT.diagonal tT.tril tT.triu",
-        expand="T.expand T.expand_as T.repeat tT.repeat_interleave tT.tile tT.broadcast_to",
-        copy="tT.clone T.contiguous T.to T.float T.double T.half T.bfloat16 T.type T.type_as T.cpu T.cuda tT.positive T.__pos__",
-        where="tT.where tT.masked_fill",
+    ),
+    *_as_spelled("affine moves carries resamples homogeneous", interpolate="F.interpolate F.upsample"),
+    *_as_spelled("affine moves stacks keeps", stack="t.stack",
+                 cat="t.cat t.concat t.concatenate t.hstack t.vstack t.dstack t.column_stack"),
+    *_as_spelled("affine moves fills", pad="F.pad"),
+    *_as_spelled("affine moves fills carries masks elementwise", where="tT.where tT.masked_fill"),
+    *_as_spelled(
+        "affine moves fills carries masks",
         setitem="T.__setitem__ T.masked_fill_ T.copy_ T.zero_ T.fill_ T.index_copy_ T.index_fill_ T.scatter_ "
         "T.masked_scatter_ T.put_",
     ),
     # Selections.
-    ("maximum", "selection", torch.maximum, "input other", "tT.maximum tT.fmax"),
-    ("minimum", "selection", torch.minimum, "input other", "tT.minimum tT.fmin"),
-    *_named("selection", "amax dim keepdim", "amin dim keepdim", "max dim keepdim other", "min dim keepdim other",
-            *(f"max_pool{d}d {_MAX}" for d in _DIMS), *(f"adaptive_max_pool{d}d output_size return_indices" for d in _DIMS)),
+    _Row("maximum", "selection elementwise chooses", torch.maximum, "input other", "tT.maximum tT.fmax"),
+    _Row("minimum", "selection elementwise chooses least", torch.minimum, "input other", "tT.minimum tT.fmin"),
+    *_named("selection reduces", "amax dim keepdim", "max dim keepdim other"),
+    *_named("selection reduces least", "amin dim keepdim", "min dim keepdim other"),
+    *_spatial("selection pool", f"max_pool{{}}d {_MAX}"),
+    *_spatial("selection pool adaptive", "adaptive_max_pool{}d output_size return_indices"),
     *_as_spelled("selection", sort="tT.sort tT.msort tT.topk tT.kthvalue tT.median tT.cummax tT.cummin"),
     # Nonlinear in another way.
-    *_named("other", "softmax dim dtype", "log_softmax dim dtype", "logsumexp dim keepdim", "logaddexp other", "glu dim",
-            "layer_norm normalized_shape weight bias eps cudnn_enable:", "rms_norm normalized_shape weight eps",
-            "group_norm num_groups weight bias eps cudnn_enabled:", f"instance_norm {_STATS.format('use_input_stats')}",
-            "local_response_norm size alpha beta k", "cumprod dim"),
+    *_named("other stays gate", "softmax dim dtype"),
+    *_named("other stays", "log_softmax dim dtype", "local_response_norm size alpha beta k"),
+    *_named("other stays norm", "layer_norm normalized_shape weight bias eps cudnn_enable:",
+            "rms_norm normalized_shape weight eps", "group_norm num_groups weight bias eps cudnn_enabled:",
+            f"instance_norm {_STATS.format('use_input_stats')}"),
+    *_named("other reduces", "logsumexp dim keepdim"),
+    *_named("other elementwise", "logaddexp other"),
+    *_named("other", "glu dim", "cumprod dim"),
     *_as_spelled("other", norm="tT.norm L.norm L.vector_norm", std="tT.std t.std_mean", var="tT.var", var_mean="t.var_mean",
                  prod="tT.prod"),
-    ("cosine_similarity", "other", F.cosine_similarity, "x1 x2 dim eps", "F.cosine_similarity"),
-    ("product", "other", torch.mul, "input other", ""),
-    ("quotient", "other", torch.div, "input other", ""),
-    ("matrix_product", "other", torch.matmul, "input other", ""),
-    ("einsum_product", "other", torch.einsum, "", ""),
-    ("attention", "other", _attention, "query key value attn_mask dropout_p is_causal * scale enable_gqa",
-     "F.scaled_dot_product_attention"),
+    _Row("cosine_similarity", "other", F.cosine_similarity, "x1 x2 dim eps", "F.cosine_similarity"),
+    _Row("product", "other elementwise bilinear", torch.mul, "input other", ""),
+    _Row("quotient", "other elementwise", torch.div, "input other", ""),
+    _Row("matrix_product", "other bilinear contracts", torch.matmul, "input other", ""),
+    _Row("einsum_product", "other contracts", torch.einsum, "", ""),
+    _Row("attention", "other contracts", _attention, "query key value attn_mask dropout_p is_causal * scale enable_gqa",
+         "F.scaled_dot_product_attention"),
 )  # fmt: skip
 
-PRIMITIVES: tuple[Primitive, ...] = tuple(Primitive(*row[:4]) for row in _ROWS)
+PRIMITIVES: tuple[Primitive, ...] = tuple(row.primitive for row in _ROWS)
 BY_NAME: dict[str, Primitive] = {p.name: p for p in PRIMITIVES}
-CONVOLUTIONS: tuple[str, ...] = tuple(p.name for p in PRIMITIVES if p.name.startswith("conv"))
-RECTIFIERS: tuple[str, ...] = tuple(p.name for p in PRIMITIVES[: PRIMITIVES.index(BY_NAME["gated"]) + 1])
-"""The activations that gate a signal: guided back-propagation and deconvnet act on them, DMBP masks them."""
 
-LAYERS: tuple[str, ...] = (*CONVOLUTIONS, *"linear matmul addmm baddbmm addbmm addmv einsum tensordot".split())
-"""The affine operations that sum over weights; with two signals they are products, of other names."""
 
-CARRIERS: frozenset[str] = frozenset(
-    "reshape permute slice expand copy dropout interpolate where setitem mul div add sub neg".split()
-)
-"""What, on one signal, only moves, scales or shifts values that another operation made."""
+def named(*traits: Trait, kind: Kind | None = None) -> frozenset[str]:
+    """Names of the operations with any of these traits, or with whatever traits, of one kind or all: keys of a rule table."""
+    return frozenset(p.name for p in PRIMITIVES if (not traits or p.has(*traits)) and kind in (None, p.kind))
+
 
 _T: Any = Tensor
 ORDERS: frozenset[str] = frozenset("gt ge lt le greater greater_equal less less_equal sign sgn heaviside".split())
@@ -222,9 +293,9 @@ _OWN: dict[str, tuple[str, dict[str, Any]]] = {
 
 def _spellings() -> Iterator[tuple[Any, Spelling]]:
     own = {function: told for spelled, told in _OWN.items() for function, _ in _functions(spelled)}
-    for name, _, _, signature, spelled in _ROWS:
-        for function, word in _functions(spelled, in_place=bool(signature)):
-            yield function, _spelling(name, own.get(function), signature, function, word)
+    for row in _ROWS:
+        for function, word in _functions(row.spelled, in_place=bool(row.signature)):
+            yield function, _spelling(row.name, own.get(function), row.signature, function, word)
     yield from ((transpose.__get__, Spelling("permute", "")) for transpose in (_T.T, _T.mT))
     yield from ((read_view, Spelling("slice", "")), (_T.put, Spelling("setitem", "")))
 
@@ -281,5 +352,5 @@ def extend(function: Function, kind: Kind, name: str, signature: str = "") -> No
     own, known = SPELLINGS.get(function), BY_NAME.get(name)
     check(known is None or (own is not None and own.primitive == name), "name", known and known.name, "new")
     if known is None or known not in PRIMITIVES:
-        BY_NAME[name] = Primitive(name, kind, function, signature)
+        BY_NAME[name] = _Row(name, kind, function, signature, "").primitive
         SPELLINGS[function] = Spelling(name, signature)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from backlit._errors import InputError, ModelStateError, UnsupportedOp
 from backlit._state import check_state
-from backlit.capture.primitives import Arguments
+from backlit.capture.primitives import BY_NAME, Arguments
 
 # Messages of UnsupportedOp; {} is where.
 HOOKED = "{} hooks the gradient of a signal, and may change it. Remove the hook, or the forward hook that makes it: handle.remove()"
@@ -84,7 +84,7 @@ def check_mode(name: str, arguments: Arguments, where: str) -> None:
     Raises:
         ModelStateError: If the call is training.
     """
-    training = bool(arguments.pop("training", False)) if name in ("dropout", "rrelu") else arguments.get("training")
+    training = bool(arguments.pop("training", False)) if BY_NAME[name].has("random") else arguments.get("training")
     if name == "dropout" and arguments.pop("p", 0.5) == 0:
         return
     if training or arguments.get("dropout_p"):

@@ -4,10 +4,53 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 Kind = Literal["affine", "activation", "selection", "other"]
+Trait = Literal[
+    "layer",  # affine, and sums over weights; with two signals it is a product, of another name
+    "dense",  # a layer whose weights are one matrix, and whose outputs stand in the last axis
+    "convolution",
+    "transposed",  # of a convolution: it spreads its input
+    "accumulates",  # adds its argument ``input`` to a product
+    "rectifier",  # passes what is large and stops, or damps, what is small
+    "piecewise",  # made of straight pieces
+    "homogeneous",  # f(z) = z f'(z): it adds nothing
+    "signless",  # an activation whose value does not tell the sign of what it read
+    "infinite",  # at zero
+    "cancels",  # an activation that is a difference of larger values: it rounds as its input does, however small it is
+    "gate",  # between 0 and 1, or 2
+    "bounded",  # between -1 and 1
+    "clipped",  # bounded by two numbers
+    "elementwise",  # each output is made of one element of each signal, which may be broadcast, and of nothing else
+    "stays",  # each output stands where one of its inputs stood, but others change it
+    "adds",  # a sum or difference
+    "blends",  # a weighted sum
+    "multiplies",  # product or quotient with a constant
+    "scales",  # of one signal: y = w x + c, element by element
+    "carries",  # of one signal: only moves, scales or shifts values that another operation made
+    "moves",  # puts values elsewhere, perhaps between them, perhaps beside others
+    "views",  # moves that add nothing
+    "copies",  # moves to the same place
+    "stacks",  # moves several tensors into one
+    "fills",  # moves values beside constants, or under a mask
+    "masks",  # a tensor of its arguments may choose or gate elements
+    "keeps",  # every value that it reads is in what it puts out
+    "resamples",  # moves values between pixels
+    "pool",
+    "adaptive",  # of a pool: the windows follow from the sizes
+    "averages",  # sums with weights that depend on nothing
+    "gathers",  # reads values in windows or at given places
+    "reduces",  # along some axes
+    "least",  # a selection of the least
+    "chooses",  # elementwise between two values
+    "norm",
+    "bilinear",  # linear in each of two signals
+    "contracts",  # sums products of two signals
+    "random",  # draws in training
+]
+"""A fact about an operation that rules and methods ask for."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +75,11 @@ class Site:
     depths: tuple[int, ...] = ()
     makers: tuple[str, ...] = ()
     constants: bool = False
+    traits: frozenset[Trait] = field(default=frozenset(), repr=False)
+
+    def has(self, *traits: Trait) -> bool:
+        """Whether the operation has any of these traits."""
+        return not self.traits.isdisjoint(traits)
 
     @property
     def name(self) -> str:

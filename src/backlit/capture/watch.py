@@ -23,7 +23,7 @@ from backlit._errors import UnsupportedOp
 from backlit.capture import refuse
 from backlit.capture.aliases import Alias, Memory, laid_out, read_view
 from backlit.capture.canonical import Call, at, canonical, name_by_signals, places_of
-from backlit.capture.primitives import BY_NAME, CARRIERS, CONSTANT, LAYERS, LIKE, ORDERS, SHADOWS, SPELLINGS
+from backlit.capture.primitives import BY_NAME, CONSTANT, LIKE, ORDERS, SHADOWS, SPELLINGS
 from backlit.capture.sites import Site
 
 INPUT = "input"
@@ -184,9 +184,9 @@ class Watch(TorchFunctionMode):
 
     def _visited(self, call: Call) -> Any:
         """What the call returns to the network, marked."""
-        depth = max(call.site.depths, default=0) + (call.site.primitive in LAYERS)
+        depth = max(call.site.depths, default=0) + call.site.has("layer")
         # Of two signals it is a new value.
-        carried = call.primitive.name in CARRIERS and (call.get("function") in LIKE or len(call.places) == 1)
+        carried = call.primitive.has("carries") and (call.get("function") in LIKE or len(call.places) == 1)
         maker = call.site.makers[0] if carried else call.primitive.name
         kept = call.signals if carried or call.site.kind == "activation" else ()
         others = [v for n, v in call.arguments.items() if (n, None) not in call.places]
@@ -198,7 +198,7 @@ class Watch(TorchFunctionMode):
         for i, tensor in enumerate(outputs):
             mark = self._mark(tensor)
             mark.depth, mark.maker, mark.sources = depth, maker, self._sources(kept, parts.get(i)) | {object()}
-            if call.primitive.name in ("mul", "div") and isinstance(call["other"], (int, float)) and call["other"] > 0:
+            if call.primitive.has("multiplies") and isinstance(call["other"], (int, float)) and call["other"] > 0:
                 mark.scaled = call.signals[0], call.without_signals()
             if self._wrote and tensor._base is not None:
                 self._alias(tensor).writes = self._alias(tensor).memory.writes
@@ -265,7 +265,7 @@ class Watch(TorchFunctionMode):
     def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         name, arguments, inplace = canonical(func, args, kwargs, self._gates)
         places = places_of(arguments, self._is_signal)
-        if name in ("gated", "maximum", "minimum") and len(places) == 2:
+        if BY_NAME[name].has("chooses") and len(places) == 2:
             name, arguments, places = self._of_one(name, arguments, places)
         path = module_path(self._paths)
         name = name_by_signals(name, arguments, places, path or "<model>")
@@ -280,7 +280,8 @@ class Watch(TorchFunctionMode):
         marks = [self._marks[at(arguments, place)] for place in places]
         depths, makers = tuple(m.depth or 0 for m in marks), tuple(m.maker for m in marks)
         constants = len(list(_tensors(arguments.values()))) > len(places)
-        site = Site(name, self._counts[name], primitive.kind, path, spelling, shapes, (), depths, makers, constants)
+        count, traits = self._counts[name], primitive.traits
+        site = Site(name, count, primitive.kind, path, spelling, shapes, (), depths, makers, constants, traits)
         return Call(site, primitive, lean, places, lambda: func(*lean_args, **lean_kwargs), inplace)
 
     def _of_one(self, name: str, arguments: dict[str, Any], places: Any) -> tuple[str, dict[str, Any], Any]:

@@ -31,12 +31,12 @@ from backlit._files import absolute
 from backlit._plain import network_of, versions
 from backlit._version import __version__
 from backlit.capture.canonical import Call
+from backlit.capture.geometry import Geometry
 from backlit.inverse.artefact import Fitted, weights_of
 from backlit.inverse.data import Data, Digest, batches, check_data, check_values
 from backlit.inverse.fit import FitStep
 from backlit.inverse.part import INPUT, Part, Step, find_layers
 from backlit.inverse.parts_folder import PartsFolder
-from backlit.inverse.regressions import per_dimension
 from backlit.rules.patterns import LAYERS, is_sum, pattern_table, summed_with
 
 PAUSE, SHARE = 10.0, 0.05
@@ -252,12 +252,13 @@ def _has_pattern(call: Call) -> bool:
     Raises:
         UnsupportedOp: If it is one in all but name.
     """
-    name = call.primitive.name
-    if name in ("matmul", "addmm", "einsum") or name.startswith("conv_transpose"):
+    if call.primitive.name in LAYERS or is_sum(call.site):
+        return True
+    if call.primitive.has("dense", "transposed") or call.primitive.name == "einsum":
         raise UnsupportedOp(
             f"{call.site} has no patterns: they are learned for linear layers and convolutions. Write it as F.linear."
         )
-    return name in LAYERS or is_sum(call.site)
+    return False
 
 
 def _check_rules(layers: Part) -> None:
@@ -304,18 +305,9 @@ def _add(sums: dict[str, Sums], step: Step, xs: list[Tensor], y: Tensor) -> None
 
 def _patches(x: Tensor, call: Call, size: tuple[int, ...]) -> Tensor:
     """What each output pixel reads: (g, n, pixels, q)."""
-    kernel = tuple(call["weight"].shape[2:])
-    stride, dilation = per_dimension(call.get("stride", 1), kernel), per_dimension(call.get("dilation", 1), kernel)
-    padding = call.get("padding", 0)
-    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    before = (
-        [r // 2 for r in reach] if padding == "same" else per_dimension(0 if padding == "valid" else padding, kernel)
-    )
-    margins: list[int] = []
-    for i in reversed(range(len(kernel))):
-        margins += [before[i], (size[i] - 1) * stride[i] + reach[i] + 1 - before[i] - x.shape[2 + i]]
-    x = F.pad(x, margins)
-    for i in range(len(kernel)):
-        x = x.unfold(2 + i, reach[i] + 1, stride[i])[..., :: dilation[i]]
-    x = x.unflatten(1, (call.get("groups", 1), -1)).flatten(3, 2 + len(kernel))  # (n, g, c, pixels, *taps)
+    window = Geometry.of(call)
+    x = F.pad(x, window.margins(tuple(x.shape[2:]), size))
+    for i, (reach, stride, dilation) in enumerate(zip(window.reach, window.stride, window.dilation, strict=True)):
+        x = x.unfold(2 + i, reach + 1, stride)[..., ::dilation]
+    x = x.unflatten(1, (call.get("groups", 1), -1)).flatten(3, 2 + len(size))  # (n, g, c, pixels, *taps)
     return x.permute(1, 0, 3, 2, *range(4, x.dim())).flatten(3)

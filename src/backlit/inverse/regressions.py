@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backlit.capture.canonical import Call
+from backlit.capture.geometry import Geometry
 from backlit.inverse.lags import shifted_products
 from backlit.inverse.moments import Moments, Sizes
 from backlit.inverse.signals import Who
@@ -143,16 +144,8 @@ class Transposed(_ByRows):
     @classmethod
     def of(cls, call: Call, channels: int) -> Transposed:
         """The inverse of a convolution's call; ``channels`` of its output have signals."""
-        kernel = tuple(call["weight"].shape[2:])
-        dilation = per_dimension(call.get("dilation", 1), kernel)
-        padding = call.get("padding", 0)
-        if padding == "same":
-            before = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
-        else:
-            before = per_dimension(0 if padding == "valid" else padding, kernel)
-        stride = per_dimension(call.get("stride", 1), kernel)
-        size = call.site.input_shapes[0][1:]
-        return cls(size, channels, kernel, stride, before, dilation, call.get("groups", 1))
+        g, size = Geometry.of(call), call.site.input_shapes[0][1:]
+        return cls(size, channels, g.kernel, g.stride, g.padding, g.dilation, call.get("groups", 1))
 
     @property
     def positions(self) -> int:
@@ -315,8 +308,3 @@ class Channels(_ByRows):
                 sum((s * weight[..., m, r].view(*weight.shape[:3], *pixels) for r, s in enumerate(signals)), x)
             )
         return found  # type: ignore[return-value]  sum() may give an int, of no signals only
-
-
-def per_dimension(value: Any, kernel: Shape) -> Shape:
-    """A convolution's argument for each of its dimensions."""
-    return (int(value),) * len(kernel) if isinstance(value, int) else tuple(value) * (len(kernel) // len(tuple(value)))

@@ -50,9 +50,7 @@ def _pooled(trace: Trace, last: Site, reaches: Callable[[Site], bool]) -> Site:
     """The last pool behind the last feature map that leaves more than one position; the map itself if there is none."""
     behind = list(trace)[[site.name for site in trace].index(last.name) + 1 :]
     pools = [
-        s
-        for s in behind
-        if "pool" in s.primitive and len(s.output_shape) == 4 and prod(s.output_shape[2:]) > 1 and reaches(s)
+        s for s in behind if s.has("pool") and len(s.output_shape) == 4 and prod(s.output_shape[2:]) > 1 and reaches(s)
     ]
     return pools[-1] if pools else last
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from backlit.capture.canonical import Call
-from backlit.capture.primitives import PRIMITIVES
+from backlit.capture.primitives import named
 from backlit.inverse.closed import Closed, averaged_back, kept, switched_back
 
-DENSE = frozenset({"linear", "matmul", "addmm"})
-CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
-SUMS = frozenset({"add", "sub"})
-MOVES = frozenset("cat stack pad reshape permute slice expand copy where setitem".split())
-_SELECTIONS = [p.name for p in PRIMITIVES if p.kind == "selection"]
-_SCALES = "mul div neg add sub batch_norm".split()
-_AVERAGES = [p.name for p in PRIMITIVES if "avg_pool" in p.name] + ["mean", "sum", *_SCALES]
-# From their value one cannot tell the sign of what stood behind.
-_NOT_MONOTONE = frozenset("abs pow sin cos tan cosh acos erfc sinc frac log log2 log10 logit".split())
-_ACTIVATIONS = [p.name for p in PRIMITIVES if p.kind == "activation" and p.name not in _NOT_MONOTONE]
+DENSE = named("dense")
+CONVOLUTIONS = named("convolution") - named("transposed")
+SUMS = named("adds")
+MOVES = named("moves") - named("random", "resamples")  # which change values
+_SELECTIONS = named(kind="selection")
+_AVERAGES = named("averages", "scales")
+_ACTIVATIONS = named(kind="activation") - named("signless")
 
 CLOSED: dict[str, Closed] = {
     **dict.fromkeys((*_ACTIVATIONS, "dropout"), kept),
@@ -24,7 +21,7 @@ CLOSED: dict[str, Closed] = {
 }
 """The inverses that need no data, of calls with one signal (a maximum may have two)."""
 
-KEEPS_AN_IMAGE = MOVES.union(_SCALES, ["dropout"])
+KEEPS_AN_IMAGE = MOVES | named("scales") | {"dropout"}
 """What leaves an image one: the same values elsewhere, or in another unit."""
 
 NAMES = {
@@ -59,6 +56,6 @@ def why_not(call: Call) -> str | None:
     if name in SUMS and len(call.places) > 1:
         return None if shapes[0] == shapes[1] else "its two summands have different shapes"
     if name in CLOSED:
-        two = name in ("maximum", "minimum")
+        two = call.site.kind == "selection" and call.primitive.has("chooses")
         return None if len(call.places) == 1 or two else "it has several signals"
     return "there is none for it"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from backlit._errors import BacklitError
-from backlit.capture import LAYERS, Call, Rule, Site, propagate
+from backlit.capture import Call, Rule, Site, propagate
 from backlit.rules import RuleTable
 from backlit.rules.exact import exact
 from backlit.rules.layer import finite
@@ -104,4 +104,4 @@ class _Watched:
 
     def _multiplies(self) -> bool:
         """Whether the output is a layer's or follows one, so that it carries multipliers."""
-        return self.site.primitive in LAYERS or max(self.site.depths, default=0) > 0
+        return self.site.has("layer") or max(self.site.depths, default=0) > 0

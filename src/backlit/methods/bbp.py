@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from backlit.capture import LAYERS, PRIMITIVES, Call, Rule, Tap
+from backlit.capture import Call, Rule, Tap, named
 from backlit.methods.base import Maps, Options, activation_bytes, check
 from backlit.methods.biases import BiasMethod, check_told, offset, propagated, with_biases
 from backlit.methods.inputs import pick, probability
@@ -18,13 +18,6 @@ from backlit.rules.exact import exact
 
 Alpha = Literal["ratio", "equal"]
 Grads = tuple[Tensor | None, ...]
-
-_AVERAGES = frozenset(
-    ("mean", "sum", "interpolate", *(f"{k}avg_pool{d}d" for k in ("", "adaptive_") for d in (1, 2, 3)))
-)
-_WEIGHTED = frozenset(LAYERS)
-_MOVES = frozenset("cat stack pad reshape permute slice expand copy unfold where setitem".split())
-_ELEMENTWISE = frozenset("batch_norm dropout neg layer_norm rms_norm group_norm instance_norm".split())
 
 
 @dataclass(frozen=True)
@@ -130,7 +123,7 @@ def _handed(
 
 def _magnitude(call: Call, signals: tuple[Tensor, ...], *, ones: bool = False) -> Tensor:
     """The call on non-negative signals with the magnitudes of its weights, or with ones, and without its bias."""
-    if call.primitive.name in ("add", "sub"):
+    if call.primitive.has("adds"):
         return torch.add(*signals)
     changes: dict[str, Any] = {}
     for name, value in call.arguments.items():
@@ -138,7 +131,7 @@ def _magnitude(call: Call, signals: tuple[Tensor, ...], *, ones: bool = False) -
             changes[name] = torch.ones_like(value) if ones else value.abs()
     if call.get("bias") is not None:
         changes["bias"] = None
-    if call.primitive.name in ("addmm", "baddbmm", "addbmm", "addmv") and ("input", None) not in call.places:
+    if call.primitive.has("accumulates") and ("input", None) not in call.places:
         changes["input"] = torch.zeros_like(call["input"])
     return call.run(*signals, **changes)
 
@@ -170,12 +163,11 @@ def _added(alpha: Alpha) -> Rule:
 
 def _table(alpha: Alpha) -> RuleTable:
     share = _shared(alpha)
-    rules: dict[str, Rule | None] = dict.fromkeys(_WEIGHTED | _AVERAGES, share)
+    rules: dict[str, Rule | None] = dict.fromkeys(named("moves") | named(kind="selection"), TRUE)
+    rules |= dict.fromkeys(named("layer", "averages"), share)
+    rules |= dict.fromkeys(named("scales", "norm") | named(kind="activation"), whole)
     rules |= dict.fromkeys(("add", "sub", "lerp"), _added(alpha))
-    rules |= dict.fromkeys(_ELEMENTWISE | {"mul", "div"}, whole)
-    rules |= {p.name: whole for p in PRIMITIVES if p.kind == "activation"}
-    rules |= {p.name: TRUE for p in PRIMITIVES if p.kind == "selection"}
-    rules |= {"product": halves, "gated": halves, **dict.fromkeys(_MOVES, TRUE)}
+    rules |= {"product": halves, "gated": halves, "interpolate": share, "dropout": whole, "unfold": TRUE}
     return RuleTable(f"bias shares, {alpha}", rules, kinds={"affine": share, "activation": whole, "selection": TRUE})
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from backlit._errors import UnsupportedOp
 from backlit._forward import of_image
-from backlit.capture import CONVOLUTIONS, Call, Propagation, Tap, Trace, propagate
+from backlit.capture import Call, Propagation, Tap, Trace, propagate
 from backlit.capture.forms import derivative_along
 from backlit.methods.base import Maps, Method, joined
 from backlit.methods.inputs import check_takes, why_not
@@ -32,13 +32,6 @@ from backlit.rules.layer import finite
 Reader = Callable[[Call, Tensor], Tap | None]
 """``reader(call, output)``: what is read off the gradient of a site's output."""
 
-# f(s z) = s f(z) for s > 0, so that f(z) = J z: nothing is added. Selections are so, too.
-_HOMOGENEOUS = frozenset(
-    "relu leaky_relu rrelu prelu abs matmul einsum mul div neg mean sum dropout interpolate grid_sample reshape permute "
-    "slice expand copy unfold identity".split()
-) | {f"{kind}avg_pool{d}d" for kind in ("", "adaptive_") for d in (1, 2, 3)}
-_NORMS = ("layer_norm", "group_norm", "instance_norm")
-
 
 def bias_of(call: Call) -> Tensor | None:
     """The constant that a layer adds, so shaped that it broadcasts to its output; None if it has none.
@@ -47,33 +40,31 @@ def bias_of(call: Call) -> Tensor | None:
     that the network adds or subtracts counts as one.
     """
     name, bias = call.primitive.name, call.get("bias")
-    if name in CONVOLUTIONS:
-        return None if bias is None else bias.view(-1, *[1] * int(name[-2]))
-    if name in ("linear", "layer_norm"):
-        return bias
+    if call.primitive.has("convolution"):
+        return None if bias is None else bias.view(-1, *[1] * call.primitive.spatial)
     if name == "batch_norm":
         z = call.signals[0]
         return call.run(z.new_zeros(1, z.shape[1], *[1] * (z.dim() - 2)))[0]
-    if name in _NORMS:
+    if call.primitive.has("norm") and name != "layer_norm":
         return None if bias is None else bias.view(-1, *[1] * (call.signals[0].dim() - 2))
-    if name in ("addmm", "baddbmm", "addbmm", "addmv"):
+    if call.primitive.has("accumulates"):
         return None if ("input", None) in call.places else _at_zero(call)
-    if name in ("add", "sub"):
+    if call.primitive.has("adds"):
         return None if len(call.places) > 1 else _at_zero(call)
-    return None
+    return bias if call.primitive.has("dense", "norm") else None
 
 
 def offset(call: Call, output: Tensor) -> Tensor | None:
     """``y - J z`` of a site, so shaped that it broadcasts to its output y; None where it is zero by its nature."""
     name, kind = call.primitive.name, call.site.kind
-    if name in _HOMOGENEOUS or kind == "selection":
+    if call.primitive.has("homogeneous") or kind == "selection":  # f(z) = J z
         return None
     if kind == "affine":
-        known = name in CONVOLUTIONS or name in ("linear", "batch_norm", "add", "sub")
+        known = call.primitive.has("convolution", "scales") or name == "linear"
         return bias_of(call) if known else _constants(call)
     if name == "gated":  # affine once the condition is given
         return _at_zero(call)
-    if name in ("product", "matrix_product"):  # J z counts each factor once
+    if call.primitive.has("bilinear"):  # J z counts each factor once
         return -output
     signals = call.signals
     if kind == "activation" and len(signals) == 1 and signals[0].shape == output.shape:
@@ -85,7 +76,7 @@ def offset(call: Call, output: Tensor) -> Tensor | None:
 
 def _constants(call: Call) -> Tensor | None:
     """What an affine call that is no layer adds: the constants among what it joins or writes."""
-    if call.primitive.name in ("cat", "stack"):
+    if call.primitive.has("stacks"):
         joined_ones = next(v for v in call.arguments.values() if isinstance(v, (list, tuple)))
         return None if len(joined_ones) == len(call.places) else _at_zero(call)
     return _at_zero(call)
@@ -157,9 +148,9 @@ class Channels:
 
     def behind(self, call: Call) -> None:
         """Hear of the calls in order."""
-        if call.primitive.name in (*CONVOLUTIONS, "batch_norm"):
+        if call.primitive.has("convolution") or call.primitive.name == "batch_norm":
             self.last = False
-        elif call.primitive.name in ("linear", "addmm", "matmul", "layer_norm"):
+        elif call.primitive.has("dense") or call.primitive.name == "layer_norm":
             self.last = True
 
 

@@ -8,15 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from backlit.capture import CARRIERS, CONVOLUTIONS, LAYERS, FrozenNetwork, Site
+from backlit.capture import FrozenNetwork, Site
 from backlit.capture.forms import Scaled
 from backlit.capture.record import Node, Recording
 from backlit.methods.inputs import alike
-
-_SUMS = frozenset({"add", "sub", "lerp", "addcmul"})
-_REDUCED = frozenset({"sum", "mean"})
-_MOVES = CARRIERS - {"mul", "div", "add", "sub", "neg", "where"}
-_STACKS = frozenset({"stack", "cat"})
 
 
 def behind_sums(frozen: FrozenNetwork) -> frozenset[str]:
@@ -35,34 +30,36 @@ def behind_sums(frozen: FrozenNetwork) -> frozenset[str]:
 
 def _is_sum(node: Node | None, makers: dict[int, Node]) -> bool:
     while node is not None:
-        name = node.call.primitive.name
-        if len(node.sources) > 1 and name in _SUMS:
+        primitive = node.call.primitive
+        if len(node.sources) > 1 and primitive.has("adds", "blends"):
             return True
-        if name not in CARRIERS | _REDUCED or not node.sources:
+        reduced = primitive.has("averages") and primitive.has("reduces")
+        if not (reduced or primitive.has("carries")) or not node.sources:
             return False
-        node, reader = makers.get(node.sources[0]), name
-        if reader in _REDUCED:  # a sum of signals that were stacked for it
-            return node is not None and len(node.sources) > 1 and node.call.primitive.name in _STACKS
+        node = makers.get(node.sources[0])
+        if reduced:  # a sum of signals that were stacked for it
+            return node is not None and len(node.sources) > 1 and node.call.primitive.has("stacks")
     return False
 
 
 def with_layers(frozen: FrozenNetwork, masked: Collection[str]) -> FrozenNetwork:
     """The same map with an activation of slope 1 behind each layer that still needs a mask.
 
-    That is each layer with weights, as ``LAYERS`` lists them, whose output none of the activations named in ``masked``
+    That is each layer with weights, whose output none of the activations named in ``masked``
     reads, with at most moves, scales and shifts between, and behind which another layer follows: the last one computes the
     logits. Its site is the layer's.
     """
     covered: set[int] = set()  # values that a masked activation reads
     inner: set[int] = set()  # values that a later layer depends on
     for node in reversed(frozen.recording.nodes):
-        name = node.call.primitive.name
+        primitive = node.call.primitive
         if _is_layer(node) or inner.intersection(node.outputs):
             inner.update(node.sources)
-        carries = name in _MOVES or (name in CARRIERS and len(node.sources) == 1)
+        moves = primitive.has("moves") and not primitive.has("elementwise")
+        carries = primitive.has("carries") and (moves or len(node.sources) == 1)
         if node.call.site.name in masked or (carries and covered.intersection(node.outputs)):
             # Of what else a move reads, such as the shape of view_as, no value goes on.
-            covered.update(node.sources if name == "setitem" or not carries else node.sources[:1])
+            covered.update(node.sources if primitive.name == "setitem" or not carries else node.sources[:1])
 
     def change(node: Node) -> tuple[Node, ...]:
         (output,) = node.outputs if len(node.outputs) == 1 else (-1,)
@@ -88,7 +85,7 @@ def images_apart(frozen: FrozenNetwork, inputs: tuple[Tensor, ...]) -> frozenset
     apart: set[str] = set()
 
     def activate(site: Site, form: Scaled, z: Tensor) -> Tensor:
-        images_first = site.primitive in LAYERS and z.dim() > 0 and z.shape[0] % (2 * len(inputs[0])) == 0
+        images_first = site.has("layer") and z.dim() > 0 and z.shape[0] % (2 * len(inputs[0])) == 0
         if images_first and alike(*z.chunk(2)):
             apart.add(site.name)
         return form(z)
@@ -99,7 +96,7 @@ def images_apart(frozen: FrozenNetwork, inputs: tuple[Tensor, ...]) -> frozenset
 
 
 def _is_layer(node: Node) -> bool:
-    return node.call.primitive.name in LAYERS and len(node.sources) == 1
+    return node.call.primitive.has("layer") and len(node.sources) == 1
 
 
 def between_convolutions(recording: Recording) -> frozenset[str]:
@@ -111,7 +108,7 @@ def between_convolutions(recording: Recording) -> frozenset[str]:
         (reversed(recording.nodes), behind, "outputs", "sources"),
     ):
         for node in nodes:
-            if node.call.primitive.name in CONVOLUTIONS or reached.intersection(getattr(node, come)):
+            if node.call.primitive.has("convolution") or reached.intersection(getattr(node, come)):
                 reached.update(getattr(node, go))
     return frozenset(
         node.call.site.name

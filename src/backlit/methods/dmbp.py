@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from backlit._errors import InputError, ModelStateError, UnsupportedOp
 from backlit._warn import warn
-from backlit.capture import LAYERS, Coverage, CoverageRow, FrozenNetwork, Site, freeze
+from backlit.capture import Coverage, CoverageRow, FrozenNetwork, Site, freeze
 from backlit.capture.forms import Scaled
 from backlit.methods.base import (
     MOST_STEPS,
@@ -173,7 +173,7 @@ class DMBP(Method):
         if wanted not in (*BESIDE_SUMS, *BEHIND_LAYERS):
             return lambda site: is_wanted(site, wanted)
         unmasked = behind_sums(frozen) if wanted in BESIDE_SUMS else ()
-        return lambda site: site.primitive in LAYERS or (is_wanted(site, "rectifiers") and site.name not in unmasked)
+        return lambda site: site.has("layer") or (is_wanted(site, "rectifiers") and site.name not in unmasked)
 
     def chosen(self, frozen: FrozenNetwork, inputs: tuple[Tensor, ...]) -> list[tuple[Site, Scaled]]:
         """The activations and, with ``sites="layers"``, the layers that get masks.
@@ -185,7 +185,7 @@ class DMBP(Method):
         found = [(site, form) for site, form in frozen.activations if is_masked(site)]
         if wanted in BEHIND_LAYERS:
             apart = images_apart(frozen, inputs)
-            found = [(site, form) for site, form in found if site.primitive not in LAYERS or site.name in apart]
+            found = [(site, form) for site, form in found if not site.has("layer") or site.name in apart]
         if found:
             return found
         there = ", ".join(site.name for site, _ in frozen.activations)
@@ -212,7 +212,7 @@ _TERMS = ("positive", "negative", "nuisance", "positive_image", "negative_image"
 
 def _described(frozen: FrozenNetwork, chosen: list[tuple[Site, Scaled]]) -> str:
     """What has masks, in a few words: a reading that does not fit a network shows here as the one that it then is."""
-    layers = sum(site.primitive in LAYERS for site, _ in chosen)
+    layers = sum(site.has("layer") for site, _ in chosen)
     rectifiers = sum(is_wanted(site, "rectifiers") for site, _ in frozen.activations)
     sums = len(behind_sums(frozen).intersection(site.name for site, _ in frozen.activations))
     return (

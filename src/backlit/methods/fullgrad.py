@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backlit.capture import CONVOLUTIONS, Call, Tap
+from backlit.capture import Call, Tap, named
 from backlit.methods.base import Kind, Maps, Options, activation_bytes, check
 from backlit.methods.biases import (
     BiasMethod,
@@ -24,7 +24,7 @@ from backlit.methods.biases import (
 from backlit.methods.inputs import pick, probability
 from backlit.rules import presets
 
-_LAYERS = frozenset((*CONVOLUTIONS, "batch_norm"))
+_LAYERS = named("convolution") | {"batch_norm"}
 _TINY = 1e-6  # the authors' guard against a constant map
 
 

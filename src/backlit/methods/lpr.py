@@ -29,7 +29,7 @@ from backlit._forward import forward, unchanged
 from backlit._layout import fast_layout
 from backlit._types import Heatmap
 from backlit._warn import warn
-from backlit.capture import CONVOLUTIONS, Call, Propagation, Rule, Site, propagate
+from backlit.capture import Call, Propagation, Rule, Site, named, propagate
 from backlit.capture.record import record
 from backlit.capture.refuse import check_output
 from backlit.capture.watch import Watch
@@ -55,8 +55,7 @@ from backlit.rules.plugin import READINGS, Plugin
 from backlit.rules.table import rule_name
 
 # Attention by its definition: torch's fused kernels have no second derivative.
-_TRUE = presets.gradient.but({**dict.fromkeys(CONVOLUTIONS, adjoint), "attention": exact})
-_LAYERS = (*CONVOLUTIONS, "linear", "addmm", "matmul")
+_TRUE = presets.gradient.but({**dict.fromkeys(named("convolution"), adjoint), "attention": exact})
 
 
 @dataclass(frozen=True)
@@ -260,8 +259,8 @@ class Plugins:
 
     def rule_for(self, site: Site) -> tuple[str, Rule | None]:
         """A new plugin for a chosen activation of one signal, the true derivative's rule for every other site."""
-        if site.primitive in _LAYERS:  # the channels of what follows stand where the layer puts them
-            self._channel = 1 if site.primitive in CONVOLUTIONS else -1
+        if site.has("convolution", "dense"):  # the channels of what follows stand where the layer puts them
+            self._channel = 1 if site.has("convolution") else -1
         given = self._options.rules or {}
         if site.primitive in given:
             return rule_name(given[site.primitive]), given[site.primitive]

@@ -13,7 +13,7 @@ from torch import Tensor
 from backlit._errors import InputError, ModelStateError, UnsupportedOp, nearest
 from backlit._forward import of_image
 from backlit._warn import warn
-from backlit.capture import CARRIERS, LAYERS, Propagation, Rule, Trace, propagate
+from backlit.capture import Propagation, Rule, Trace, propagate
 from backlit.capture.record import Recording, record
 from backlit.methods.audit import Leak, audit
 from backlit.methods.base import Kind, Maps, Method, Options, activation_bytes, check, check_positive, is_number
@@ -178,7 +178,7 @@ class Relevance(Method):
         except UnsupportedOp:
             self._list_missing(inputs, table)
             raise
-        if not any(site.primitive in LAYERS for site in run.trace):
+        if not any(site.has("layer") for site in run.trace):
             raise UnsupportedOp(
                 f"{self.title} needs a layer with weights, and this network has none on its way to the output. Use "
                 "GradientXInput."
@@ -191,7 +191,7 @@ class Relevance(Method):
         Raises:
             UnsupportedOp: If all of the output stops there.
         """
-        last = [site for site in run.trace if site.primitive not in CARRIERS][-1]
+        last = [site for site in run.trace if not site.has("carries")][-1]
         held = last.primitive == "softmax" and table.rule_for(last)[1] is attention.constant
         if held and not any(bool(v.any()) for v in values):
             raise UnsupportedOp(
@@ -428,9 +428,9 @@ def _last_layers(recording: Recording) -> set[str]:
     last, before = set[str](), set[int]()  # what is read on the way to a layer
     for node in reversed(recording.nodes):
         behind = before.intersection(node.outputs)
-        if node.call.site.primitive in LAYERS and not behind:
+        if node.call.site.has("layer") and not behind:
             last.add(node.call.site.name)
-        if node.call.site.primitive in LAYERS or behind:
+        if node.call.site.has("layer") or behind:
             before.update(node.sources)
     return last
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 
 from torch import Tensor
 
-from backlit.capture import RECTIFIERS, Site
+from backlit.capture import Site
 from backlit.methods.base import check
 
 Sites = str | Callable[[Site], bool] | Collection[str]
@@ -19,7 +19,7 @@ def is_wanted(site: Site, wanted: Sites) -> bool:
     if callable(wanted):
         return bool(wanted(site))
     if wanted in ("rectifiers", "activations"):
-        return site.kind == "activation" and (wanted == "activations" or site.primitive in RECTIFIERS)
+        return site.kind == "activation" and (wanted == "activations" or site.has("rectifier"))
     names = (wanted,) if isinstance(wanted, str) else wanted
     return site.name in names or site.module in names
 

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from backlit._errors import InputError
 from backlit._warn import warn
-from backlit.capture import CONVOLUTIONS, Call, Propagation, Tap
+from backlit.capture import Call, Propagation, Tap
+from backlit.capture.geometry import Geometry
 from backlit.methods.base import Kind, Maps, Options, activation_bytes, check
 from backlit.methods.biases import BiasMethod, Channels, bias_of, enlarged, propagated, site_names, with_biases
 from backlit.methods.inputs import pick, probability
@@ -171,15 +172,14 @@ def _summed(parts: Mapping[str, tuple[Tensor, ...]]) -> dict[str, tuple[Tensor, 
 
 def _filling(call: Call, options: TRGBPOptions) -> float:
     """What a bias is multiplied by for its input of ones of one channel to stand for the one that the options ask for."""
-    name = call.primitive.name
-    if name not in CONVOLUTIONS:
+    if not call.primitive.has("convolution"):
         return _features(call) if options.ones == "layer" and not options.normalise_kernel else 1
     weight = call["weight"]
     if options.normalise_kernel:
         return 1 / prod(weight.shape[2:])
     if options.ones == "one":
         return 1
-    return weight.shape[0] // call.get("groups", 1) if "transpose" in name else weight.shape[1]
+    return weight.shape[0] // call.get("groups", 1) if call.primitive.has("transposed") else weight.shape[1]
 
 
 def _features(call: Call) -> int:
@@ -200,8 +200,8 @@ def ones_input(call: Call, output: Tensor, bias: Tensor, model: nn.Module, image
     a sequence of tokens, a 3d convolution), its map is one number, the mean over its positions.
     """
     name = call.primitive.name
-    geometry = Geometry.of(call, output, model) if name in CONVOLUTIONS else None
-    added = name in ("add", "sub")
+    geometry = Ones.of(call, model) if call.primitive.has("convolution") else None
+    added = call.primitive.has("adds")
     last = (
         name == "linear" or (name == "layer_norm" and len(call["normalized_shape"]) == 1) or (added and channels_last)
     )
@@ -226,44 +226,32 @@ def ones_input(call: Call, output: Tensor, bias: Tensor, model: nn.Module, image
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """How a convolution moves over its input, for the adjoint of its one-channel layer of ones."""
+class Ones:
+    """The adjoint of a convolution's one-channel layer of ones, for an input of that size."""
 
     size: tuple[int, ...]
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    left: tuple[int, ...]
-    dilation: tuple[int, ...]
-    transposed: bool
+    window: Geometry
     wrapped: tuple[Tensor, ...]
     """Of a module with another padding than zeros, by dimension: which of its input each padded position repeats."""
 
     @classmethod
-    def of(cls, call: Call, output: Tensor, model: nn.Module) -> Geometry:
-        """The geometry of a convolution's call."""
-        d = int(call.primitive.name[-2])
-        size, kernel = tuple(call.signals[0].shape[-d:]), tuple(call["weight"].shape[-d:])
-        stride, dilation = _each(call.get("stride", 1), d), _each(call.get("dilation", 1), d)
-        padding = call.get("padding", 0)
-        if padding == "same":
-            left = tuple(a * (k - 1) // 2 for a, k in zip(dilation, kernel, strict=True))
-        else:
-            left = _each(0 if padding == "valid" else padding, d)
+    def of(cls, call: Call, model: nn.Module) -> Ones:
+        """The layer of ones of a convolution's call."""
+        size = tuple(call.signals[0].shape[-call.primitive.spatial :])
         wrapped = _wrapped(model, call, size)
-        size = tuple(m.shape[1] for m in wrapped) or size
-        return cls(size, kernel, stride, left, dilation, "transpose" in call.primitive.name, wrapped)
+        return cls(tuple(m.shape[1] for m in wrapped) or size, Geometry.of(call), wrapped)
 
     def back(self, grad: Tensor) -> Tensor:
         """From the output's positions (n, 1, ...) to the input's: each gets the sum over the windows that it is in."""
-        d = len(self.kernel)
-        ones = grad.new_ones(1, 1, *self.kernel)
-        if self.transposed:
-            found = _GATHER[d](grad, ones, None, self.stride, self.left, self.dilation)
-            return found[(..., *(slice(s) for s in self.size))]
-        if max(self.kernel) > 1 or max(self.stride) > 1:
-            grad = _SPREAD[d](grad, ones, None, self.stride, 0, 0, 1, self.dilation)
+        window, d = self.window, len(self.size)
+        ones = grad.new_ones(1, 1, *window.kernel)
+        if window.transposed:
+            gathered = _GATHER[d](grad, ones, None, window.stride, window.padding, window.dilation)
+            return gathered[(..., *(slice(s) for s in self.size))]
+        if max(window.kernel) > 1 or max(window.stride) > 1:
+            grad = _SPREAD[d](grad, ones, None, window.stride, 0, 0, 1, window.dilation)
         padded = tuple(m.shape[0] for m in self.wrapped) or self.size
-        edges = [(-a, s + a - g) for a, s, g in zip(self.left, padded, grad.shape[-d:], strict=True)]
+        edges = [(-a, s + a - g) for a, s, g in zip(window.padding, padded, grad.shape[-d:], strict=True)]
         grad = F.pad(grad, [e for edge in reversed(edges) for e in edge])
         for i, matrix in enumerate(self.wrapped):
             grad = (grad.movedim(i - d, -1) @ matrix).movedim(-1, i - d)
@@ -284,8 +272,3 @@ def _wrapped(model: nn.Module, call: Call, padded: tuple[int, ...]) -> tuple[Ten
         index = F.pad(index[None, None], (low, high), mode=mode)[0, 0].long()
         matrices.append(F.one_hot(index, size - low - high).to(call.signals[0].dtype))
     return tuple(matrices)
-
-
-def _each(value: Any, d: int) -> tuple[int, ...]:
-    values = (value,) if isinstance(value, int) else tuple(value)
-    return values * d if len(values) == 1 else values

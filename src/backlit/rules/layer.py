@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from backlit.capture import CONVOLUTIONS, Call
+from backlit.capture import Call
+from backlit.capture.geometry import Geometry
 from backlit.rules.exact import exact
 
 
@@ -44,7 +44,7 @@ class Layer:
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The layer on other values, with other weights and another bias or none, shaped as ``bias_along``."""
         name = self.call.primitive.name
-        if name in CONVOLUTIONS or name == "linear":
+        if self.is_convolution or name == "linear":
             return self.call.run(x, **{self.place: weight, "bias": None if bias is None else bias.flatten()})
         if name == "addmm" and self.place == "mat1":
             return _plus(weight @ x, bias)
@@ -55,14 +55,17 @@ class Layer:
         x, name = self.x, self.call.primitive.name
         if name == "linear":
             return s @ weight if weight.dim() > 1 else s[..., None] * weight
-        if name in CONVOLUTIONS and x.dim() == weight.dim():
-            geometry = _geometry(self.call, weight)
-            if geometry is not None:
-                return _convolution_transposed(s, x, weight, geometry)
+        if self.is_convolution and x.dim() == weight.dim() and not Geometry.of(self.call).uneven:
+            return convolution_back(s, x, weight, self.call)
         second = torch.is_grad_enabled()
         with torch.enable_grad():
             leaf = torch.zeros_like(x).requires_grad_()
             return torch.autograd.grad(self.linear(leaf, weight), leaf, s, create_graph=second)[0]
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether the layer is a convolution."""
+        return self.call.primitive.has("convolution")
 
     def half(self, sign: int) -> Tensor:
         """The weights of one sign; computed once."""
@@ -78,17 +81,16 @@ class Layer:
     @property
     def bias_along(self) -> Tensor | None:
         """The bias, shaped to be added to the output."""
-        if self.bias is None or self.call.primitive.name not in CONVOLUTIONS:
+        if self.bias is None or not self.is_convolution:
             return self.bias
         return self.bias.view(-1, *[1] * (self.weight.dim() - 2))
 
     @property
     def of_one(self) -> tuple[int, ...]:
         """The output's dimensions that belong to one image for certain: its features, and its map; none if it has no such."""
-        name = self.call.primitive.name
-        if name in CONVOLUTIONS:
+        if self.is_convolution:
             return tuple(range(1 - self.weight.dim(), 0))
-        if name == "einsum":
+        if self.call.primitive.name == "einsum":
             return _features_of_einsum(self.call, self.place)
         if self.weight.dim() < 2:  # one number for each row
             return ()
@@ -99,7 +101,7 @@ class Layer:
         """``s * bias``, the relevance of a bias shaped to be added to the output, summed over what is one image's."""
         if bias is None:
             return None
-        if self.call.primitive.name in CONVOLUTIONS:
+        if self.is_convolution:
             s = s.sum(tuple(range(2 - self.weight.dim(), 0)))
             return (s * bias.flatten()).sum(-1)
         dims = self.of_one
@@ -108,7 +110,7 @@ class Layer:
     @property
     def has_batch(self) -> bool:
         """Whether the input's first dimension is no feature: the network may call a layer for one image, without it."""
-        features = self.weight.dim() - 1 if self.call.primitive.name in CONVOLUTIONS else 1
+        features = self.weight.dim() - 1 if self.is_convolution else 1
         return self.place == "weight" and self.x.dim() > features
 
 
@@ -158,7 +160,7 @@ def finite(values: Tensor) -> Tensor:
 
 def _weight_place(call: Call) -> str | None:
     name, signals = call.primitive.name, {place for place, _ in call.places}
-    if name in CONVOLUTIONS or name == "linear":
+    if call.primitive.has("convolution") or name == "linear":
         return "weight"
     if name == "matmul":
         return "other" if "input" in signals else "input"
@@ -187,33 +189,16 @@ def _features_of_einsum(call: Call, place: str) -> tuple[int, ...]:
 
 def _along_outputs(scale: Tensor, weight: Tensor, call: Call) -> Tensor:
     """One number an output channel, shaped to multiply the weights of a convolution or a linear layer."""
-    if "transpose" not in call.primitive.name:
+    if not call.primitive.has("transposed"):
         return scale.view(-1, *[1] * (weight.dim() - 1))
     groups = call.get("groups", 1)  # a transposed convolution's weights are (in, out / groups, ...)
     per_group = scale.view(groups, 1, -1).expand(-1, weight.shape[0] // groups, -1)
     return per_group.reshape(*weight.shape[:2], *[1] * (weight.dim() - 2))
 
 
-def _geometry(call: Call, weight: Tensor) -> tuple[Any, ...] | None:
-    """stride, padding, dilation, transposed, output padding and groups as torch's own kernels want them."""
-    d = weight.dim() - 2
-
-    def each(name: str, default: int) -> list[int]:
-        value = call.get(name, default)
-        return [value] * d if isinstance(value, int) else list(value) * (d if len(value) == 1 else 1)
-
-    dilation, padding = each("dilation", 1), call.get("padding", 0)
-    if padding == "same":
-        total = [step * (k - 1) for step, k in zip(dilation, weight.shape[2:], strict=True)]
-        if any(t % 2 for t in total):
-            return None
-        padding = [t // 2 for t in total]
-    else:
-        padding = [0] * d if padding == "valid" else each("padding", 0)
-    transposed = "transpose" in call.primitive.name
-    return each("stride", 1), padding, dilation, transposed, each("output_padding", 0), call.get("groups", 1)
-
-
-def _convolution_transposed(s: Tensor, x: Tensor, weight: Tensor, geometry: tuple[Any, ...]) -> Tensor:
+def convolution_back(s: Tensor, x: Tensor, weight: Tensor, call: Call) -> Tensor:
+    """The transpose of a convolution, with a weight of its own, for an input shaped as ``x`` (n, c, ...)."""
+    g = Geometry.of(call)
+    sizes = (g.stride, g.padding, g.dilation, g.transposed, g.output_padding, call.get("groups", 1))
     backward: Callable[..., tuple[Tensor, ...]] = torch.ops.aten.convolution_backward.default
-    return backward(s, x, weight, None, *geometry, [True, False, False])[0]
+    return backward(s, x, weight, None, *sizes, [True, False, False])[0]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from backlit._errors import UnsupportedOp
-from backlit.capture import LAYERS, PRIMITIVES, Call, Rule
+from backlit.capture import PRIMITIVES, Call, Rule, named
 from backlit.capture.primitives import attention_scores
 from backlit.capture.sites import Kind
 from backlit.rules import activation, norm
@@ -62,10 +62,10 @@ def table(reference: Reference, *, reveal_cancel: bool) -> RuleTable:
             rules[primitive.name] = Lifted(rescale, reference, joins=reveal_cancel)
         elif primitive.name in _FORMULAS:
             rules[primitive.name] = Lifted(_FORMULAS[primitive.name], reference)
-        elif "max_pool" in primitive.name:
+        elif primitive.has("pool") and primitive.kind == "selection":
             rules[primitive.name] = Lifted(largest, reference)
     if reveal_cancel:
-        rules |= {name: RevealCancel(reference) for name in LAYERS} | {"batch_norm": _normed}
+        rules |= {name: RevealCancel(reference) for name in named("layer")} | {"batch_norm": _normed}
     return RuleTable("reveal_cancel" if reveal_cancel else "rescale", rules, kinds=kinds)
 
 
@@ -74,9 +74,6 @@ def _normed(g: Tensor, inputs: Tensors, output: Tensor, call: Call) -> Result:
 
 
 _normed.joins = True  # type: ignore[attr-defined]
-
-
-_CANCELS = ("gelu", "tanhshrink")  # their sums round as x does, however small y is
 
 
 def secant(x: Tensor, y: Tensor, x0: Tensor, y0: Tensor, call: Call | Callable[[Tensor], Tensor]) -> Tensor:
@@ -95,7 +92,7 @@ def secant(x: Tensor, y: Tensor, x0: Tensor, y0: Tensor, call: Call | Callable[[
     rounding = torch.finfo(x.dtype).eps * (y.abs() + y0.abs())
     if x.dtype in (torch.float16, torch.bfloat16):  # computed in single precision, rounded once
         rounding = rounding / 2
-    elif isinstance(call, Call) and call.primitive.name in _CANCELS:
+    elif isinstance(call, Call) and call.primitive.has("cancels"):
         rounding = rounding + 2 * torch.finfo(x.dtype).eps * (x.abs() + x0.abs())
     same = (dy - slope * dx).abs() <= rounding
     return torch.where(same, slope, dy / torch.where(same, 1, dx))
@@ -118,7 +115,7 @@ def largest(g: Any, x: Tensors, y: Any, x0: Tensors, y0: Any, call: Call) -> Res
     """
     several = not isinstance(y, Tensor)
     g, y, y0 = (g[0], y[0], y0[0]) if several else (g, y, y0)
-    between = torch.minimum(y, y0) if call.primitive.name in ("amin", "min") else torch.maximum(y, y0)
+    between = torch.minimum(y, y0) if call.primitive.has("least") else torch.maximum(y, y0)
 
     def to_winners(s: Tensor, at: Tensor) -> Tensor:
         output = call.run(at)
@@ -135,7 +132,7 @@ def larger(g: Tensor, x: Tensors, y: Tensor, x0: Tensors, y0: Tensor, call: Call
     """Maximum and minimum of two signals: ``max(a, b) = b + relu(a - b)``, and the minimum is the rest of a + b."""
     d, d0 = x[0] - x[1], x0[0] - x0[1]
     share = secant(d, d.clamp(min=0), d0, d0.clamp(min=0), _step)
-    if call.primitive.name == "minimum":
+    if call.primitive.has("least"):
         share = 1 - share
     return (g * share).sum_to_size(x[0].shape), (g * (1 - share)).sum_to_size(x[1].shape)
 

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from backlit._errors import InputError
-from backlit.capture import PRIMITIVES, Call, Rule, Site
+from backlit.capture import PRIMITIVES, Call, Rule, Site, named
 from backlit.capture.sites import Kind
 from backlit.rules.layer import affine_of
 from backlit.rules.table import TRUE, RuleTable
 
-LAYERS = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
-SUMS = frozenset({"add", "sub"})
-SCALES = frozenset({"mul", "div", "neg", "batch_norm", *SUMS})
+LAYERS = named("convolution") - named("transposed") | {"linear"}
+"""The layers that have patterns."""
 
 
 class PatternRule:
@@ -34,7 +33,7 @@ class PatternRule:
 
     def __call__(self, g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> tuple[Tensor, ...]:
         found = self._found(call, output)
-        back = self._to_summands if call.primitive.name in SUMS else self._to_input
+        back = self._to_summands if call.primitive.has("adds") else self._to_input
         if "linear" in found:
             return back(g, inputs, found["linear"], call)
         positive = (output > 0).to(g.dtype)
@@ -54,7 +53,7 @@ class PatternRule:
                 "way through the network. Fit again."
             )
         found = self._patterns[call.site.name]
-        shape = (output.shape[1], 2) if call.primitive.name in SUMS else call["weight"].shape
+        shape = (output.shape[1], 2) if call.primitive.has("adds") else call["weight"].shape
         for pattern in found.values():
             if pattern.shape != shape:
                 raise InputError(
@@ -95,7 +94,7 @@ class ScaleRule:
 
 def _scale(x: Tensor, call: Call) -> Tensor:
     """What each element is taken times, to be broadcast with the output."""
-    if call.primitive.name in SUMS:
+    if call.primitive.has("adds"):
         return x.new_tensor(summed_with(call)[0])
     if call.primitive.name == "batch_norm":
         return affine_of(call, x.dtype)[0].view(-1, *[1] * (x.dim() - 2))
@@ -112,13 +111,13 @@ def summed_with(call: Call) -> tuple[float, ...]:
 
 def is_sum(site: Site) -> bool:
     """Whether a site adds two signals."""
-    return site.primitive in SUMS and len(site.input_shapes) > 1
+    return site.has("adds") and len(site.input_shapes) > 1
 
 
 def pattern_table(patterns: Mapping[str, Mapping[str, Tensor]], *, times_weight: bool) -> RuleTable:
     """Patterns at layers and sums, scales undone; gates, switches, pools and moves as they are; the rest has no rule."""
     rule = PatternRule(patterns, times_weight=times_weight)
     table = {p.name: TRUE for p in PRIMITIVES if p.kind in ("affine", "activation", "selection")}
-    table |= dict.fromkeys(SCALES, ScaleRule(times_weight=times_weight)) | dict.fromkeys(LAYERS, rule)
+    table |= dict.fromkeys(named("scales"), ScaleRule(times_weight=times_weight)) | dict.fromkeys(LAYERS, rule)
     kinds: dict[Kind, Rule | None] = dict.fromkeys(("affine", "activation", "selection"), TRUE)
     return RuleTable("pattern", table, kinds=kinds).where(is_sum, rule)

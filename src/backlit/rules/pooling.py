@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backlit.capture import Call
+from backlit.capture.geometry import Geometry
 from backlit.rules.exact import exact
 
 
@@ -29,7 +30,7 @@ def proportional(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Ca
     with torch.enable_grad():
         above = x.clamp(min=0)
         leaf = above if second and above.requires_grad else above.detach().requires_grad_()
-        total = _sums(leaf, y, *window)
+        total = _sums(leaf, y, window)
         some = (total > 0) & (y > 0)
         s = torch.where(some, g * y / torch.where(some, total, 1), 0)
         (m,) = torch.autograd.grad(total, leaf, s, create_graph=second)
@@ -38,37 +39,26 @@ def proportional(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Ca
     return (shared if rest is None else shared + rest,)
 
 
-def _window(call: Call, x: Tensor, y: Tensor) -> tuple[tuple[int, ...], ...] | None:
-    """Kernel, stride, padding and dilation of a pool; None where its windows differ in size."""
-    d = int(call.primitive.name[-2])
-    if call.primitive.name.startswith("adaptive"):
-        sizes = tuple(zip(x.shape[-d:], y.shape[-d:], strict=True))
-        if any(a % b for a, b in sizes):
-            return None
-        kernel = tuple(a // b for a, b in sizes)
-        return kernel, kernel, (0,) * d, (1,) * d
-    size = call["kernel_size"]
-    found = (size, call.get("stride") or size, call.get("padding", 0), call.get("dilation", 1))
-    return tuple((v,) * d if isinstance(v, int) else tuple(v) * (d // len(tuple(v))) for v in found)
+def _window(call: Call, x: Tensor, y: Tensor) -> Geometry | None:
+    """The windows of a pool; None where they differ in size."""
+    if not call.primitive.has("adaptive"):
+        return Geometry.of(call)
+    d = call.primitive.spatial
+    sizes = tuple(zip(x.shape[-d:], y.shape[-d:], strict=True))
+    if any(a % b for a, b in sizes):
+        return None
+    kernel = tuple(a // b for a, b in sizes)
+    return Geometry(kernel, kernel, padding=(0,) * d, dilation=(1,) * d, output_padding=(0,) * d)
 
 
-def _sums(
-    x: Tensor,
-    y: Tensor,
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-) -> Tensor:
+def _sums(x: Tensor, y: Tensor, window: Geometry) -> Tensor:
     """The sum of x over each window of y."""
-    d, margins = len(kernel), list[int]()
-    for i in reversed(range(d)):
-        end = (y.shape[i - d] - 1) * stride[i] + dilation[i] * (kernel[i] - 1) + 1
-        margins += [padding[i], end - padding[i] - x.shape[i - d]]
+    d = len(window.kernel)
     convolution: Callable[..., Tensor] = getattr(F, f"conv{d}d")
-    padded = F.pad(x, margins)
+    padded = F.pad(x, window.margins(x.shape[-d:], y.shape[-d:]))
     planes = padded.reshape(-1, 1, *padded.shape[-d:])
-    return convolution(planes, x.new_ones(1, 1, *kernel), stride=stride, dilation=dilation).reshape(y.shape)
+    ones = x.new_ones(1, 1, *window.kernel)
+    return convolution(planes, ones, stride=window.stride, dilation=window.dilation).reshape(y.shape)
 
 
 def _values_only(call: Call) -> Call:

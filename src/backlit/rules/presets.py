@@ -1,7 +1,7 @@
 """Named rule tables.
 
 Each says what every primitive gets, so that an operation nobody thought of is an error. ``gradient`` is the true
-gradient; guided back-propagation and deconvnet change the rectifiers (``RECTIFIERS``) and leave the rest true: the
+gradient; guided back-propagation and deconvnet change the rectifiers and leave the rest true: the
 papers define them for the ReLU, max-pools keep their switches, and a gate such as a sigmoid is no rectifier.
 
 The tables of relevance propagation have the names that users of iNNvestigate and zennit know; those with a bound or a
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import get_args
 
-from backlit.capture import PRIMITIVES, RECTIFIERS, Rule
+from backlit.capture import PRIMITIVES, Rule, named
 from backlit.capture.sites import Kind
 from backlit.rules import activation, attention, structural
 from backlit.rules.exact import exact as _exact
@@ -30,8 +30,8 @@ exact = RuleTable(
     {p.name: activation.derivative if p.kind == "activation" else _exact for p in PRIMITIVES},
     kinds=_EXACT_OF_ALL,
 )
-guided = gradient.but(dict.fromkeys(RECTIFIERS, activation.guided), "guided")
-deconvnet = gradient.but(dict.fromkeys(RECTIFIERS, activation.deconvnet), "deconvnet")
+guided = gradient.but(dict.fromkeys(named("rectifier"), activation.guided), "guided")
+deconvnet = gradient.but(dict.fromkeys(named("rectifier"), activation.deconvnet), "deconvnet")
 
 PRESETS: tuple[RuleTable, ...] = (gradient, exact, guided, deconvnet)
 
@@ -99,8 +99,7 @@ def with_choices(table: RelevanceTable, attention_weights: str, pool: Rule | Non
     if attention_weights == "attnlrp":
         products = dict.fromkeys(("matrix_product", "einsum_product"), structural.shared)
         table = table.but({"attention": attention.attention, "softmax": TRUE, **products})
-    pools = (p.name for p in PRIMITIVES if "max_pool" in p.name)
-    return table if pool is None else table.but(dict.fromkeys(pools, pool))
+    return table if pool is None else table.but(dict.fromkeys(named("pool", kind="selection"), pool))
 
 
 RELEVANCE: dict[str, Callable[..., RelevanceTable]] = {

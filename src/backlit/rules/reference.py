@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from backlit._errors import UnsupportedOp
-from backlit.capture import LAYERS, Call, Site, Trace
+from backlit.capture import Call, Site, Trace
 from backlit.capture.record import record
 
 Tensors = tuple[Tensor, ...]
@@ -38,7 +38,7 @@ class Reference:
         self._values: dict[str, tuple[Site, Tensors, Any]] = {}
 
         def keep(call: Call, signals: Tensors, result: Any) -> Callable[..., Any]:
-            if every or call.site.kind != "affine" or (layers and call.site.primitive in LAYERS):
+            if every or call.site.kind != "affine" or (layers and call.site.has("layer")):
                 self._values[call.site.name] = (call.site, signals, result)
             return call.without_signals().run
 
@@ -101,7 +101,7 @@ def _masks(model: nn.Module, inputs: Tensors) -> dict[str, dict[str, Tensor]]:
     found: dict[str, dict[str, Tensor]] = {}
 
     def note(call: Call, signals: Tensors, result: Any) -> Callable[..., Any]:
-        if call.primitive.name in ("mul", "where", "setitem"):
+        if call.primitive.has("masks"):
             given = {k: v for k, v in call.arguments.items() if isinstance(v, Tensor) and (k, None) not in call.places}
             masks = {
                 k: v for k, v in given.items() if v.dtype == torch.bool or bool(torch.isin(2 * v, _HALVES.to(v)).all())

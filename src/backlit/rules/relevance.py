@@ -11,27 +11,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 from backlit._errors import InputError
-from backlit.capture import CONVOLUTIONS, LAYERS, PRIMITIVES, Rule, Site
+from backlit.capture import PRIMITIVES, Rule, Site, named
 from backlit.capture.sites import Kind
 from backlit.rules import activation, attention, norm, structural
 from backlit.rules.table import TRUE, RuleTable, rule_name
 
-# f(z) = z f'(z): the true derivative passes the relevance.
-_HOMOGENEOUS = "relu leaky_relu rrelu prelu abs gated hardshrink".split()
-_MOVES = frozenset("cat stack pad interpolate reshape permute slice expand copy dropout where setitem".split())
-_AVERAGES = frozenset([*(p.name for p in PRIMITIVES if "avg_pool" in p.name), "mean", "sum", "unfold", "grid_sample"])
-_ELEMENTWISE = frozenset("add sub mul div neg addcmul lerp batch_norm".split())
-
 _OTHERS: dict[str, Rule | None] = {
     **{p.name: TRUE for p in PRIMITIVES if p.kind in ("affine", "selection")},
     **{p.name: activation.secant for p in PRIMITIVES if p.kind == "activation"},
-    **dict.fromkeys(_HOMOGENEOUS, TRUE),
+    **dict.fromkeys(named("homogeneous", kind="activation"), TRUE),  # which passes the relevance
+    "gated": TRUE,
     "batch_norm": norm.batch_norm,
     "layer_norm": norm.layer_norm,
     "group_norm": norm.group_norm,
     "instance_norm": norm.group_norm,
     "rms_norm": norm.rms_norm,
-    **dict.fromkeys("local_response_norm log log2 log10 logit".split(), structural.ratio),
+    **dict.fromkeys(named("infinite"), structural.ratio),
+    "local_response_norm": structural.ratio,
     **dict.fromkeys(("norm", "std"), TRUE),
     **dict.fromkeys(("var", "var_mean", "prod", "cumprod"), structural.by_degree),
     **dict.fromkeys(("logsumexp", "logaddexp"), structural.with_constants),
@@ -71,20 +67,20 @@ class RelevanceTable(RuleTable):
         name, rule = super().rule_for(site)
         pixels = tuple(depth == 0 for depth in site.depths)
         given = getattr(rule, "reads_pixels", False)
-        if given and not (all(pixels) and site.primitive in LAYERS):
+        if given and not (all(pixels) and site.has("layer")):
             raise InputError(
                 f"rules must give {name} to layers that read the network's input, but {self.name!r} gives it to {site}. It "
                 "shares relevance without regard to the values, so it would reach units that are off. Use first=..."
             )
         if given or not any(pixels):
             return name, rule
-        untouched = all(pixels) and site.primitive not in LAYERS
-        if untouched and site.primitive in _AVERAGES:
+        untouched = all(pixels) and not site.has("layer")
+        if untouched and site.has("averages", "gathers"):
             return rule_name(structural.averaged), structural.averaged
-        if untouched and site.primitive in _MOVES:
+        if untouched and site.has("moves"):
             moved = None if rule is TRUE else structural.moved
             return rule_name(moved), moved
-        if untouched and len(pixels) == 1 and (site.kind == "activation" or site.primitive in _ELEMENTWISE):
+        if untouched and len(pixels) == 1 and site.kind in ("affine", "activation") and site.has("elementwise"):
             return rule_name(structural.passed), structural.passed
         return name, structural.AtPixels(rule, pixels, untouched)
 
@@ -117,12 +113,11 @@ def relevance(
                 f"{role} must be a rule, such as Epsilon() or ZPlus() of backlit.rules.linear, or None for the true "
                 f"derivative, but is {rule!r}."
             )
-    pools = [p.name for p in PRIMITIVES if "max_pool" in p.name]
     rules = {
         **_OTHERS,
-        **dict.fromkeys(LAYERS, dense),
-        **dict.fromkeys(CONVOLUTIONS, convolution),
-        **dict.fromkeys(pools, pool),
+        **dict.fromkeys(named("layer"), dense),
+        **dict.fromkeys(named("convolution"), convolution),
+        **dict.fromkeys(named("pool", kind="selection"), pool),
     }
     if attention_weights == "held":
         rules |= {"attention": attention.held, "softmax": attention.constant}
@@ -136,7 +131,7 @@ def relevance(
 
 def reads_pixels(site: Site) -> bool:
     """Whether the site is a first layer: one with weights and none before it."""
-    return site.primitive in LAYERS and max(site.depths, default=1) == 0
+    return site.has("layer") and max(site.depths, default=1) == 0
 
 
 def _adds_to_product(site: Site) -> bool:
@@ -146,8 +141,6 @@ def _adds_to_product(site: Site) -> bool:
 
 def _adds_constants(site: Site) -> bool:
     """``x + c``, also for numbers, pads and masks; ``cat`` and ``stack`` with tensors that do not depend on the input."""
-    if site.primitive in ("cat", "stack", "addcmul", "lerp"):
+    if site.has("stacks", "blends"):
         return site.constants
-    if site.primitive in ("pad", "where", "setitem"):
-        return True
-    return site.primitive in ("add", "sub") and len(site.input_shapes) == 1
+    return site.has("fills") or (site.has("adds") and len(site.input_shapes) == 1)

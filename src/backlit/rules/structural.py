@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from backlit.capture import Call, Rule
+from backlit.capture.primitives import BY_NAME
+from backlit.capture.sites import Trait
 from backlit.rules.exact import exact
 from backlit.rules.layer import difference
 from backlit.rules.table import rule_name
@@ -19,11 +21,7 @@ from backlit.rules.table import rule_name
 Result = tuple[Tensor | None, ...]
 
 
-_GATES = {
-    **dict.fromkeys(("softmax", "sigmoid", "hardsigmoid", "erfc"), 0),
-    **dict.fromkeys(("tanh", "softsign", "erf", "sin", "cos"), 1),
-    "hardtanh": 2,
-}
+_GATES: tuple[Trait, ...] = ("gate", "bounded", "clipped")
 """Bounded functions by how surely their value is a gate; what is none of them comes last."""
 
 
@@ -42,13 +40,19 @@ def product(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -
     A gate is the value of a bounded function (a sigmoid, whatever it was scaled by or reshaped to), where the other is none
     or a less bounded one; else the factor that is broadcast.
     """
-    a, b = (_GATES.get(maker, len(_GATES)) for maker in call.site.makers)
+    a, b = map(_openness, call.site.makers)
     if a == b:
         a, b = (x.numel() for x in inputs)
     if a == b:
         return shared(g, inputs, output, call)
     m = exact(g, inputs, output, call)
     return (m[0], None) if a > b else (None, m[1])
+
+
+def _openness(maker: str) -> int:
+    """How little a value of that primitive is known to be a gate."""
+    primitive = BY_NAME.get(maker)
+    return next((i for i, trait in enumerate(_GATES) if primitive is not None and primitive.has(trait)), len(_GATES))
 
 
 def shared(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
