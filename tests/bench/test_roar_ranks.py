@@ -13,9 +13,9 @@ from torch import Tensor
 from backlit._errors import FileError
 from backlit._store import Kind, Store, claim
 from backlit.attribution import Attribution
-from backlit.bench import roar_ranks
-from backlit.bench.roar_ranks import RankStore, image_ranks, replace_first
-from backlit.bench.roar_setup import removed_pixels
+from backlit.bench.roar import ranks as roar_ranks
+from backlit.bench.roar.ranks import RankStore, image_ranks, replace_first
+from backlit.bench.roar.setup import removed_pixels
 from backlit.metrics.examples import Examples
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from backlit.bench.roar_result import OverSeeds, RoarResult, RoarRow, student
+from backlit.bench.roar.result import OverSeeds, RoarResult, RoarRow, student
 
 
 def row(method: str, fraction: float, seed: int, right: int) -> RoarRow:

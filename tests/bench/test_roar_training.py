@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from backlit._errors import FileError, InputError, ModelStateError
 from backlit._files import write_whole
-from backlit.bench.training import TrainingOptions, new_network, predicted, train
+from backlit.bench.roar.training import TrainingOptions, new_network, predicted, train
 from backlit.models import fingerprint
 
 OPTIMIZERS = ("adamw", "adam", "sgd")

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from backlit._errors import InputError
 from backlit._plain import kind_of, plain
 from backlit.attribution import Reduce
-from backlit.bench.roar_ranks import LARGEST, Explain
-from backlit.bench.roar_result import ORIGINAL, RANDOM
-from backlit.bench.training import MakeNetwork, TrainingOptions, new_network
+from backlit.bench.roar.ranks import LARGEST, Explain
+from backlit.bench.roar.result import ORIGINAL, RANDOM
+from backlit.bench.roar.training import MakeNetwork, TrainingOptions, new_network
 from backlit.methods.base import Method, check
 from backlit.metrics.examples import Examples
 

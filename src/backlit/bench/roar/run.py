@@ -1,4 +1,4 @@
-"""ROAR, "remove and retrain" (Hooker et al. 2019), as the LPR paper evaluates with it (Table 1)."""
+"""Run ROAR: rank the pixels, remove, retrain; what is finished is in the folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from backlit._fingerprint import fingerprint
 from backlit._journal import Journal
 from backlit._store import Store, claim
 from backlit._version import __version__
-from backlit.bench.roar_folder import (
+from backlit.bench.roar.folder import (
     NETWORK,
     RANKED_BY,
     RESULT,
@@ -32,9 +32,9 @@ from backlit.bench.roar_folder import (
     rows_of,
     weights_file,
 )
-from backlit.bench.roar_ranks import Explain, RankStore, replace_first
-from backlit.bench.roar_result import MASK, ORIGINAL, RANDOM, OverSeeds, RoarCell, RoarResult, RoarRow
-from backlit.bench.roar_setup import (
+from backlit.bench.roar.ranks import Explain, RankStore, replace_first
+from backlit.bench.roar.result import MASK, ORIGINAL, RANDOM, RoarResult, RoarRow
+from backlit.bench.roar.setup import (
     Methods,
     Progress,
     RoarData,
@@ -45,20 +45,8 @@ from backlit.bench.roar_setup import (
     check_methods,
     removed_pixels,
 )
-from backlit.bench.training import MakeNetwork, Trained, TrainingOptions, predicted, train
+from backlit.bench.roar.training import MakeNetwork, Trained, predicted, train
 from backlit.metrics.examples import Examples
-
-__all__ = [
-    "OverSeeds",
-    "RoarCell",
-    "RoarData",
-    "RoarOptions",
-    "RoarResult",
-    "RoarRow",
-    "RoarStep",
-    "TrainingOptions",
-    "roar",
-]
 
 
 def roar(

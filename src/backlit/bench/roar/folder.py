@@ -18,9 +18,9 @@ from backlit._fingerprint import fingerprint
 from backlit._journal import Journal
 from backlit._plain import identity, network_of, versions
 from backlit._store import Kind
-from backlit.bench.roar_result import MASK, ORIGINAL, RoarRow
-from backlit.bench.roar_setup import RoarData, RoarOptions
-from backlit.bench.training import MakeNetwork, new_network
+from backlit.bench.roar.result import MASK, ORIGINAL, RoarRow
+from backlit.bench.roar.setup import RoarData, RoarOptions
+from backlit.bench.roar.training import MakeNetwork, new_network
 from backlit.metrics.examples import Examples
 
 RUNS, NETWORK, RESULT, TABLE, UNFINISHED = (
