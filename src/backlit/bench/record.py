@@ -3,53 +3,114 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from backlit._store import Store
 from backlit.attribution import Attribution
-from backlit.bench.folder import RESULTS
+from backlit.bench.folder import MAPS, RESULTS
 from backlit.metrics import Metric, Scores
 
 
-class Done:
-    """What is finished: in the folder if there is one, else in memory."""
+class Finished:
+    """Finished pieces of a comparison: in the folder if there is one, else in memory.
+
+    Attributes:
+        heat: By method the heatmaps (t, n, h, w) that the result shows, one tensor a block.
+        pictures: By metric and method the maps (layers, n, h, w) of networks with reset layers.
+    """
 
     def __init__(self, store: Store | None) -> None:
-        self.store = store
+        self._store = store
         self._journal = None if store is None else store.journal(RESULTS)
         self._rows = {_key(row): row for row in (self._journal.rows if self._journal else ())}
         self.heat: dict[str, list[Tensor]] = {}
         self.pictures: dict[tuple[str, str], Tensor] = {}
 
-    def has(self, kind: str, name: str, part: slice) -> bool:
-        return (kind, name, part.start) in self._rows
+    def has(self, kind: str, name: str, block: slice) -> bool:
+        """Whether a method's maps (``kind`` "maps") or a metric's "scores" of a block are done."""
+        return (kind, name, block.start) in self._rows
 
-    def row(self, kind: str, name: str, part: slice) -> dict[str, Any]:
-        return self._rows[kind, name, part.start]
+    def row(self, kind: str, name: str, block: slice) -> dict[str, Any]:
+        """The line of a piece that is done."""
+        return self._rows[kind, name, block.start]
 
     def add(self, row: dict[str, Any]) -> None:
+        """Add the line of a piece; it is on the disk when this returns."""
         if self._journal is not None:
             self._journal.append(row)
         self._rows[_key(row)] = row
+
+    def save_maps(self, name: str, block: slice, maps: Sequence[Attribution]) -> None:
+        """Write one file a method, block and class; the images themselves are not written again."""
+        for t, attribution in enumerate(maps):
+            self._save(_maps_file(name, block, t), replace(attribution, inputs=None))
+
+    def load_maps(self, name: str, block: slice, classes: int, device: torch.device) -> list[Attribution] | None:
+        """Read a method's maps of a block; None if one was lost or changed."""
+        maps = [self._load(_maps_file(name, block, t), device) for t in range(classes)]
+        whole = [one for one in maps if one is not None]
+        return whole if len(whole) == classes else None
+
+    def save_pictures(self, metric: str, method: str, maps: Tensor) -> None:
+        """Keep the maps (layers, n, h, w) of networks with reset layers."""
+        self.pictures[metric, method] = maps
+        zeros = torch.zeros(len(maps.flatten(0, 1)), dtype=torch.int64)
+        self._save(_pictures_file(metric, method), Attribution(maps.flatten(0, 1)[:, None], zeros, zeros.float()))
+
+    def load_pictures(self, metric: str, method: str, layers: int, device: torch.device) -> bool:
+        """Read such maps, unless they are in memory; False if they were lost or changed."""
+        if self._store is None:
+            return True
+        kept = self._load(_pictures_file(metric, method), device)
+        if kept is not None:
+            self.pictures[metric, method] = kept.values[:, 0].unflatten(0, (layers, -1))
+        return kept is not None
+
+    def _save(self, file: str, attribution: Attribution) -> None:
+        if self._store is not None:
+            self._store.write(file, attribution.to_bytes())
+
+    def _load(self, file: str, device: torch.device) -> Attribution | None:
+        path = None if self._store is None else self._store.sound(file)
+        if path is None:
+            return None
+        kept = Attribution.load(path)
+        return replace(
+            kept,
+            values=kept.values.to(device),
+            target=kept.target.to(device),
+            output=kept.output.to(device),
+            parts={k: v.to(device) for k, v in kept.parts.items()},
+        )
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str, int]:
     return row["kind"], row["name"], row["start"]
 
 
-def map_row(name: str, part: slice, found: list[Attribution], seconds: float, forward: float) -> dict[str, Any]:
-    """The line that says a method's maps of a block are done; ``forward`` is the time of one image's forward pass."""
-    first = found[0]
+def _maps_file(name: str, block: slice, t: int) -> str:
+    return f"{MAPS}/{name}.{block.start:06d}-{block.stop - 1:06d}.{t}.safetensors"
+
+
+def _pictures_file(metric: str, method: str) -> str:
+    return f"{MAPS}/{metric}.{method}.pictures.safetensors"
+
+
+def map_row(name: str, block: slice, maps: Sequence[Attribution], seconds: float, forward: float) -> dict[str, Any]:
+    """Make the line that says a method's maps of a block are done; ``forward`` is the time of one image's forward pass."""
+    first = maps[0]
     known = {"method", "options", "model", "fingerprint", "seed", "versions", "device", "dtype", "seconds"}
     return {
         "kind": "maps",
         "name": name,
-        "start": part.start,
+        "start": block.start,
         "images": len(first),
-        "classes": len(found),
+        "classes": len(maps),
         "seconds": seconds,
         "forward": forward,
         "coverage": first.coverage.count(),
@@ -58,8 +119,8 @@ def map_row(name: str, part: slice, found: list[Attribution], seconds: float, fo
     }
 
 
-def score_row(metric: Metric, part: slice, found: Scores, seconds: float) -> dict[str, Any]:
-    """The line that holds a metric's scores of a block."""
+def score_row(metric: Metric, block: slice, scores: Scores, seconds: float) -> dict[str, Any]:
+    """Make the line that holds a metric's scores of a block."""
 
     def plain(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return {name: v.tolist() for name, v in values.items()}
@@ -67,21 +128,21 @@ def score_row(metric: Metric, part: slice, found: Scores, seconds: float) -> dic
     return {
         "kind": "scores",
         "name": metric.name,
-        "start": part.start,
+        "start": block.start,
         "seconds": seconds,
-        "values": plain(found.values),
-        "curves": plain(found.curves),
-        "positions": None if found.positions is None else found.positions.tolist(),
-        "groups": None if found.groups is None else found.groups.tolist(),
-        "extra": {k: plain(v) for k, v in found.extra.items()},
-        "labels": list(found.labels),
-        "counts": dict(found.counts),
-        "notes": list(found.notes),
+        "values": plain(scores.values),
+        "curves": plain(scores.curves),
+        "positions": None if scores.positions is None else scores.positions.tolist(),
+        "groups": None if scores.groups is None else scores.groups.tolist(),
+        "extra": {k: plain(v) for k, v in scores.extra.items()},
+        "labels": list(scores.labels),
+        "counts": dict(scores.counts),
+        "notes": list(scores.notes),
     }
 
 
 def scores_of(metric: Metric, row: dict[str, Any], names: Sequence[str]) -> Scores:
-    """The scores of such a line."""
+    """Read the scores of such a line."""
 
     def arrays(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
         return {name: np.array(v, dtype=np.float64) for name, v in values.items()}
