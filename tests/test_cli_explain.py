@@ -14,13 +14,14 @@ from PIL import Image
 import backlit
 from _commands import command
 from backlit._errors import InputError
-from backlit.cli import folder_page, output, progress
+from backlit.bench.explain import MapFolder
+from backlit.cli import output, progress
 from backlit.cli.console import console
-from backlit.cli.record import Record
 from backlit.cli.settings import Compute, methods
 from backlit.cli.targets import Target, targets
 from backlit.methods import METHODS, FittedMethod
 from backlit.models import LoadedModel, contrast
+from backlit.report import folder as pages
 
 LINEAR = ("gradient", "gradient_x_input", "lrp", "deep_taylor", "deeplift", "deep_shap", "bbp")
 
@@ -319,7 +320,7 @@ class TestPage:
     def test_is_no_larger_than_can_be_opened(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for i in range(4):
             Image.fromarray(backlit.models.digits.digits_images().images[i].numpy()).save(tmp_path / f"{i}.png")
-        monkeypatch.setattr(folder_page, "_MOST", 1)
+        monkeypatch.setattr(pages, "_MOST", 1)
         assert command("explain", tmp_path, "--method", "gradient", "--out", tmp_path / "out").returncode == 0
         page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
         assert "These are the first 1 of 4 images" in page
@@ -333,7 +334,7 @@ class TestPage:
         out = tmp_path / "out"
         assert command("explain", scene, "--method", "gradient", "--target", "3", "--out", out).returncode == 0
         with monkeypatch.context() as patch:
-            patch.setattr(Record, "write_page", lambda self: None)
+            patch.setattr(MapFolder, "write_page", lambda self: None)
             assert command("explain", scene, "--method", "gradient", "--target", "4", "--out", out).returncode == 0
         assert "gradient.4.png" not in (out / "index.html").read_text(encoding="utf-8")
         assert command("explain", scene, "--method", "gradient", "--target", "4", "--out", out).returncode == 0

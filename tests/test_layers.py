@@ -38,8 +38,9 @@ ORDER = [
         "_features",
         "rules",
         "attribution",
+        "comparison",
     ),
-    *("inverse", "methods", "metrics", "models", "data", "bench", "report", "cli"),
+    *("inverse", "methods", "metrics", "models", "data", "report", "bench", "cli"),
 ]
 LOWER_MAY_REACH = {"attribution": {"report"}}  # inside a function: drawing a figure
 

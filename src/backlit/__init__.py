@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from backlit._errors import BacklitError, FileError, InputError, ModelStateError, RuleMismatch, UnsupportedOp
     from backlit.attribution import Attribution
     from backlit.bench.compare import compare
-    from backlit.bench.comparison import Comparison
+    from backlit.comparison import Comparison
     from backlit.methods import (
         DMBP,
         LPR,
@@ -102,7 +102,7 @@ _HOMES = {
     "_errors": "BacklitError FileError InputError ModelStateError RuleMismatch UnsupportedOp",
     "attribution": "Attribution",
     "bench.compare": "compare",
-    "bench.comparison": "Comparison",
+    "comparison": "Comparison",
     "methods": (
         "DMBP LPR LRP METHODS MIPIN TRGBP BBp Deconvnet DeepLIFT DeepSHAP DeepTaylor ExcitationBackprop FullGrad GradCAM "
         "Gradient GradientXInput GuidedBackprop GuidedGradCAM PatternAttribution PatternNet Saliency"

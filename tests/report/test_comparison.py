@@ -21,7 +21,7 @@ from PIL import Image
 pl = pytest.importorskip("polars", reason="comparisons need polars")
 
 from backlit import Attribution, FileError  # noqa: E402
-from backlit.bench.comparison import ClassFacts, Comparison, ImageFacts, MethodFacts, Strip  # noqa: E402
+from backlit.comparison import ClassFacts, Comparison, ImageFacts, MethodFacts, Strip  # noqa: E402
 from backlit.report.chart import chart, style, ticks  # noqa: E402
 from backlit.report.comparison import render, report, write_report  # noqa: E402
 from backlit.report.figure import limit  # noqa: E402

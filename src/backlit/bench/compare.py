@@ -9,13 +9,13 @@ from pathlib import Path
 from torch import nn
 
 from backlit._store import claim
-from backlit.bench.comparison import Comparison
 from backlit.bench.execute import Progress, execute
 from backlit.bench.folder import COMPARISON
 from backlit.bench.gather import gathered, write_tables
 from backlit.bench.plan import Plan, methods_of, metrics_of
 from backlit.bench.record import Finished
 from backlit.bench.tables import polars
+from backlit.comparison import Comparison
 from backlit.methods import Method
 from backlit.metrics import Examples, Metric
 from backlit.models import LoadedModel

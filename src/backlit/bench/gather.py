@@ -16,12 +16,12 @@ from backlit._fingerprint import fingerprint
 from backlit._plain import described
 from backlit._store import Store
 from backlit._version import __version__
-from backlit.bench.comparison import ClassFacts, Comparison, ImageFacts, MethodFacts, Strip
 from backlit.bench.execute import STRIPS
-from backlit.bench.folder import PROTOCOLS, TABLES
+from backlit.bench.folder import PROTOCOLS
 from backlit.bench.plan import Plan
 from backlit.bench.record import Finished, scores_of
 from backlit.bench.tables import curve_rows, difference_rows, ranking_rows, score_rows
+from backlit.comparison import TABLES, ClassFacts, Comparison, ImageFacts, MethodFacts, Strip
 from backlit.metrics import Metric, Scores
 from backlit.models.loaded import numbered_classes
 

@@ -17,15 +17,15 @@ from rich.table import Table
 from backlit._errors import FileError, InputError
 from backlit._store import reopen
 from backlit.bench.compare import compare
-from backlit.bench.comparison import Comparison
 from backlit.bench.folder import COMPARISON, REPORT
 from backlit.cli.console import console, say_failed, shown
 from backlit.cli.culprit import culprit_named
-from backlit.cli.images import Failure, found_images, stems
 from backlit.cli.progress import Description, bars
 from backlit.cli.settings import Chosen, Compute, logits_of
 from backlit.cli.stopping import one_failure, said_when_stopped
+from backlit.comparison import Comparison
 from backlit.data import CIFAR10, MNIST, VOC, ImageFolder, ImageNet, load_batch, load_examples, mosaics, take
+from backlit.data.listing import Failure, list_images, stems
 from backlit.data.sample import Dataset
 from backlit.metrics import Examples, Metric
 from backlit.models import LoadedModel
@@ -206,7 +206,7 @@ def _scenes(loaded: LoadedModel, limit: int | None) -> Examples:
 
 
 def _images(source: Source, loaded: LoadedModel) -> tuple[Examples, str, list[Failure]]:
-    files, failures = found_images(list(source.paths))
+    files, failures = list_images(list(source.paths))
     batch, names, predicted, named = [], [], [], stems(files)
     wanted = len(files) if source.limit is None else min(source.limit, len(files))
     index = None if source.target == "predicted" else loaded.class_index(source.target)

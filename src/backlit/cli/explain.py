@@ -14,16 +14,15 @@ from torch import Tensor
 
 from backlit._errors import FileError, InputError, nearest
 from backlit._files import file_digest
-from backlit._store import share
+from backlit.bench.explain import PAGE, MapFolder, map_folder
 from backlit.cli.console import counted, shown
-from backlit.cli.images import Failure, found_images
 from backlit.cli.output import Output, Prediction, Said
 from backlit.cli.progress import Pace, paced
-from backlit.cli.record import JOURNAL, PAGE, Record
 from backlit.cli.settings import SHORT, Chosen, Compute, logits_of
 from backlit.cli.stopping import Hopeless, one_failure, said_when_stopped
 from backlit.cli.targets import Choice, Target, explained, targets
 from backlit.data.images import check_file, load_batch
+from backlit.data.listing import Failure, list_images
 from backlit.methods import FittedMethod
 from backlit.models import LoadedModel
 from backlit.report.card import Style
@@ -73,11 +72,12 @@ def run(paths: list[Path], asked: Run, output: Output) -> list[Failure]:
     for chosen in asked.methods:
         if issubclass(chosen.method, FittedMethod):  # refuses a file for another network before any image is read
             chosen.method(asked.loaded.network, **chosen.options)
-    images, failures = found_images(paths)
+    images, failures = list_images(paths)
     for failure in failures:
         output.failed("failed", failure.image, failure.error)
-    with share(out, JOURNAL) as store:
-        work = _Work(asked, choose, Record(store, asked.loaded, asked.compute), failures, output)
+    compute = asked.compute
+    with map_folder(out, asked.loaded, device=compute.device, dtype=compute.dtype, seed=compute.seed) as record:
+        work = _Work(asked, choose, record, failures, output)
         wanted = work.readable(images)
         _make_room(wanted, work, out)
         work.record.write_summary(failures)  # now, so that a file of somebody else stops nothing that was computed
@@ -121,7 +121,9 @@ def _make_room(wanted: dict[Path, str], work: _Work, out: Path) -> None:
     others: dict[str, str] = {}
     for image, digest in wanted.items():
         for chosen in work.asked.methods:
-            others |= work.record.others(image, work.record.asked(digest, chosen))
+            others |= work.record.others(
+                image, work.record.asked(digest, chosen.name, chosen.method.Options(**chosen.options))
+            )
     if not others:
         return
     names = ", ".join(list(others)[:4]) + ", ..." * (len(others) > 4)
@@ -158,7 +160,7 @@ class _Work:
         kept: Those of them that an earlier call had made.
     """
 
-    def __init__(self, asked: Run, choose: Choice, record: Record, failures: list[Failure], output: Output) -> None:
+    def __init__(self, asked: Run, choose: Choice, record: MapFolder, failures: list[Failure], output: Output) -> None:
         self.asked, self.record, self.failures, self.output = asked, record, failures, output
         self._choose = choose
         self.count = self.kept = 0
@@ -204,7 +206,7 @@ class _Work:
 
     def _by_one(self, chosen: Chosen, seen: _Seen, pace: Pace) -> None:
         """Compute, draw and tell of what one method makes of an image."""
-        asked = self.record.asked(seen.digest, chosen)
+        asked = self.record.asked(seen.digest, chosen.name, chosen.method.Options(**chosen.options))
         there = {target for target in seen.targets if self.record.has(seen.image, target, asked)}
         self.count += len(there)
         self.kept += len(there)

@@ -16,12 +16,12 @@ from backlit._errors import FileError, InputError, nearest
 from backlit._files import make_folder
 from backlit.cli.console import console, say_failed, shown
 from backlit.cli.culprit import culprit_named
-from backlit.cli.images import Failure
 from backlit.cli.progress import bars
 from backlit.cli.settings import fitted_methods
 from backlit.cli.stopping import one_failure, said_when_stopped
 from backlit.data import CIFAR10, MNIST, ImageFolder, ImageNet, find_images, load_batch, take
 from backlit.data.batches import Batches
+from backlit.data.listing import Failure
 from backlit.data.sample import Dataset
 from backlit.inverse import FitOptions, FitStep, Fitted
 from backlit.inverse.artefact import check_free, weights_of

@@ -12,9 +12,9 @@ import torch
 
 from backlit._errors import BacklitError, FileError, InputError
 from backlit.attribution import Attribution
-from backlit.cli.images import found_images
 from backlit.cli.progress import Pace
 from backlit.cli.settings import Chosen, Compute, load, logits_of, with_bounds
+from backlit.data.listing import list_images
 from backlit.methods import DMBP, LPR, FittedMethod, Method
 from backlit.models import LoadedModel, load_model
 from backlit.report.card import probability_text
@@ -57,7 +57,7 @@ def asked_for(
     if download and model is None:
         model = AT_HAND[0]
     loaded = _cached(compute) if model is None else load(model, weights, compute, {}, download=download)
-    files = found_images(images)[0] if images else _samples()
+    files = list_images(images)[0] if images else _samples()
     if loaded is None and images:
         raise InputError(
             "image: no network for photographs is at hand: torch's cache holds the weights of none of "

@@ -17,14 +17,12 @@ from backlit.cli.complete import FAST
 from backlit.cli.console import console
 from backlit.inverse import Fitted
 from backlit.methods import BASELINES, DMBP, METHODS, FittedMethod, Method
-from backlit.methods.lookup import find_method, same_name
+from backlit.methods.lookup import SHORT, find_method, same_name, title_named
 from backlit.metrics import Metric
 from backlit.metrics.lookup import find_metric
 from backlit.models import LoadedModel, Preprocess, load_model
 
 Found = TypeVar("Found")
-SHORT = f"{DMBP.name}_{FAST}"
-"""What files and rows call DMBP's short schedule."""
 
 
 @dataclass(frozen=True)
@@ -72,20 +70,13 @@ class Chosen:
     @property
     def title(self) -> str:
         """The method's title, and its schedule where that is not its own."""
-        return title_of(self.name)
+        return title_named(self.name)
 
     @property
     def names(self) -> tuple[str, ...]:
         """What the owner of an option may be called."""
         own = (self.method.name, self.method.__name__)
         return own if self.name == self.method.name else (*own, self.name, FAST)
-
-
-def title_of(name: str) -> str:
-    """The title of a method, by what files and rows call it."""
-    if name == SHORT:
-        return f"{DMBP.title}, short schedule"
-    return next((method.title for method in METHODS + BASELINES if method.name == name), name)
 
 
 def preprocessing(size: int | None, mean: str | None, std: str | None, crop: str | None) -> dict[str, Any]:

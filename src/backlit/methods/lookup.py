@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from backlit._errors import InputError, nearest
+from backlit.methods import BASELINES, DMBP, METHODS
 from backlit.methods.base import Method
 
+SHORT = "dmbp_fast"
+"""What files and rows call DMBP's short schedule, ``DMBP.fast``."""
 _IGNORED = str.maketrans("", "", "-_ ")
 
 
@@ -19,6 +22,13 @@ def find_method(name: str, methods: tuple[type[Method], ...]) -> type[Method]:
             return method
     known = [m.name for m in methods]
     raise InputError(f"method must be one of {', '.join(known)}, but is {name!r}.{nearest(str(name), known)}")
+
+
+def title_named(name: str) -> str:
+    """Return the title of a method, by what files and rows call it; the name itself where no method has it."""
+    if name == SHORT:
+        return f"{DMBP.title}, short schedule"
+    return next((method.title for method in METHODS + BASELINES if method.name == name), name)
 
 
 def same_name(one: str, other: str) -> bool:

@@ -16,8 +16,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from backlit._files import make_folder, write_whole
-from backlit.bench.comparison import Comparison, MethodFacts
-from backlit.bench.folder import FILES_TO_READ
+from backlit.comparison import FILES_TO_READ, Comparison, MethodFacts
 from backlit.report.chart import Chart, Style, chart, style
 from backlit.report.gallery import Gallery, gallery
 from backlit.report.numbers import NOT_SCORED, decimals, facts, known, number

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from backlit.bench.comparison import ClassFacts, Comparison, ImageFacts, Strip
+from backlit.comparison import ClassFacts, Comparison, ImageFacts, Strip
 from backlit.report.figure import scale_text
 from backlit.report.inks import Ink, ink, palette_for
 from backlit.report.kinds import Palette

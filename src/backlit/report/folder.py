@@ -12,7 +12,7 @@ from PIL import Image
 
 from backlit._version import __version__
 from backlit.attribution import Attribution
-from backlit.cli.settings import title_of
+from backlit.methods.lookup import title_named
 from backlit.report.card import probability_text
 from backlit.report.kinds import PALETTES
 from backlit.report.page import Cell, NoCell, Page, Row, render
@@ -53,7 +53,7 @@ def folder_page(rows: Sequence[Mapping[str, Any]], load: Callable[[Mapping[str, 
         else f" These are the first {told} of {len(images)} images; the cards of all are beside it."
     )
     title = f"Why {rows[0]['summary']['model']} said that" if rows else "No maps"
-    columns = tuple((title_of(name), PALETTES[kinds[name]].legend) for name in methods)
+    columns = tuple((title_named(name), PALETTES[kinds[name]].legend) for name in methods)
     footer = {"Backlit": __version__, "maps": len(rows)}
     return render(Page(title, _INTRO + rest, columns, tuple(shown), footer, ramped=False)).encode()
 
@@ -72,7 +72,7 @@ def _rows(
         maps = {row["asked"]["method"]: row for row in of if _target(row) == target}
         drawn = {method: _drawn(row, load(row)) for method, row in maps.items()}
         photo, coarse = next((photo, coarse) for _, photo, coarse in drawn.values())
-        cells = tuple(drawn[method][0] if method in drawn else NoCell(title_of(method)) for method in methods)
+        cells = tuple(drawn[method][0] if method in drawn else NoCell(title_named(method)) for method in methods)
         known = next(iter(maps.values()))["summary"]
         chance = known.get("probability")
         said = "" if chance is None else f", probability {probability_text(chance)}"
@@ -90,7 +90,7 @@ def _drawn(row: Mapping[str, Any], explanation: Attribution) -> tuple[Cell, byte
     panels = Panels(explanation, None, summary["colour_scale"], verdict.faintness)
     photo = panels.map() if panels.photo is None else np.rint(panels.photo * 255).astype(np.uint8)
     cell = Cell(
-        title_of(row["asked"]["method"]),
+        title_named(row["asked"]["method"]),
         _jpeg(panels.overlay()),
         _jpeg(panels.map()),
         f"{verdict.word} Colours end at {'±' * panels.palette.two_sided}{summary['colour_scale']:.3g}.",

@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     import polars as pl
 
 
+TABLES = ("scores", "curves", "ranking", "differences")
+"""The data frames of a :class:`Comparison`, by attribute."""
+FILES_TO_READ = tuple(f"{table}.{ending}" for table in TABLES for ending in ("csv", "parquet"))
+"""The numbers for other programs, each table as CSV and as parquet."""
+
+
 @dataclass(frozen=True)
 class MethodFacts:
     """One method of a comparison.

@@ -1,4 +1,13 @@
-"""The maps in the folder of `backlit explain`: those of this command, and those of earlier ones, which stay."""
+"""A folder of explained images: maps of this call and of earlier ones, each with its pictures, a summary and one page.
+
+with map_folder("out", loaded, device="cpu", dtype="float32", seed=0) as folder:
+    asked = folder.asked(digest, "saliency", options)         # all that can change a map, but for its class
+    if not folder.has(image, target, asked):                   # made by an earlier call, and whole
+        folder.add(image, asked, target, explanation, chance)
+    folder.draw(image, asked, "card", "image")
+    folder.write_page()
+    folder.write_summary([])
+"""
 
 from __future__ import annotations
 
@@ -6,27 +15,26 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from backlit._claim import differences
+from backlit._files import path_text
 from backlit._plain import described, network_of, versions
-from backlit._store import Store
+from backlit._store import Store, share
 from backlit._version import __version__
 from backlit.attribution import Attribution
-from backlit.cli.console import shown
-from backlit.cli.folder_page import folder_page
-from backlit.cli.images import Failure, short_name
-from backlit.cli.settings import Chosen, Compute
-from backlit.cli.targets import Target
+from backlit.data.listing import Failure, short_name
 from backlit.models import LoadedModel
 from backlit.report.card import card
 from backlit.report.figure import png
+from backlit.report.folder import folder_page
 from backlit.report.kinds import limit_of
 from backlit.report.trust import trust
 
@@ -35,22 +43,63 @@ _TIMES = 2  # the network's pixels: so large is the photograph on a card
 _WORTH = 20  # times as long as it takes to write the summary, it is not written again
 
 
-class Record:
-    """What is in the folder: a row for each map, in a journal, and the summary made of them.
+class Target(Protocol):
+    """What a map is of: a class, or its logit less that of another class."""
+
+    @property
+    def index(self) -> int:
+        """The class."""
+        ...
+
+    @property
+    def less(self) -> int | None:
+        """The class whose logit is subtracted."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """What files and rows call it."""
+        ...
+
+    def label(self, names: tuple[str, ...]) -> str:
+        """Its name, where the classes have these."""
+        ...
+
+
+@contextmanager
+def map_folder(out: str | Path, loaded: LoadedModel, *, device: str, dtype: str, seed: int) -> Iterator[MapFolder]:
+    """Hold the lock of a folder of maps, new or of earlier calls; other files may be in it.
+
+    Args:
+        out: The folder.
+        loaded: The model that is explained.
+        device: What it computes on.
+        dtype: The precision in which it computes.
+        seed: The seed that the summary tells.
+
+    Raises:
+        FileError: If the folder cannot be written, or is in use.
+    """
+    with share(out, JOURNAL) as store:
+        yield MapFolder(store, loaded, {"device": device, "dtype": dtype, "seed": seed})
+
+
+class MapFolder:
+    """The maps in a folder: a row for each in a journal, and the summary made of them; :func:`map_folder` makes it.
 
     Args:
         store: The folder's files, locked for this process.
         loaded: The model.
-        compute: Where and how it computes.
+        compute: Device, dtype and seed.
     """
 
-    def __init__(self, store: Store, loaded: LoadedModel, compute: Compute) -> None:
+    def __init__(self, store: Store, loaded: LoadedModel, compute: Mapping[str, Any]) -> None:
         self._store, self._loaded, self._compute = store, loaded, compute
         self._run = {
             "network": network_of(loaded.network),
             "preprocessing": json.loads(json.dumps(asdict(loaded.preprocess))),
-            "device": compute.device,
-            "dtype": compute.dtype,
+            "device": compute["device"],
+            "dtype": compute["dtype"],
             "versions": versions(),
         }
         self._journal = store.journal(JOURNAL)
@@ -74,22 +123,26 @@ class Record:
 
     def _stem(self, image: Path) -> str:
         """How the files of an image begin: its name, made unique among all images and the files of others."""
-        known, wanted = self._stems.get(shown(image)), short_name(image)
+        known, wanted = self._stems.get(path_text(image)), short_name(image)
         if known is None:
             taken = set(self._stems.values())
             names = (wanted if i == 1 else f"{wanted}-{i}" for i in count(1))
             known = next(n for n in names if n not in taken and not any(f.startswith(f"{n}.") for f in self._foreign))
-            self._stems[shown(image)] = known
+            self._stems[path_text(image)] = known
         return known
 
-    def asked(self, digest: str, chosen: Chosen) -> dict[str, Any]:
-        """Return all that can change a map, but for its class; ``digest`` is that of the image's file.
+    def asked(self, digest: str, method: str, options: Any) -> dict[str, Any]:
+        """Return all that can change a map, but for its class.
+
+        Args:
+            digest: The digest of the image's file.
+            method: What files and rows call the method.
+            options: Its options, a dataclass.
 
         Raises:
             InputError: If an option cannot be known again.
         """
-        options = described(chosen.method.Options(**chosen.options), exact=True)
-        return {"picture": digest, "method": chosen.name, "options": options, **self._run}
+        return {"picture": digest, "method": method, "options": described(options, exact=True), **self._run}
 
     def others(self, image: Path, asked: Mapping[str, Any]) -> dict[str, str]:
         """Return the names of the maps of this image and method that were asked for otherwise, each with what differs."""
@@ -125,7 +178,7 @@ class Record:
         limit, verdict = limit_of(explanation)[0], trust(explanation)
         self._store.write(_map(name), explanation.to_bytes())
         summary = {
-            "image": shown(image),
+            "image": path_text(image),
             "model": self._loaded.name,
             "method": asked["method"],
             "target": target.index,
@@ -241,9 +294,7 @@ class Record:
         summary = {
             "backlit": __version__,
             "model": self._loaded.name,
-            "device": self._compute.device,
-            "dtype": self._compute.dtype,
-            "seed": self._compute.seed,
+            **self._compute,
             "maps": [row["summary"] for row in self._rows.values()],
             "failures": [{k: v for k, v in asdict(f).items() if v is not None} for f in failures],
         }
