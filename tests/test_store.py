@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from backlit import FileError
+from backlit._journal import Rows
 from backlit._store import Kind, claim, reopen
 
 TRIAL = Kind("trial", files=("rows.jsonl", "result.txt"), folders=("maps",))
@@ -25,18 +26,16 @@ def run(out: Path, asked: dict[str, Any] = ASKED, *, force: bool | None = False,
     """A run of some pieces, each a file and a row; returns what had to be computed."""
     computed = []
     with claim(out, TRIAL, asked, force=force) as store:
-        journal = store.journal("rows.jsonl")
-        done = {row["piece"]: row["value"] for row in journal.rows}
+        rows = store.rows("rows.jsonl", lambda row: row["piece"])
         for piece in range(pieces):
             name = f"maps/{piece}.bin"
             if store.sound(name) is None:
                 computed.append(name)
                 store.write(name, f"{asked} {piece}".encode() * 3)
-            if piece not in done:
+            if piece not in rows:
                 computed.append(f"row {piece}")
-                journal.append({"piece": piece, "value": piece / 3})
-                done[piece] = piece / 3
-        store.write("result.txt", json.dumps(sorted(done.items())).encode())
+                rows.add({"piece": piece, "value": piece / 3})
+        store.write("result.txt", json.dumps(sorted((row["piece"], row["value"]) for row in rows)).encode())
     return computed
 
 
@@ -317,3 +316,20 @@ def test_half_a_line_that_could_not_be_written_spoils_nothing(tmp_path: Path, mo
         journal.append({"c": 1})
     with claim(tmp_path, TRIAL, ASKED) as store:
         assert store.journal("rows.jsonl").rows == [{"a": 1}, {"c": 1}]
+
+
+def test_the_last_row_of_a_key_counts_in_the_folder_and_in_memory(tmp_path: Path) -> None:
+    def key(row: dict[str, Any]) -> Any:
+        return row["image"]
+
+    cat, dog, other_cat = ({"image": image, "score": i} for i, image in enumerate(("cat", "dog", "cat")))
+    with claim(tmp_path, TRIAL, ASKED) as store:
+        for rows in (store.rows("rows.jsonl", key), Rows(None, key)):
+            assert "cat" not in rows
+            for row in (cat, dog, other_cat):
+                rows.add(row)
+            assert rows["cat"] == other_cat
+            assert list(rows) == [other_cat, dog]
+    with claim(tmp_path, TRIAL, ASKED) as store:
+        assert list(store.rows("rows.jsonl", key)) == [other_cat, dog]
+        assert store.journal("rows.jsonl").rows == [cat, dog, other_cat]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +104,40 @@ class Journal:
                 f"{len(self.entries)} lines count."
             )
         write_whole(self.path, b"".join(map(_text, self.entries)), self._argument)
+
+
+class Rows:
+    """The rows of a journal by key, the last one of a key counts; without a journal they are kept in memory alone.
+
+    Args:
+        journal: Where rows come from and go to; None keeps nothing on the disk.
+        key: Tells what a row is of.
+    """
+
+    def __init__(self, journal: Journal | None, key: Callable[[dict[str, Any]], Hashable]) -> None:
+        self._journal, self._key = journal, key
+        self._rows: dict[Hashable, dict[str, Any]] = {}
+        for row in journal.rows if journal else ():
+            self._rows[key(row)] = row
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Add a row; it is on the disk when this returns.
+
+        Raises:
+            FileError: If it cannot be written.
+        """
+        if self._journal is not None:
+            self._journal.append(row)
+        self._rows[self._key(row)] = row
+
+    def __getitem__(self, key: Hashable) -> dict[str, Any]:
+        return self._rows[key]
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._rows
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._rows.values())
 
 
 def sound_entries(path: Path) -> Iterator[Entry | None]:

@@ -3,11 +3,10 @@
     COMPARISON = Kind("comparison", files=("results.jsonl", "report.html"), folders=("maps",))
     asked = {"model": "digits", "pixels": digest, ...}      # plain JSON values: all that can change a number
     with claim("out", COMPARISON, asked, force=False) as store:
-        journal = store.journal("results.jsonl")
-        finished = {row["image"]: row for row in journal.rows}      # of an earlier, interrupted call
+        finished = store.rows("results.jsonl", lambda row: row["image"])      # of an earlier, interrupted call, too
         if (path := store.sound("maps/cat.safetensors")) is None:   # missing, or not as it was written
             path = store.write("maps/cat.safetensors", data)
-        journal.append({"image": "cat", "score": 0.5})              # on the disk when this returns
+        finished.add({"image": "cat", "score": 0.5})                # on the disk when this returns
     with reopen("out", COMPARISON) as store:                      # later, to add a file
         store.write("report.html", page)
 
@@ -30,7 +29,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -39,7 +38,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from backlit._claim import DIGEST, FILES, HIDDEN, Claim, Kind, foreign, has_lost, listed_files, plan_identity, read_plan
 from backlit._errors import FileError
 from backlit._files import PARTIAL, absolute, file_digest, make_folder, refusals, write_whole
-from backlit._journal import Journal, free_name, sound_entries
+from backlit._journal import Journal, Rows, free_name, sound_entries
 from backlit._lock import HOLDER, LOCK, alone
 from backlit._version import __version__
 from backlit._warn import warn
@@ -144,6 +143,14 @@ class Store:
         if name not in self._listed:
             self._add(name, _JOURNAL)
         return Journal(path, self.plan, argument=self._argument)
+
+    def rows(self, name: str, key: Callable[[dict[str, Any]], Hashable]) -> Rows:
+        """Open a journal of this run as rows by key.
+
+        Raises:
+            FileError: If it cannot be read, or Backlit did not write it.
+        """
+        return Rows(self.journal(name), key)
 
     @_refusals
     def dissolve(self) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backlit._journal import Rows
 from backlit._store import Store
 from backlit.attribution import Attribution
 from backlit.bench.folder import MAPS, RESULTS
@@ -26,8 +27,7 @@ class Finished:
 
     def __init__(self, store: Store | None) -> None:
         self._store = store
-        self._journal = None if store is None else store.journal(RESULTS)
-        self._rows = {_key(row): row for row in (self._journal.rows if self._journal else ())}
+        self._rows = Rows(None, _key) if store is None else store.rows(RESULTS, _key)
         self.heat: dict[str, list[Tensor]] = {}
         self.pictures: dict[tuple[str, str], Tensor] = {}
 
@@ -41,9 +41,7 @@ class Finished:
 
     def add(self, row: dict[str, Any]) -> None:
         """Add the line of a piece; it is on the disk when this returns."""
-        if self._journal is not None:
-            self._journal.append(row)
-        self._rows[_key(row)] = row
+        self._rows.add(row)
 
     def save_maps(self, name: str, block: slice, maps: Sequence[Attribution]) -> None:
         """Write one file a method, block and class; the images themselves are not written again."""

@@ -15,7 +15,7 @@ from torch import nn
 
 from backlit._errors import FileError
 from backlit._fingerprint import fingerprint
-from backlit._journal import Journal
+from backlit._journal import Rows
 from backlit._plain import identity, network_of, versions
 from backlit._store import Kind
 from backlit.bench.roar.result import MASK, ORIGINAL, RoarRow
@@ -37,7 +37,7 @@ ROAR = Kind(
 
 
 def protocol_of(data: RoarData, make_network: MakeNetwork, options: RoarOptions) -> dict[str, Any]:
-    """All that a number depends on beside its method, fraction and seed."""
+    """Tell all that a number depends on beside its method, fraction and seed."""
     settings = asdict(options)
     for name in ("fractions", "seeds", "mask_only"):  # of which more can be asked for later
         del settings[name]
@@ -57,33 +57,40 @@ def protocol_of(data: RoarData, make_network: MakeNetwork, options: RoarOptions)
 
 
 def ranked_by(kinds: Mapping[str, dict[str, Any]], method: str) -> dict[str, Any] | None:
-    """What ordered the pixels of a training; None for the unmodified data."""
+    """Tell what ordered the pixels of a training; None for the unmodified data."""
     return None if method == ORIGINAL else kinds[method.removesuffix(MASK)]
 
 
-def rows_of(journal: Journal, kinds: Mapping[str, dict[str, Any]]) -> dict[tuple[str, float, int], RoarRow]:
-    """The finished trainings by what they are of.
+def check_rows(rows: Rows, kinds: Mapping[str, dict[str, Any]], folder: Path) -> None:
+    """See that the finished trainings are of the methods that are asked for now.
 
     Raises:
         FileError: If one is of a method that has the name of another one now.
     """
-    rows = {}
-    for line in journal.rows:
-        row = RoarRow(**{name: value for name, value in line.items() if name != RANKED_BY})
-        if row.method.removesuffix(MASK) not in (*kinds, ORIGINAL):
+    for line in rows:
+        method = line["method"]
+        if method.removesuffix(MASK) not in (*kinds, ORIGINAL):
             continue  # of an earlier call, and not asked for now
-        there, now = json.dumps(line[RANKED_BY]), json.dumps(ranked_by(kinds, row.method))
+        there, now = json.dumps(line[RANKED_BY]), json.dumps(ranked_by(kinds, method))
         if there != now:
             raise FileError(
-                f"out: {str(journal.path)!r} holds trainings with {row.method!r} as {there}, and now it is {now}. Choose another "
-                f"folder, or another name for the method, such as {row.method + '-2'!r}."
+                f"out: {str(folder / RUNS)!r} holds trainings with {method!r} as {there}, and now it is {now}. Choose another "
+                f"folder, or another name for the method, such as {method + '-2'!r}."
             )
-        rows[row.key] = row
-    return rows
+
+
+def key_of(line: Mapping[str, Any]) -> tuple[str, float, int]:
+    """Say which training a line is of."""
+    return line["method"], line["fraction"], line["seed"]
+
+
+def row_of(line: Mapping[str, Any]) -> RoarRow:
+    """Read the training that a line tells of."""
+    return RoarRow(**{name: value for name, value in line.items() if name != RANKED_BY})
 
 
 def load_network(path: Path, row: RoarRow, make_network: MakeNetwork, device: torch.device) -> nn.Module:
-    """The network that a row tells of, from its file.
+    """Load the network that a row tells of.
 
     Raises:
         FileError: If the file is of another network.
@@ -101,7 +108,7 @@ def load_network(path: Path, row: RoarRow, make_network: MakeNetwork, device: to
 
 
 def weights_file(network: nn.Module) -> bytes:
-    """The weights, as the content of a file."""
+    """Write weights as the content of a file."""
     return save({name: value.detach().cpu().clone().contiguous() for name, value in network.state_dict().items()})
 
 

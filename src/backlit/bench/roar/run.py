@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from backlit._errors import FileError
 from backlit._fingerprint import fingerprint
-from backlit._journal import Journal
+from backlit._journal import Rows
 from backlit._store import Store, claim
 from backlit._version import __version__
 from backlit.bench.roar.folder import (
@@ -26,10 +26,12 @@ from backlit.bench.roar.folder import (
     RUNS,
     TABLE,
     UNFINISHED,
+    check_rows,
+    key_of,
     load_network,
     protocol_of,
     ranked_by,
-    rows_of,
+    row_of,
     weights_file,
 )
 from backlit.bench.roar.ranks import Explain, RankStore, replace_first
@@ -86,9 +88,9 @@ def roar(
     kinds = {name: asked_of(name, make) for name, make in {RANDOM: _nothing, **methods}.items()}
     protocol = protocol_of(data, make_network, options)
     with claim(out, ROAR, protocol) as store:
-        journal = store.journal(RUNS)
-        rows = rows_of(journal, kinds)
-        return _Roar(data, make_network, methods, options, progress, protocol, kinds, store, journal, rows).run()
+        rows = store.rows(RUNS, key_of)
+        check_rows(rows, kinds, store.path)
+        return _Roar(data, make_network, methods, options, progress, protocol, kinds, store, rows).run()
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +103,7 @@ class _Roar:
     protocol: dict[str, Any]
     kinds: dict[str, dict[str, Any]]
     store: Store
-    journal: Journal
-    rows: dict[tuple[str, float, int], RoarRow]
+    rows: Rows
 
     def run(self) -> RoarResult:
         start = time.perf_counter()
@@ -115,7 +116,7 @@ class _Roar:
             if name.startswith(f"{UNFINISHED}/"):  # a call was killed between a training's line and its state's removal
                 self.store.remove(name)
         result = RoarResult(
-            rows=tuple(self.rows[key] for key in self.keys),
+            rows=tuple(row_of(self.rows[key]) for key in self.keys),
             methods=tuple(self.methods),
             constant_maps={m: {p: self.ranks.constant(m, p, d) for p, d in self._parts} for m in self.methods},
             protocol={**self.protocol, "fractions": self.options.fractions, "seeds": self.options.seeds},
@@ -123,7 +124,7 @@ class _Roar:
                 "versions": {"backlit": __version__, "torch": str(torch.__version__)},
                 "threads": torch.get_num_threads(),
                 "seconds_of_this_call": round(time.perf_counter() - start, 1),
-                "seconds_of_training": round(sum(self.rows[key].seconds for key in self.keys), 1),
+                "seconds_of_training": round(sum(self.rows[key]["seconds"] for key in self.keys), 1),
             },
         )
         self.store.write(RESULT, (json.dumps(result.to_json(), indent=1) + "\n").encode())
@@ -150,7 +151,7 @@ class _Roar:
         """The network that is explained: of the first seed, trained on the unmodified data."""
         key = (ORIGINAL, 0.0, self.options.seeds[0])
         if key in self.rows and (path := self.store.sound(NETWORK)) is not None:
-            return load_network(path, self.rows[key], self.make_network, self.data.train.inputs.device)
+            return load_network(path, row_of(self.rows[key]), self.make_network, self.data.train.inputs.device)
         return self._retrain(*key)
 
     @cached_property
@@ -212,11 +213,10 @@ class _Roar:
 
     def _write_row(self, key: tuple[str, float, int], trained: Trained, right: int, seconds: float) -> None:
         n = len(self.data.test)
-        found = RoarRow(*key, right / n, right, n, trained.losses[-1], round(seconds, 2), fingerprint(trained.network))
+        row = RoarRow(*key, right / n, right, n, trained.losses[-1], round(seconds, 2), fingerprint(trained.network))
         if key not in self.rows:
-            self.journal.append({**asdict(found), RANKED_BY: ranked_by(self.kinds, key[0])})
-            self.rows[key] = found
-        elif found.fingerprint != self.rows[key].fingerprint:
+            self.rows.add({**asdict(row), RANKED_BY: ranked_by(self.kinds, key[0])})
+        elif row.fingerprint != self.rows[key]["fingerprint"]:
             raise FileError(
                 f"out: {NETWORK!r} in {str(self.store.path)!r} was lost, and training it again gives another network here (another "
                 "machine or number of threads). Choose another folder."
