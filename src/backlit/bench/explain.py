@@ -122,7 +122,7 @@ class MapFolder:
             self._stems[row["summary"]["image"]] = row["stem"]
 
     def _stem(self, image: Path) -> str:
-        """How the files of an image begin: its name, made unique among all images and the files of others."""
+        """Choose how the files of an image begin: its name, made unique among all images and the files of others."""
         known, wanted = self._stems.get(path_text(image)), short_name(image)
         if known is None:
             taken = set(self._stems.values())
@@ -147,8 +147,8 @@ class MapFolder:
     def others(self, image: Path, asked: Mapping[str, Any]) -> dict[str, str]:
         """Return the names of the maps of this image and method that were asked for otherwise, each with what differs."""
         of = (self._stem(image), asked["method"])
-        found = {name: row["asked"] for name, row in self._rows.items() if (row["stem"], row["asked"]["method"]) == of}
-        return {name: differences(known, dict(asked)) for name, known in found.items() if known != asked}
+        there = {name: row["asked"] for name, row in self._rows.items() if (row["stem"], row["asked"]["method"]) == of}
+        return {name: differences(known, dict(asked)) for name, known in there.items() if known != asked}
 
     def drop(self, names: Sequence[str]) -> None:
         """Remove maps with their files."""
@@ -243,7 +243,7 @@ class MapFolder:
         return not trust(explanation).near_nothing, limit_of(explanation)[0]
 
     def _load(self, row: Mapping[str, Any]) -> Attribution:
-        """The map of a row; one of an earlier version does not know its class's name and probability."""
+        """Load the map of a row; one of an earlier version does not know its class's name and probability."""
         explanation = Attribution.load(self._store.path / _map(row["name"]))
         if explanation.labels is not None:
             return explanation
@@ -252,10 +252,10 @@ class MapFolder:
         return replace(explanation, labels=(known["label"],), probability=chance)
 
     def summaries(self, image: Path, asked: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """What the summary says of the maps that a method made of an image, by what their targets are called."""
+        """Return what the summary says of the maps that a method made of an image, by what their targets are called."""
         of = (self._stem(image), asked)
-        found = [row for row in self._rows.values() if (row["stem"], row["asked"]) == of]
-        return {row["name"].rpartition(".")[2]: row["summary"] for row in found}
+        rows = [row for row in self._rows.values() if (row["stem"], row["asked"]) == of]
+        return {row["name"].rpartition(".")[2]: row["summary"] for row in rows}
 
     def check_page(self) -> None:
         """See that the page's name is free.
@@ -313,7 +313,7 @@ def _files(name: str) -> tuple[str, ...]:
 
 
 def _with_null(value: Any) -> Any:
-    """The value with null for NaN and infinity, which JSON has not."""
+    """Replace NaN and infinity, which JSON has not, by null."""
     if isinstance(value, dict):
         return {k: _with_null(v) for k, v in value.items()}
     if isinstance(value, list):

@@ -116,15 +116,15 @@ class Plan:
         return torch.cat([target[:, None], others], 1)
 
     def images(self, block: slice) -> Tensor:
-        """The images of a block, as the network takes them fastest."""
+        """Return the images of a block in the layout that is fastest for the network."""
         return fast_layout(self.network, self.examples.inputs[block])
 
     def words(self, block: slice) -> str:
-        """Which images a block holds, in words."""
+        """Say which images a block holds."""
         return f"images {block.start + 1} to {block.stop} of {len(self.examples)}"
 
     def asked(self) -> dict[str, Any]:
-        """What makes two comparisons the same, as plain JSON values.
+        """Tell what makes two comparisons the same, as plain JSON values.
 
         Raises:
             InputError: If an option cannot be known again by another process.
@@ -151,7 +151,7 @@ class Plan:
 def methods_of(
     network: nn.Module, methods: Sequence[str | type[Method]] | Mapping[str, Method | type[Method]], seed: int
 ) -> dict[str, Method]:
-    """Methods by name, from names, classes, or methods by names of the user's own.
+    """Make methods by name, from names, classes, or methods by names of the user's own.
 
     Raises:
         InputError: If there is none, or a name is unknown.
@@ -177,7 +177,7 @@ def _kind(name: Any) -> type[Method]:
 
 
 def metrics_of(metrics: Sequence[str | Metric | type[Metric]], seed: int) -> list[Metric]:
-    """Metrics from names, classes or metrics.
+    """Make metrics from names, classes or metrics.
 
     Raises:
         InputError: If a name is unknown, or a metric there twice.
@@ -206,7 +206,7 @@ def _check_method(name: str, method: Any, network: nn.Module) -> None:
 
 
 def _asked(one: Method | Metric, argument: str) -> dict[str, Any]:
-    """What can change the numbers of a method or metric.
+    """Tell what can change the numbers of a method or metric.
 
     Raises:
         InputError: If an option cannot be known again by another process.

@@ -20,7 +20,7 @@ BESIDE = ("median", "ratio of means")
 
 
 def polars() -> ModuleType:
-    """The data frames' library, an optional dependency.
+    """Import the data frames' library, an optional dependency.
 
     Raises:
         InputError: If it is not installed; says how.
@@ -33,56 +33,56 @@ def polars() -> ModuleType:
 
 
 def score_rows(scores: Sequence[Scores], targets: Mapping[str, int]) -> pl.DataFrame:
-    """One row an image, metric and method; null where the protocol does not score the image."""
+    """List one row an image, metric and method; null where the protocol does not score the image."""
     rows = []
-    for found in scores:
-        named = {"": found.values, **found.extra}
+    for one in scores:
+        named = {"": one.values, **one.extra}
         for extra, values in named.items():
             for method, numbers in values.items():
-                for image, value in zip(found.names, numbers.tolist(), strict=True):
-                    rows.append((found.metric.name, method, image, targets[image], value, extra))
+                for image, value in zip(one.names, numbers.tolist(), strict=True):
+                    rows.append((one.metric.name, method, image, targets[image], value, extra))
     names = ("metric", "method", "image", "target", "value", "extra")
     kinds = (str, str, str, int, float, str)
     return _frame(names, kinds, rows)
 
 
 def curve_rows(scores: Sequence[Scores]) -> pl.DataFrame:
-    """One row a point of each mean curve, with its 95 % band."""
+    """List one row a point of each mean curve, with its 95 % band."""
     rows = []
-    for found in scores:
-        for method, curves in found.curves.items():
-            assert found.positions is not None
-            middle, low, high = mean_band(curves, seed=found.metric.seed)
-            points = zip(found.positions.tolist(), middle.tolist(), low.tolist(), high.tolist(), strict=True)
-            rows += [(found.metric.name, method, *point, len(curves)) for point in points]
+    for one in scores:
+        for method, curves in one.curves.items():
+            assert one.positions is not None
+            middle, low, high = mean_band(curves, seed=one.metric.seed)
+            points = zip(one.positions.tolist(), middle.tolist(), low.tolist(), high.tolist(), strict=True)
+            rows += [(one.metric.name, method, *point, len(curves)) for point in points]
     names = ("metric", "method", "position", "mean", "low", "high", "images")
     return _frame(names, (str, str, float, float, float, float, int), rows)
 
 
 def ranking_rows(scores: Sequence[Scores]) -> pl.DataFrame:
-    """One row a metric and method, best first; the statistics beside the score are null where a metric has none."""
+    """List one row a metric and method, best first; the statistics beside the score are null where a metric has none."""
     rows = []
-    for found in scores:
-        for rank, (method, e) in enumerate(found.ranking(), 1):
-            further = found.beside(method)
+    for one in scores:
+        for rank, (method, e) in enumerate(one.ranking(), 1):
+            further = one.beside(method)
             beside = [n for name in BESIDE for n in _numbers(further.get(name))]
-            rows.append((found.metric.name, rank, method, e.value, e.low, e.high, e.images, *beside))
+            rows.append((one.metric.name, rank, method, e.value, e.low, e.high, e.images, *beside))
     own = ("metric", "rank", "method", "value", "low", "high", "images")
     ends = [f"{name.replace(' ', '_')}{end}" for name in BESIDE for end in ("", "_low", "_high")]
     return _frame((*own, *ends), (str, int, str, float, float, float, int, *[float] * len(ends)), rows)
 
 
-def _numbers(found: Estimate | None) -> tuple[float | None, ...]:
-    return (None,) * 3 if found is None else (found.value, found.low, found.high)
+def _numbers(e: Estimate | None) -> tuple[float | None, ...]:
+    return (None,) * 3 if e is None else (e.value, e.low, e.high)
 
 
 def difference_rows(scores: Sequence[Scores]) -> pl.DataFrame:
-    """One row a metric and pair of methods: the paired difference, its interval, and whether that excludes 0."""
+    """List one row a metric and pair of methods: the paired difference, its interval, and whether that excludes 0."""
     rows = []
-    for found in scores:
-        for method, other in combinations(found.values, 2):
-            e = found.difference(method, other)
-            rows.append((found.metric.name, method, other, e.value, e.low, e.high, e.images, e.excludes_zero))
+    for one in scores:
+        for method, other in combinations(one.values, 2):
+            e = one.difference(method, other)
+            rows.append((one.metric.name, method, other, e.value, e.low, e.high, e.images, e.excludes_zero))
     names = ("metric", "method", "other", "difference", "low", "high", "images", "significant")
     return _frame(names, (str, str, str, float, float, float, int, bool), rows)
 

@@ -48,7 +48,7 @@ class Protocol:
     options: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """As a dictionary; infinite ends of the range are None."""
+        """Return it as a dictionary; infinite ends of the range are None."""
         ends = [end if np.isfinite(end) else None for end in self.range]
         return {**asdict(self), "range": ends, "axes": list(self.axes), "options": dict(self.options)}
 
@@ -89,7 +89,7 @@ class Scores:
         return self.metric.protocol
 
     def beside(self, method: str) -> dict[str, Estimate]:
-        """The metric's further statistics of the method's scores, by name, each with its bootstrap interval."""
+        """Estimate the metric's further statistics of the method's scores, by name, each with its bootstrap interval."""
         seed = self.metric.seed
         return {
             name: estimate(self.values[method], self.groups, statistic, seed=seed, intervals=self._enough(method))
@@ -102,23 +102,23 @@ class Scores:
     @property
     def remarks(self) -> tuple[str, ...]:
         """The notes, the further statistics and the counts, as a reader sees them."""
-        found = {m: self.beside(m) for m, values in self.values.items() if np.isfinite(values).any()}
+        beside = {m: self.beside(m) for m, values in self.values.items() if np.isfinite(values).any()}
         return (
             *self.notes,
             *(
-                f"{name}: {', '.join(f'{method} {_shown(further[name])}' for method, further in found.items())}"
-                for name in (self.metric.beside if found else ())
+                f"{name}: {', '.join(f'{method} {_shown(further[name])}' for method, further in beside.items())}"
+                for name in (self.metric.beside if beside else ())
             ),
             *self.metric.remarks(self),
             *(f"{count} {what}" for what, count in self.counts.items() if count),
         )
 
     def estimate(self, method: str) -> Estimate:
-        """The method's score over all images, with its bootstrap interval."""
+        """Estimate the method's score over all images, with its bootstrap interval."""
         return estimate(self.values[method], self.groups, self.metric.statistic, seed=self.metric.seed)
 
     def difference(self, method: str, other: str) -> Estimate:
-        """The paired difference of two methods on the images that both scored, with its bootstrap interval."""
+        """Estimate the paired difference of two methods on the images that both scored, with its bootstrap interval."""
         return difference(
             self.values[method],
             self.values[other],
@@ -129,7 +129,7 @@ class Scores:
 
     @classmethod
     def cat(cls, items: Sequence[Scores]) -> Scores:
-        """The scores of all images, from those of some each; pictures stay with the first images."""
+        """Join scores of different images; pictures stay with the first images."""
         first = items[0]
 
         def joined(values: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -150,14 +150,14 @@ class Scores:
         )
 
     def ranking(self) -> list[tuple[str, Estimate]]:
-        """The methods, best first."""
-        found = [(name, self.estimate(name)) for name in self.values]
+        """Rank the methods, best first."""
+        scored = [(name, self.estimate(name)) for name in self.values]
         sign = -1 if self.metric.higher_is_better else 1
         ranked_by = {
             name: estimate(v, self.groups, self.metric.compared, intervals=False).value
             for name, v in self.values.items()
         }
-        return sorted(found, key=lambda row: (np.isnan(row[1].value), sign * ranked_by[row[0]]))
+        return sorted(scored, key=lambda row: (np.isnan(row[1].value), sign * ranked_by[row[0]]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,24 +276,24 @@ class Metric(Configured, ABC):
         )
 
     def compared(self, values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
-        """What methods are ranked and paired by: the statistic itself, unless its best value is in the middle of the range."""
+        """Compute what methods are ranked and paired by: the statistic, unless its best value is in the middle of the range."""
         return self.statistic(values, groups)
 
     def remarks(self, scores: Scores) -> tuple[str, ...]:
-        """What a reader of these scores must know, and they do not say."""
+        """Tell what a reader of these scores must know, and they do not say."""
         return ()
 
     def statistic(self, values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
-        """The score of d samples of n images, (d, n) -> (d,): the mean, unless the paper says otherwise."""
+        """Compute the score of d samples of n images, (d, n) -> (d,): the mean, unless the paper says otherwise."""
         return mean(values, groups)
 
-    def heatmap(self, name: str, found: Attribution | Tensor, examples: Examples) -> Tensor:
-        """The method's map as one number a pixel (n, 1, h, w).
+    def heatmap(self, name: str, given: Attribution | Tensor, examples: Examples) -> Tensor:
+        """Return the method's map as one number a pixel (n, 1, h, w).
 
         Raises:
             InputError: If it is of other images, of another size, or not finite.
         """
-        values = found.values if isinstance(found, Attribution) else found
+        values = given.values if isinstance(given, Attribution) else given
         n, _, height, width = examples.inputs.shape
         if values.dim() != 4 or len(values) != n or values.shape[-2:] != (height, width):
             raise InputError(
@@ -305,10 +305,10 @@ class Metric(Configured, ABC):
             wrong = torch.where(~finite)[0].tolist()
             which = ", ".join(str(examples.names[i]) for i in wrong[:3])
             raise InputError(f"maps[{name!r}] must be finite, but holds NaN or Inf for {which}.")
-        if isinstance(found, Attribution):
-            if not torch.equal(found.target.to(examples.target.device), examples.target):
+        if isinstance(given, Attribution):
+            if not torch.equal(given.target.to(examples.target.device), examples.target):
                 raise InputError(f"maps[{name!r}] must explain the examples' targets, but explains others.")
-            return found.heatmap(self.reduce).to(examples.inputs.device)
+            return given.heatmap(self.reduce).to(examples.inputs.device)
         values = values.to(examples.inputs.device)
         return Attribution(values, examples.target, examples.target.to(values.dtype)).heatmap(self.reduce)
 
@@ -334,20 +334,20 @@ class Metric(Configured, ABC):
                 raise InputError(f"{self.title} needs {WHO_HAS_IT[need]}, and these examples come without.")
 
     def _check_maps(self, maps: Mapping[str, Any], methods: Mapping[str, Method] | None) -> None:
-        for name, found in maps.items():
+        for name, given in maps.items():
             if "methods" in self.needs and name not in (methods or {}):
                 raise InputError(
                     f"methods must hold the method of maps[{name!r}], by the same name, but has {list(methods or {})}."
                 )
-            if "source" in self.needs and not (isinstance(found, Attribution) and "source" in found.parts):
+            if "source" in self.needs and not (isinstance(given, Attribution) and "source" in given.parts):
                 raise InputError(f"{self.title} needs {WHO_HAS_IT['source']}; maps[{name!r}] has none.")
 
 
-def _shown(found: Estimate) -> str:
-    interval = f" [{found.low:.3f}, {found.high:.3f}]" if np.isfinite(found.low) else ""
-    return f"{found.value:.3f}{interval}"
+def _shown(e: Estimate) -> str:
+    interval = f" [{e.low:.3f}, {e.high:.3f}]" if np.isfinite(e.low) else ""
+    return f"{e.value:.3f}{interval}"
 
 
 def to_numbers(values: Tensor) -> np.ndarray:
-    """A tensor as float64 numbers on the host."""
+    """Turn a tensor into float64 numbers on the host."""
     return values.detach().double().cpu().numpy()

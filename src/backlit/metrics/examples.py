@@ -96,7 +96,7 @@ class Examples:
         return len(self.inputs)
 
     def __getitem__(self, index: slice) -> Examples:
-        """These images alone."""
+        """Return these images alone."""
         return Examples(
             self.inputs[index],
             self.target[index],
@@ -107,7 +107,7 @@ class Examples:
         )
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Examples:
-        """The same examples on a device, the images in a dtype."""
+        """Return the same examples on a device, the images in a dtype."""
         return Examples(
             self.inputs.to(device, dtype),
             self.target.to(device),
@@ -119,12 +119,12 @@ class Examples:
 
 
 def inside(boxes: Float[Tensor, "b 4"], height: int, width: int) -> Bool[Tensor, "h w"]:
-    """The pixels whose centres lie in any of the boxes."""
+    """Mark the pixels whose centres lie in any of the boxes."""
     return each_inside(boxes, height, width).any(0)
 
 
 def each_inside(boxes: Float[Tensor, "b 4"], height: int, width: int) -> Bool[Tensor, "b h w"]:
-    """The pixels whose centres lie in each box."""
+    """Mark the pixels whose centres lie in each box."""
     x = torch.arange(width, device=boxes.device) + 0.5
     y = torch.arange(height, device=boxes.device) + 0.5
     x0, y0, x1, y1 = (b[:, None] for b in boxes.unbind(1))

@@ -57,7 +57,7 @@ class _OnBoxes(Metric):
         return Scores(self, examples.names, values, counts=counts)
 
     def _fitting(self, boxes: Tensor, area: Tensor) -> tuple[Tensor, dict[str, int]]:
-        """The images that the protocol scores (n,), and how many it leaves out for which reason."""
+        """Find the images that the protocol scores (n,), and count those that it leaves out, by reason."""
         covered = area.flatten(1).double().mean(1)
         reasons = {
             "they have no box": boxes == 0,
@@ -72,7 +72,7 @@ class _OnBoxes(Metric):
         return fits, counts
 
     def score(self, heat: Tensor, area: Tensor, boxes: list[Tensor]) -> tuple[Tensor, int]:
-        """The score (n,) of heatmaps (n, h, w), and how many of them had nothing to score."""
+        """Compute the score (n,) of heatmaps (n, h, w), and how many of them had nothing to score."""
         raise NotImplementedError
 
 
@@ -187,7 +187,7 @@ class BoundaryDependence(Metric):
         )
 
     def right(self, network: nn.Module, examples: Examples) -> np.ndarray | None:
-        """Whether the network predicts each target; not needed for the share alone."""
+        """Tell whether the network predicts each target; not needed for the share alone."""
         return None
 
 
@@ -220,7 +220,7 @@ class BoundaryAUC(BoundaryDependence):
         return to_numbers(torch.cat(predicted) == examples.target)
 
     def statistic(self, values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
-        """The AUC of each sample (d, n) -> (d,): NaN, undefined, where the larger half is all right or all wrong.
+        """Compute the AUC of each sample (d, n) -> (d,): NaN, undefined, where the larger half is all right or all wrong.
 
         Images whose IBD equals that at the cut are all kept.
         """
@@ -265,7 +265,7 @@ class GridPointingGame(Metric):
 
 
 def positive_share(heat: Float[Tensor, "n h w"], area: Bool[Tensor, "n h w"]) -> tuple[Float[Tensor, " n"], int]:
-    """The share of the positive relevance that lies in the area, and the number of maps that have none.
+    """Compute the share of the positive relevance that lies in the area, and the number of maps that have none.
 
     Such a map gets the area's own share: what a constant map gets, and a random one on average.
     """
@@ -277,7 +277,7 @@ def positive_share(heat: Float[Tensor, "n h w"], area: Bool[Tensor, "n h w"]) ->
 
 
 def _near(boxes: Tensor, height: int, width: int, tolerance: float) -> Tensor:
-    """The pixels whose centres are inside a box, or at most ``tolerance`` (if there is any) from one, bool (h, w)."""
+    """Mark the pixels whose centres are inside a box, or at most ``tolerance`` (if there is any) from one, bool (h, w)."""
     if tolerance == 0:
         return inside(boxes, height, width)
     x = torch.arange(width, device=boxes.device) + 0.5

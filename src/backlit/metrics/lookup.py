@@ -9,7 +9,7 @@ from backlit.metrics.base import Metric
 
 
 def find_metric(name: str) -> type[Metric]:
-    """The metric of that name or class name, whatever its case, dashes, underscores and spaces.
+    """Return the metric of that name or class name, whatever its case, dashes, underscores and spaces.
 
     Raises:
         InputError: If there is none; names the nearest.

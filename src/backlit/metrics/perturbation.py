@@ -165,7 +165,7 @@ class Perturbation(Metric):
         )
 
     def _own(self, network: nn.Module, examples: Examples, raw: Tensor) -> Tensor | None:
-        """The score of the image as it is (n,), where the curve is relative to it; mostly one of the curve's ends."""
+        """Compute the score of the image as it is (n,), where the curve is relative to it; mostly one of the curve's ends."""
         if self.score not in ("logit_ratio", "change"):
             return None
         if self.action == "remove":
@@ -176,7 +176,7 @@ class Perturbation(Metric):
         return self._run(network, len(examples), examples, lambda part: (x[part], every[part])).double()
 
     def scored(self, raw: Tensor, own: Tensor | None) -> tuple[Tensor, dict[str, int]]:
-        """The curves (m, n, points) in the units of the score; NaN for images that it does not fit, which are counted."""
+        """Compute the curves (m, n, points) in the units of the score; NaN for images that it does not fit, which are counted."""
         if own is None:
             return raw, {}
         own = own[None, :, None]
@@ -188,7 +188,7 @@ class Perturbation(Metric):
         return torch.where(fits, curves, torch.nan), {what: int((~fits).sum())}
 
     def _curves(self, network: nn.Module, examples: Examples, heat: Mapping[str, Tensor]) -> Tensor:
-        """Raw scores (m, n, points) of n images under m maps; what all maps of an image share runs once."""
+        """Compute raw scores (m, n, points) of n images under m maps; what all maps of an image share runs once."""
         x = fast_layout(network, examples.inputs)
         (n, _, h, w), m, steps = x.shape, len(heat), self.steps_on(x)
         replaced = self.replaced(x)
@@ -216,8 +216,8 @@ class Perturbation(Metric):
         if whole:
             curves[..., -1] = self._run(network, n, examples, lambda part: (last[part], torch.arange(n)[part]))
         if len(inner):
-            found = self._run(network, n * m * len(inner), examples, changed)
-            curves[..., inner] = found.view(n, m, -1).transpose(0, 1)
+            between = self._run(network, n * m * len(inner), examples, changed)
+            curves[..., inner] = between.view(n, m, -1).transpose(0, 1)
         return curves
 
     def _run(
@@ -227,7 +227,7 @@ class Perturbation(Metric):
         examples: Examples,
         make: Callable[[slice], tuple[Tensor, Tensor]],
     ) -> Tensor:
-        """The score of each job, (jobs,): ``make`` gives the images of some, and which example each is of."""
+        """Compute the score of each job, (jobs,): ``make`` gives the images of some, and which example each is of."""
         size = examples.inputs[0].numel() * examples.inputs.element_size() * _FOOTPRINT
 
         def run(part: slice) -> Tensor:
@@ -245,7 +245,7 @@ class Perturbation(Metric):
         return torch.cat(run_in_chunks(run, lambda _: size, n=jobs, chunk=self.chunk, device=device))
 
     def read(self, logits: Float[Tensor, "j k"], examples: Examples, which: Tensor) -> Tensor:
-        """The target's score in the logits of j perturbed images, of the examples ``which``."""
+        """Read the target's score in the logits of j perturbed images, of the examples ``which``."""
         target = examples.target[which]
         if int(target.max()) >= logits.shape[1] or int(target.min()) < 0:
             raise InputError(
@@ -256,11 +256,11 @@ class Perturbation(Metric):
         return values.gather(1, target[:, None])[:, 0]
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Logits as probabilities."""
+        """Turn logits into probabilities."""
         return logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()
 
     def replaced(self, x: Tensor) -> Tensor:
-        """What stands where the image does not."""
+        """Make what stands where the image does not."""
         if self.replacement == "zero":
             return torch.zeros_like(x)
         if self.replacement == "mean":
@@ -383,9 +383,9 @@ class LeRF100(_Hundred):
     absolute: tuple[str, ...] = ("guided_backprop", "guided_integrated_gradients")
 
 
-def _method_of(key: str, found: Any) -> str:
-    """The method's own name, whatever the user calls its maps; a bare tensor has only that."""
-    return str(found.provenance.get("method", key)) if isinstance(found, Attribution) else key
+def _method_of(key: str, maps: Any) -> str:
+    """Return the method's own name, whatever the user calls its maps; a bare tensor has only that."""
+    return str(maps.provenance.get("method", key)) if isinstance(maps, Attribution) else key
 
 
 def check_blur(size: int, x: Tensor) -> None:
@@ -402,7 +402,7 @@ def check_blur(size: int, x: Tensor) -> None:
 
 
 def blurred(x: Float[Tensor, "n c h w"], size: int = 51, sigma: float = 10.0) -> Float[Tensor, "n c h w"]:
-    """Each channel under a Gaussian of ``size`` x ``size`` pixels, edges reflected.
+    """Blur each channel by a Gaussian of ``size`` x ``size`` pixels, edges reflected.
 
     Raises:
         InputError: If the images are too small to be reflected that far.

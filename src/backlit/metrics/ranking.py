@@ -10,7 +10,7 @@ from backlit._random import image_bytes, stable_seed
 
 
 def drawn_orders(images: Float[Tensor, "n c h w"], seed: int) -> Int64[Tensor, "n p"]:
-    """For each image an order of its pixels, drawn from the seed and from the image itself.
+    """Draw an order of the pixels for each image, from the seed and from the image itself.
 
     So it is the same for every map of the image, differs from image to image, and does not depend on the batch. The
     images' bytes are read on the host, once.
@@ -24,7 +24,7 @@ def drawn_orders(images: Float[Tensor, "n c h w"], seed: int) -> Int64[Tensor, "
 def pixel_ranks(
     heat: Float[Tensor, "n p"], drawn: Int64[Tensor, "n p"], *, ascending: bool = False
 ) -> Int64[Tensor, "n p"]:
-    """The place of each pixel in the order of the map's values, 0 first: the largest value first, or the smallest.
+    """Return the place of each pixel in the order of the map's values, 0 first: the largest value first, or the smallest.
 
     Equal pixels come in the drawn order, so that a constant map is a random one, not one of the memory's layout.
     """
@@ -34,7 +34,7 @@ def pixel_ranks(
 
 
 def average_ranks(values: Float[Tensor, "*b p"]) -> Float[Tensor, "*b p"]:
-    """Ranks from 0, smallest first; equal values share the mean of their ranks."""
+    """Return ranks from 0, smallest first; equal values share the mean of their ranks."""
     ordered = values.sort(-1).values.contiguous()
     values = values.contiguous()
     below, upto = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
@@ -42,11 +42,11 @@ def average_ranks(values: Float[Tensor, "*b p"]) -> Float[Tensor, "*b p"]:
 
 
 def pearson(a: Float[Tensor, "*b p"], b: Float[Tensor, "*b p"]) -> Float[Tensor, "*b"]:
-    """Correlation along the last axis; NaN where one side is constant, for it is undefined there."""
+    """Compute the correlation along the last axis; NaN where one side is constant, for it is undefined there."""
     a, b = (v - v.mean(-1, keepdim=True) for v in (a, b))
     return (a * b).sum(-1) / (a.square().sum(-1) * b.square().sum(-1)).sqrt()
 
 
 def spearman(a: Float[Tensor, "*b p"], b: Float[Tensor, "*b p"]) -> Float[Tensor, "*b"]:
-    """Rank correlation along the last axis, ties at their mean rank, in float64; NaN where one side is constant."""
+    """Compute the rank correlation along the last axis, ties at their mean rank, in float64; NaN where one side is constant."""
     return pearson(average_ranks(a.double()), average_ranks(b.double()))

@@ -69,7 +69,7 @@ class _Reset(Metric):
         layers = self.layers or layers_from_the_top(network, examples.inputs)
         stages = self.stages_of(layers)
         measures = ("spearman", "spearman of magnitudes", *(("ssim",) if min(examples.inputs.shape[-2:]) >= 11 else ()))
-        found = {name: {m: np.empty((len(examples), len(stages))) for m in measures} for name in heat}
+        alike = {name: {m: np.empty((len(examples), len(stages))) for m in measures} for name in heat}
         pictures: dict[str, list[Tensor]] = {name: [] for name in heat}
         for i, stage in enumerate(stages):
             blank = reset(network, stage, seed=self.seed, draw=self.draw)
@@ -80,16 +80,16 @@ class _Reset(Metric):
                 with torch.enable_grad():
                     after = self.heatmap(name, again.attribute(examples.inputs, examples.target), examples)
                 for measure, number in _alike(before, after, measures).items():
-                    found[name][measure][:, i] = to_numbers(number)
+                    alike[name][measure][:, i] = to_numbers(number)
                 pictures[name].append(after[:, 0].cpu())
-        undefined = {k: int(np.isnan(v["spearman"]).any(1).sum()) for k, v in found.items()}
+        undefined = {k: int(np.isnan(v["spearman"]).any(1).sum()) for k, v in alike.items()}
         return Scores(
             self,
             examples.names,
-            {name: numbers["spearman"].mean(1) for name, numbers in found.items()},
-            curves={name: _from_one(numbers["spearman"]) for name, numbers in found.items()} if len(stages) > 1 else {},
+            {name: numbers["spearman"].mean(1) for name, numbers in alike.items()},
+            curves={name: _from_one(numbers["spearman"]) for name, numbers in alike.items()} if len(stages) > 1 else {},
             positions=np.array([0, *(len(s) / len(layers) for s in stages)]) if len(stages) > 1 else None,
-            extra={m: {name: numbers[m].mean(1) for name, numbers in found.items()} for m in measures[1:]},
+            extra={m: {name: numbers[m].mean(1) for name, numbers in alike.items()} for m in measures[1:]},
             pictures={name: torch.stack(after) for name, after in pictures.items()},
             labels=[stage[-1] or "<model>" for stage in stages],
             counts={f"images of {name} not scored: a map is constant": n for name, n in undefined.items()},
@@ -145,7 +145,7 @@ class CascadingReset(_Reset):
 
 
 def layers_from_the_top(network: nn.Module, x: Tensor) -> tuple[str, ...]:
-    """The paths of the modules with parameters of their own, from the last that the network calls to the first."""
+    """List the paths of the modules with parameters of their own, from the last that the network calls to the first."""
     trace = of_image(lambda some, _: propagate(network, some[0], presets.exact).trace, (x,))
     owners = {name for name, module in network.named_modules() if any(True for _ in module.parameters(recurse=False))}
     called = [site.module for site in trace if site.module in owners]
@@ -155,7 +155,7 @@ def layers_from_the_top(network: nn.Module, x: Tensor) -> tuple[str, ...]:
 def reset(
     network: nn.Module, layers: Sequence[str], *, seed: int, draw: Literal["normal", "own"] = "normal"
 ) -> nn.Module:
-    """A copy of the network with these layers' parameters drawn anew; the network itself stays as it is.
+    """Copy the network and draw these layers' parameters anew; the network itself stays as it is.
 
     Each parameter has a stream of its own, from the seed and its name: what a layer becomes depends neither on its
     neighbours nor on the order, and two layers of one shape are not drawn alike. Buffers, such as the running statistics
@@ -164,7 +164,7 @@ def reset(
     Args:
         network: Any network.
         layers: Paths of modules.
-        seed: Of the draw.
+        seed: Seed of the draw.
         draw: See :class:`LastLayerReset`.
 
     Raises:
@@ -211,12 +211,12 @@ def check_layers(network: nn.Module, layers: Sequence[str]) -> None:
 
 def _alike(before: Tensor, after: Tensor, measures: Sequence[str]) -> dict[str, Tensor]:
     a, b = before.flatten(1), after.flatten(1)
-    found = {"spearman": spearman(a, b), "spearman of magnitudes": spearman(a.abs(), b.abs())}
+    alike = {"spearman": spearman(a, b), "spearman of magnitudes": spearman(a.abs(), b.abs())}
     if "ssim" in measures:
-        found["ssim"] = ssim(scaled(before.double()), scaled(after.double()), span=2.0)
-    return found
+        alike["ssim"] = ssim(scaled(before.double()), scaled(after.double()), span=2.0)
+    return alike
 
 
 def _from_one(correlations: np.ndarray) -> np.ndarray:
-    """The curve (n, stages + 1), with the trained network's own correlation of 1 at its start."""
+    """Return the curve (n, stages + 1), with the trained network's own correlation of 1 at its start."""
     return np.concatenate([np.ones((len(correlations), 1)), correlations], 1)

@@ -157,14 +157,14 @@ class MaxSensitivity(_ByCaptum):
             noise = torch.rand(x.shape, generator=generator, dtype=torch.float64) * 2 - 1
             return x + (noise * self.radius).to(x)
 
-        found = _captum().sensitivity_max(
+        largest = _captum().sensitivity_max(
             explain,
             examples.inputs[i : i + 1],
             perturb_func=noisy,
             n_perturb_samples=self.samples,
             max_examples_per_batch=_AT_ONCE,
         )
-        return float(found[0])
+        return float(largest[0])
 
 
 class Infidelity(_ByCaptum):
@@ -216,7 +216,7 @@ class Infidelity(_ByCaptum):
             noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) * self.noise
             return noise, x - noise
 
-        found = _captum().infidelity(
+        error = _captum().infidelity(
             partial(forward, network),
             perturb,
             examples.inputs[i : i + 1],
@@ -226,4 +226,4 @@ class Infidelity(_ByCaptum):
             max_examples_per_batch=_AT_ONCE,
             normalize=self.normalise,
         )
-        return float(found[0])
+        return float(error[0])

@@ -33,7 +33,7 @@ class PercentageChange(Metric):
         return "1, and 1 that all maps of an image share"
 
     def change(self, own: Tensor, signal: Tensor) -> Tensor:
-        """The numerator of Eq. 10."""
+        """Compute the numerator of Eq. 10."""
         return (own - signal).abs()
 
     def measure(self, case: Case) -> Scores:
@@ -62,14 +62,14 @@ class PercentageChange(Metric):
 
     def _logits(self, network: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         size = x[0].numel() * x.element_size() * _FOOTPRINT
-        found = run_in_chunks(
+        logits = run_in_chunks(
             lambda part: forward(network, x[part]).gather(1, target[part][:, None])[:, 0],
             lambda _: size,
             n=len(x),
             chunk=self.chunk,
             device=x.device,
         )
-        return torch.cat(found).double()
+        return torch.cat(logits).double()
 
 
 class PositivePercentageChange(PercentageChange):

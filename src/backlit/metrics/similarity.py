@@ -13,13 +13,13 @@ _WINDOW, _SIGMA = 11, 1.5
 
 
 def scaled(heat: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n 1 h w"]:
-    """Each map over its own largest magnitude; a map of zeros stays one."""
+    """Divide each map by its own largest magnitude; a map of zeros stays one."""
     largest = heat.abs().amax((1, 2, 3), keepdim=True)
     return heat / torch.where(largest > 0, largest, 1)
 
 
 def ssim(a: Float[Tensor, "n 1 h w"], b: Float[Tensor, "n 1 h w"], span: float) -> Float[Tensor, " n"]:
-    """Structural similarity (Wang et al. 2004, Eq. 13; Gaussian window of 11 pixels, sigma 1.5), mean over whole windows.
+    """Compute structural similarity (Wang et al. 2004, Eq. 13; Gaussian window of 11 pixels, sigma 1.5), mean over whole windows.
 
     Args:
         a: Maps.
@@ -42,6 +42,6 @@ def ssim(a: Float[Tensor, "n 1 h w"], b: Float[Tensor, "n 1 h w"], span: float) 
     variance_a, variance_b = local(a * a) - mean_a**2, local(b * b) - mean_b**2
     covariance = local(a * b) - mean_a * mean_b
     luminance, contrast = (0.01 * span) ** 2, (0.03 * span) ** 2
-    found = (2 * mean_a * mean_b + luminance) * (2 * covariance + contrast)
-    found = found / ((mean_a**2 + mean_b**2 + luminance) * (variance_a + variance_b + contrast))
-    return found.mean((1, 2, 3))
+    local_ssim = (2 * mean_a * mean_b + luminance) * (2 * covariance + contrast)
+    local_ssim = local_ssim / ((mean_a**2 + mean_b**2 + luminance) * (variance_a + variance_b + contrast))
+    return local_ssim.mean((1, 2, 3))

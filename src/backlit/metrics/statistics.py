@@ -33,17 +33,17 @@ class Estimate:
 
 
 def mean(values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
-    """The mean over images, (d, n) -> (d,)."""
+    """Compute the mean over images, (d, n) -> (d,)."""
     return values.mean(-1)
 
 
 def median(values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
-    """The median over images, (d, n) -> (d,)."""
+    """Compute the median over images, (d, n) -> (d,)."""
     return np.median(values, -1)
 
 
 def ratio_of_means(values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
-    """Of ratios and what they are ratios to (``groups``): the mean numerator over the mean denominator, (d, n) -> (d,)."""
+    """Divide the mean numerator by the mean denominator, from ratios and their denominators (``groups``), (d, n) -> (d,)."""
     assert groups is not None
     return (values * groups).mean(-1) / groups.mean(-1)
 
@@ -56,7 +56,7 @@ def estimate(
     seed: int = 0,
     intervals: bool = True,
 ) -> Estimate:
-    """The statistic of n images and its percentile bootstrap (Efron 1979), 10,000 draws of the images.
+    """Estimate the statistic of n images and its percentile bootstrap (Efron 1979), 10,000 draws of the images.
 
     Images whose value is NaN were not scored and do not count. With fewer than five there is no interval, and a warning.
     """
@@ -91,7 +91,7 @@ def difference(
     *,
     seed: int = 0,
 ) -> Estimate:
-    """The first's statistic less the second's on the images that both scored: the draws are shared, so it is paired."""
+    """Estimate the first's statistic less the second's on the images that both scored: the draws are shared, so it is paired."""
     both = np.isfinite(first) & np.isfinite(second)
     stacked = np.stack([first[both], second[both]]).astype(np.float64)
     groups = None if groups is None else groups[both]
@@ -111,7 +111,7 @@ def difference(
 
 
 def mean_band(curves: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The mean curve (points,) of n images (n, points), and the ends of its 95 % bootstrap interval at each point."""
+    """Compute the mean curve (points,) of n images (n, points), and the ends of its 95 % bootstrap interval at each point."""
     curves = curves[np.isfinite(curves).all(1)]
     n = len(curves)
     unknown = np.full(curves.shape[1], np.nan)
@@ -124,11 +124,11 @@ def mean_band(curves: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndar
 
 
 def resampled(values: np.ndarray, groups: np.ndarray | None, statistic: Statistic, seed: int) -> np.ndarray:
-    """The statistic of each draw of n images with replacement; the same seed draws the same images."""
+    """Compute the statistic of each draw of n images with replacement; the same seed draws the same images."""
     generator = np.random.default_rng(seed % 2**64)
-    n, found = len(values), []
+    n, blocks = len(values), []
     block = max(1, _CELLS // n)
     for start in range(0, DRAWS, block):
         drawn = generator.integers(n, size=(min(block, DRAWS - start), n))
-        found.append(statistic(values[drawn], None if groups is None else groups[drawn]))
-    return np.concatenate(found)
+        blocks.append(statistic(values[drawn], None if groups is None else groups[drawn]))
+    return np.concatenate(blocks)

@@ -41,11 +41,11 @@ def folder_page(rows: Sequence[Mapping[str, Any]], load: Callable[[Mapping[str, 
     shown: list[Row] = []
     size = told = 0
     for of in images.values():
-        found = list(_rows(of, methods, load))
-        size += sum(_bytes(row) for row in found)
+        of_image = list(_rows(of, methods, load))
+        size += sum(_bytes(row) for row in of_image)
         if shown and size > _MOST:
             break
-        shown += found
+        shown += of_image
         told += 1
     rest = (
         ""

@@ -29,7 +29,7 @@ _FILE = "backlit.ranks"
 
 
 def image_ranks(heat: Float[Tensor, "n p"], seed: int, *, ascending: bool = False) -> Int64[Tensor, "n p"]:
-    """The place of each pixel in the order of its map, 0 first; equal pixels in an order drawn for each image anew."""
+    """Return the place of each pixel in the order of its map, 0 first; equal pixels in an order drawn for each image anew."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.rand(heat.shape, generator=generator, dtype=torch.float64).argsort(-1)
     return pixel_ranks(heat.cpu(), drawn, ascending=ascending)
@@ -38,7 +38,7 @@ def image_ranks(heat: Float[Tensor, "n p"], seed: int, *, ascending: bool = Fals
 def replace_first(
     images: Float[Tensor, "n c h w"], ranks: UInt16[Tensor, "n p"], count: int, value: Float[Tensor, " c"]
 ) -> Float[Tensor, "n c h w"]:
-    """The images with ``value`` in all channels of the pixels whose place is below ``count``."""
+    """Return the images with ``value`` in all channels of the pixels whose place is below ``count``."""
     removed = (ranks.to(images.device, torch.int32) < count).view(len(images), 1, *images.shape[-2:])
     return torch.where(removed, value.to(images)[:, None, None], images)
 
@@ -66,10 +66,10 @@ class RankStore:
             FileError: If a block is there, but of a method with other options.
         """
         there = [self._read(method, part, block.start) for block in _blocks(data)]
-        for found, _ in filter(None, there):
-            if json.loads(found["method"]) != kind:
+        for texts, _ in filter(None, there):
+            if json.loads(texts["method"]) != kind:
                 raise FileError(
-                    f"out: {str(self.store.path)!r} holds ranks of {method!r} as {found['method']}, and now it is "
+                    f"out: {str(self.store.path)!r} holds ranks of {method!r} as {texts['method']}, and now it is "
                     f"{json.dumps(kind)}. Choose another folder, or another name for the method, such as {method + '-2'!r}."
                 )
         return None in there
@@ -95,24 +95,24 @@ class RankStore:
             on_block(block.stop)
 
     def load(self, method: str, part: str, data: Examples) -> UInt16[Tensor, "n p"]:
-        """The ranks of all images of a part."""
+        """Return the ranks of all images of a part of the data."""
         return torch.cat([self._there(method, part, block.start)[1] for block in _blocks(data)])
 
     def constant(self, method: str, part: str, data: Examples) -> int:
-        """The number of images whose map has the same value everywhere: their ranks are chance."""
+        """Count the images whose map has the same value everywhere: their ranks are chance."""
         return sum(int(self._there(method, part, block.start)[0]["constant"]) for block in _blocks(data))
 
     def _there(self, method: str, part: str, start: int) -> tuple[dict[str, str], Tensor]:
-        found = self._read(method, part, start)
-        if found is None:
+        block = self._read(method, part, start)
+        if block is None:
             raise FileError(
                 f"out: {_name(method, part, start)} in {str(self.store.path)!r} was lost or changed while it was used. Ask for "
                 "the same again, and it is made again."
             )
-        return found
+        return block
 
     def _read(self, method: str, part: str, start: int) -> tuple[dict[str, str], Tensor] | None:
-        """Texts and ranks of a block; None if it is not there as it was written."""
+        """Read the texts and ranks of a block; None if it is not there as it was written."""
         path = self.store.sound(_name(method, part, start))
         if path is None:
             return None
@@ -129,8 +129,8 @@ def _blocks(data: Examples) -> Iterator[slice]:
     return (slice(start, min(start + BLOCK, len(data))) for start in range(0, len(data), BLOCK))
 
 
-def _heat(method: str, found: Attribution | Tensor, data: Examples, reduce: Reduce) -> Float[Tensor, "n p"]:
-    values = found.values if isinstance(found, Attribution) else found
+def _heat(method: str, given: Attribution | Tensor, data: Examples, reduce: Reduce) -> Float[Tensor, "n p"]:
+    values = given.values if isinstance(given, Attribution) else given
     n, _, height, width = data.inputs.shape
     if values.dim() != 4 or len(values) != n or values.shape[-2:] != (height, width):
         raise InputError(
@@ -145,5 +145,5 @@ def _heat(method: str, found: Attribution | Tensor, data: Examples, reduce: Redu
             f"methods[{method!r}] must give finite maps, but gave NaN or Inf for {which} ({len(wrong)} of {n} images of this "
             "block). Leave the method out, or change its options; what was computed before is kept."
         )
-    maps = found if isinstance(found, Attribution) else Attribution(values, data.target, data.target.to(values.dtype))
+    maps = given if isinstance(given, Attribution) else Attribution(values, data.target, data.target.to(values.dtype))
     return maps.heatmap(reduce).detach().flatten(1)

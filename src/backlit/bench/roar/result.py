@@ -1,4 +1,4 @@
-"""What ROAR found: one row a training, means with intervals over the seeds, and the table as the papers print it."""
+"""The result of ROAR: one row a training, means with intervals over the seeds, and the table as the papers print it."""
 
 from __future__ import annotations
 
@@ -127,10 +127,10 @@ class RoarResult:
     def notes(self) -> list[str]:
         """What a reader must know."""
         said = [
-            f"{method}: the map of {found['train']} training and {found['test']} test images is constant; their pixels went "
+            f"{method}: the map of {images['train']} training and {images['test']} test images is constant; their pixels went "
             "at random."
-            for method, found in self.constant_maps.items()
-            if found["train"] or found["test"]
+            for method, images in self.constant_maps.items()
+            if images["train"] or images["test"]
         ]
         said += [self._leak(m) for m in self.methods if self._above_original(m)]
         if len({row.seed for row in self.rows}) < 3:
@@ -164,16 +164,16 @@ class RoarResult:
 
     def to_json(self) -> dict[str, Any]:
         """As a dictionary of plain values; NaN is None."""
-        found = {
+        result = {
             "protocol": dict(self.protocol),
             "provenance": dict(self.provenance),
-            "constant_maps": {m: dict(found) for m, found in self.constant_maps.items()},
+            "constant_maps": {m: dict(images) for m, images in self.constant_maps.items()},
             "notes": self.notes(),
             "table": self.table().splitlines(),
             "summary": [asdict(cell) for cell in self.summary()],
             "rows": [asdict(row) for row in self.rows],
         }
-        return _without_nan(found)
+        return _without_nan(result)
 
 
 def student(degrees: int) -> float:
@@ -187,9 +187,9 @@ def student(degrees: int) -> float:
     return z + first / v + second / v**2 + third / v**3
 
 
-def _percent(found: OverSeeds) -> str:
-    spread = f" ± {100 * found.std:.2f}" if found.seeds > 1 else ""
-    return f"{100 * found.mean:.2f}%{spread}"
+def _percent(accuracy: OverSeeds) -> str:
+    spread = f" ± {100 * accuracy.std:.2f}" if accuracy.seeds > 1 else ""
+    return f"{100 * accuracy.mean:.2f}%{spread}"
 
 
 def _without_nan(value: Any) -> Any:

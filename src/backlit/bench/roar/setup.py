@@ -54,9 +54,9 @@ class RoarOptions:
 
     def __post_init__(self) -> None:
         for name in ("fractions", "seeds"):
-            found = getattr(self, name)
-            check(isinstance(found, Iterable) and not isinstance(found, str), name, found, "a tuple of numbers")
-            object.__setattr__(self, name, tuple(found))
+            given = getattr(self, name)
+            check(isinstance(given, Iterable) and not isinstance(given, str), name, given, "a tuple of numbers")
+            object.__setattr__(self, name, tuple(given))
         inside = all(isinstance(f, float) and 0 < f < 1 for f in self.fractions)
         check(inside and _distinct(self.fractions), "fractions", self.fractions, "different shares above 0 and below 1")
         whole = all(type(s) is int and s >= 0 for s in self.seeds)
@@ -97,7 +97,7 @@ class RoarData:
             )
 
     def parts(self) -> dict[str, Examples]:
-        """Both parts by name."""
+        """Return both parts by name."""
         return {"train": self.train, "test": self.test}
 
 
@@ -119,7 +119,7 @@ Progress = Callable[[RoarStep], None]
 
 
 def removed_pixels(fraction: float, images: Tensor) -> int:
-    """The number of pixels that a fraction of an image is."""
+    """Count the pixels that a fraction of an image is."""
     return round(fraction * images.shape[-2] * images.shape[-1])
 
 
@@ -179,7 +179,7 @@ def check_labels(data: RoarData, make_network: MakeNetwork, options: RoarOptions
 
 
 def asked_of(name: str, make: Callable[[nn.Module], Explain]) -> dict[str, Any]:
-    """What a method is, to know it again: its class or function, and all that changes its maps.
+    """Tell what a method is, to know it again: its class or function, and all that changes its maps.
 
     Raises:
         InputError: If it, or an option, is a lambda or a local function, which no other process would know again.
