@@ -20,7 +20,7 @@ from _networks import ARCHITECTURES, SPELLINGS, build, images
 from backlit import MIPIN, FileError, InputError, UnsupportedOp
 from backlit.inverse import Fitted
 from backlit.inverse.moments import Moments, Ridge, Sizes, solve
-from backlit.inverse.regressions import Channels
+from backlit.inverse.regressions import PerChannel
 
 SMALL = {"mlp": (mlp, (3, 2, 2)), "cnn": (cnn, (2, 6, 6))}
 
@@ -194,7 +194,7 @@ def test_few_classes_at_a_time_give_the_same() -> None:
 def test_a_split_leaves_the_least_error_and_adds_up() -> None:
     """The residual add's branches, regressed on the sum's signal: better than halves, and shares of 1 where it is the sum."""
     a, b = drawn(200, 3, 4, 4), 0.3 * drawn(200, 3, 4, 4, seed=1) + 1
-    regression = Channels((3, 4, 4), 1, 2)
+    regression = PerChannel((3, 4, 4), 1, 2)
 
     def fit(signal: Tensor) -> Tensor:
         moments = Moments(1, regression.sizes, a.device)

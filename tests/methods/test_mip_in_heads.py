@@ -93,6 +93,40 @@ def test_what_mixes_the_classes_is_refused(name: str) -> None:
         MIPIN.fit(net, [drawn(20, 2, 6, 6)])
 
 
+class _Sum(nn.Module):
+    """Makes its one logit of a value that has no channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(12, 3)
+        randomised(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.flatten(1)).sum(1).unsqueeze(1)
+
+
+def test_one_logit_of_a_sum_is_refused() -> None:
+    with pytest.raises(UnsupportedOp, match="mixes the classes"):
+        MIPIN.fit(_Sum(), [drawn(20, 3, 2, 2)])
+
+
+class _Rolled(nn.Module):
+    """Gives each image the values of another one of its batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(12, 3)
+        randomised(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.flatten(1).roll(1, 0))
+
+
+def test_what_moves_values_between_images_is_refused() -> None:
+    with pytest.raises(UnsupportedOp, match=r"permute\[0\] .* moves values between the images of a batch"):
+        MIPIN.fit(_Rolled(), [drawn(20, 3, 2, 2)])
+
+
 class _Halves(nn.Module):
     """Both halves of one call's results are read twice."""
 
@@ -113,7 +147,7 @@ class _Halves(nn.Module):
 def test_each_of_several_results_has_a_join_of_its_own() -> None:
     x = drawn(60, 2, 6, 6)
     net = _Halves(lambda z: z.chunk(2, 1))
-    joins = [join.name for join in find_part(net, (x[:2],), "input").joins.values()]
+    joins = [step.name for step in find_part(net, (x[:2],), "input").steps if step.call is None]
     assert sorted(joins) == ["join slice[0] output 0", "join slice[0] output 1"]
     learned = MIPIN.fit(net, [x])
     assert {layer["samples"] for layer in learned.facts["layers"] if "join" in layer["name"]} == {60 * 36.0}

@@ -13,7 +13,7 @@ from backlit import MIPIN
 from backlit.inverse import fit as fits
 from backlit.inverse.moments import Moments, Ridge, solve
 from backlit.inverse.part import find_part
-from backlit.inverse.regressions import Channels
+from backlit.inverse.regressions import PerChannel
 from backlit.inverse.signals import Who
 
 
@@ -25,7 +25,7 @@ def test_sums_and_joins_do_not_depend_on_the_unit(unit: float, ridge: float) -> 
     only = Who(torch.zeros(1, 200, dtype=torch.int64), torch.tensor([0]))
 
     def learned(given: list[Tensor], wanted: list[Tensor]) -> list[Tensor]:
-        regression = Channels((3, 4, 4), len(given), len(wanted))
+        regression = PerChannel((3, 4, 4), len(given), len(wanted))
         moments = Moments(1, regression.sizes, x.device)
         regression.learn(moments, torch.tensor([0]), [s[None] for s in given], wanted)
         solution = solve(moments, Ridge(ridge, regression.relative), "here")
@@ -43,7 +43,7 @@ def test_sums_and_joins_do_not_depend_on_the_unit(unit: float, ridge: float) -> 
 def test_signals_without_variance_or_twice_the_same_are_solved_without_a_ridge() -> None:
     x = drawn(50, 2, 3, 3)
     x[:, 1] = 0
-    regression = Channels((2, 3, 3), 2, 1)
+    regression = PerChannel((2, 3, 3), 2, 1)
     moments = Moments(1, regression.sizes, x.device)
     regression.learn(moments, torch.tensor([0]), [x[None], x[None]], [x])
     weight = solve(moments, Ridge(0.0, relative=True), "here").weight[0, :, 0]
@@ -69,13 +69,14 @@ class _Wide(nn.Module):
 def test_memory_holds_all_that_one_pass_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = _Wide(), drawn(200, 2, 2, 2)
     held: list[int] = []
-    solved = fits._Fit._solved
+    passed = fits._Fit._pass
 
-    def looked(self: fits._Fit, number: int, classes: list[int], moments: dict[str, Moments]) -> object:
+    def looked(self: fits._Fit, classes: list[int], layers: fits.Layers) -> dict[str, Moments]:
+        moments = passed(self, classes, layers)
         held.append(len(classes) * sum(m.sizes.bytes for m in moments.values()))
-        return solved(self, number, classes, moments)
+        return moments
 
-    monkeypatch.setattr(fits._Fit, "_solved", looked)
+    monkeypatch.setattr(fits._Fit, "_pass", looked)
     branch = 8 * (60 + 30 * 60)
     one = find_part(net, (x[:2],), "input").bytes_at_once
     assert 3 * branch + 3 * branch < one < 9 * branch

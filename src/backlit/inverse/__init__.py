@@ -1,7 +1,8 @@
 """Backward networks and patterns: what a method learns from data about one network, and the file that keeps it."""
 
 from backlit.inverse.artefact import Fitted
-from backlit.inverse.fit import FitOptions, FitStep, InverseNetwork, fit_inverse
+from backlit.inverse.fit import FitOptions, InverseNetwork, fit_inverse
+from backlit.inverse.job import FitStep
 from backlit.inverse.patterns import Patterns, fit_patterns
 
 __all__ = ["FitOptions", "FitStep", "Fitted", "InverseNetwork", "Patterns", "fit_inverse", "fit_patterns"]

@@ -25,7 +25,7 @@ Layers = Mapping[str, Mapping[str, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """What a method learned from data about one network.
+    """An artefact: what a method learned from data about one network.
 
     Attributes:
         kind: Which fit: "mip_in" or "pattern".
@@ -50,20 +50,20 @@ class Fitted:
         return f"{type(self).__name__}({self}, layers: {', '.join(self.layers)})"
 
     def __plain__(self) -> dict[str, Any]:
-        """What tells these parameters from others, for the record of what was run."""
-        tensors = {f"{layer}/{name}": t for layer, found in self.layers.items() for name, t in found.items()}
+        """Return what tells these parameters from others, for the record of what was run."""
+        tensors = flat(self.layers)
         key = tuple((name, id(t), 0 if t.is_inference() else t._version) for name, t in tensors.items())
-        kept = self.__dict__.get("_digest")
-        if kept is None or kept[0] != key:  # they are large, and each explanation says what it used
+        known = self.__dict__.get("_digest")
+        if known is None or known[0] != key:  # they are large, and each explanation says what it used
             digest = identity([[name, t] for name, t in tensors.items()])
-            kept = self.__dict__["_digest"] = (key, digest)
+            known = self.__dict__["_digest"] = (key, digest)
         facts = {"classes": list(self.classes), "network": self.network, "input_shapes": list(self.input_shapes)}
-        return {"fitted": str(self), **facts, "parameters": kept[1]}
+        return {"fitted": str(self), **facts, "parameters": known[1]}
 
     @property
     def bytes(self) -> int:
-        """Size of the parameters."""
-        return sum(t.numel() * t.element_size() for layer in self.layers.values() for t in layer.values())
+        """The size of the parameters."""
+        return sum(t.numel() * t.element_size() for t in flat(self.layers).values())
 
     def save(self, path: str | Path, argument: str = "path") -> None:
         """Write one safetensors file, with a checksum. Errors call it ``argument``.
@@ -73,17 +73,16 @@ class Fitted:
         Raises:
             FileError: If it cannot be written, or a file that is no fit of this kind has that name.
         """
-        tensors = {f"{layer}/{name}": t for layer, found in self.layers.items() for name, t in found.items()}
         content = {
             "kind": self.kind,
-            "layers": {layer: list(found) for layer, found in self.layers.items()},
+            "layers": names_of(self.layers),
             "classes": list(self.classes),
             "network": self.network,
             "input_shapes": [list(shape) for shape in self.input_shapes],
             "facts": dict(self.facts),
         }
         check_free(path, self.kind, argument)
-        write_whole(path, pack(_FILE, tensors, {"content": json.dumps(content)}), argument)
+        write_whole(path, pack(_FILE, flat(self.layers), {"content": json.dumps(content)}), argument)
 
     @classmethod
     def load(cls, path: str | Path) -> Fitted:
@@ -97,16 +96,11 @@ class Fitted:
         )
         try:
             content = json.loads(metadata["content"])
-            layers = {
-                layer: {name: tensors[f"{layer}/{name}"] for name in names}
-                for layer, names in content["layers"].items()
-            }
+            layers, classes = nested(tensors, content["layers"]), tuple(content["classes"])
             shapes = tuple(tuple(shape) for shape in content["input_shapes"])
-            found = cls(
-                content["kind"], layers, tuple(content["classes"]), content["network"], shapes, content["facts"]
-            )
-            found._check()
-            return found
+            fitted = cls(content["kind"], layers, classes, content["network"], shapes, content["facts"])
+            fitted._check()
+            return fitted
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise FileError(f"fitted: the content of {str(path)!r} is damaged ({error}). Fit again.") from error
 
@@ -117,20 +111,20 @@ class Fitted:
             ValueError: Says what.
         """
         whole = [*self.classes, *(side for shape in self.input_shapes for side in shape)]
+        text = isinstance(self.kind, str) and isinstance(self.network, str)
         for sound, what in (
-            (isinstance(self.kind, str) and isinstance(self.network, str), "its kind and network are no text"),
+            (text, "its kind and network are no text"),
             (all(type(i) is int and i >= 0 for i in whole), "its classes and sizes are no whole numbers"),
             (0 < len(set(self.classes)) == len(self.classes), "its classes are none, or some twice"),
             (isinstance(self.facts, dict) and isinstance(self.facts.get("start"), str), "its facts name no start"),
         ):
             if not sound:
                 raise ValueError(what)
-        for layer, tensors in self.layers.items():
-            for name, tensor in tensors.items():
-                if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
-                    raise ValueError(f"{name} of {layer} holds other than finite numbers")
-                if self.kind == "mip_in" and (not tensor.dim() or len(tensor) != len(self.classes)):
-                    raise ValueError(f"{name} of {layer} has not one row for each of {len(self.classes)} classes")
+        for name, tensor in flat(self.layers).items():
+            if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+                raise ValueError(f"{name} holds other than finite numbers")
+            if self.kind == "mip_in" and (not tensor.dim() or len(tensor) != len(self.classes)):
+                raise ValueError(f"{name} has not one row for each of {len(self.classes)} classes")
 
     def check_kind(self, kind: str) -> None:
         """Refuse another method's parameters.
@@ -149,11 +143,11 @@ class Fitted:
         Raises:
             InputError: If the weights are not those that it was fitted for.
         """
-        found = weights_of(model)
-        if found != self.network:
+        weights = weights_of(model)
+        if weights != self.network:
             raise InputError(
                 f"fitted belongs to another network: it was fitted for a {self.facts.get('model', 'network')} with the "
-                f"fingerprint {self.network[:12]}, and this {type(model).__name__} has {found[:12]}. Fit this one, or load the "
+                f"fingerprint {self.network[:12]}, and this {type(model).__name__} has {weights[:12]}. Fit this one, or load the "
                 "weights that were used."
             )
 
@@ -163,19 +157,16 @@ class Fitted:
         Raises:
             InputError: With both sizes.
         """
-        found = tuple(tuple(x.shape[1:]) for x in inputs)
-        if found != self.input_shapes:
+        shapes = tuple(tuple(x.shape[1:]) for x in inputs)
+        if shapes != self.input_shapes:
             raise InputError(
-                f"inputs must have the size that was fitted, {_sizes(self.input_shapes)}, but have {_sizes(found)}. Scale "
+                f"inputs must have the size that was fitted, {_sizes(self.input_shapes)}, but have {_sizes(shapes)}. Scale "
                 "them, or fit for this size."
             )
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Layers:
-        """The parameters on a device and in a dtype."""
-        return {
-            layer: {name: t.to(device, dtype) if t.is_floating_point() else t.to(device) for name, t in found.items()}
-            for layer, found in self.layers.items()
-        }
+        """Return the parameters on a device and in a dtype."""
+        return {k: {name: t.to(device, dtype) for name, t in tensors.items()} for k, tensors in self.layers.items()}
 
 
 def check_free(path: str | Path, kind: str, argument: str = "path") -> None:
@@ -188,13 +179,8 @@ def check_free(path: str | Path, kind: str, argument: str = "path") -> None:
     if not os.path.lexists(path):
         return
     what = "a link" if path.is_symlink() else "a folder" if path.is_dir() else "another file"
-    if path.is_file() and not path.is_symlink():
-        try:
-            with safe_open(str(path), "pt") as file:
-                metadata = file.metadata() or {}
-            there = json.loads(metadata["content"])["kind"] if _FILE in metadata else None
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError):
-            there = None
+    if what == "another file":
+        there = _kind_of(path)
         if there == kind:
             return
         what = what if there is None else f"a fit of {there}"
@@ -204,8 +190,33 @@ def check_free(path: str | Path, kind: str, argument: str = "path") -> None:
     )
 
 
+def _kind_of(path: Path) -> str | None:
+    """Return the kind of fit that a file holds; None if it is something else."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata = file.metadata()
+        return json.loads(metadata["content"])["kind"] if _FILE in metadata else None
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def flat(layers: Layers) -> dict[str, Tensor]:
+    """Return all tensors by the name "layer/name"."""
+    return {f"{layer}/{name}": t for layer, tensors in layers.items() for name, t in tensors.items()}
+
+
+def names_of(layers: Layers) -> dict[str, list[str]]:
+    """Return the names of each layer's tensors."""
+    return {layer: list(tensors) for layer, tensors in layers.items()}
+
+
+def nested(tensors: Mapping[str, Tensor], names: Mapping[str, list[str]]) -> dict[str, dict[str, Tensor]]:
+    """Return by layer and name what :func:`flat` put side by side."""
+    return {layer: {name: tensors[f"{layer}/{name}"] for name in own} for layer, own in names.items()}
+
+
 def weights_of(model: nn.Module) -> str:
-    """The fingerprint of a network whatever the precision it was converted to."""
+    """Return the fingerprint of a network whatever the precision it was converted to."""
     return fingerprint(model, dtype=torch.float32)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -19,7 +19,7 @@ Data = Iterable[Any]
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch: its number, the network's inputs, and each image's class, if the data says it."""
+    """A batch: its number, the network's inputs, and each image's class, if the data says it."""
 
     index: int
     inputs: tuple[Tensor, ...]
@@ -29,14 +29,14 @@ class Batch:
     """Which images of the whole batch these are; None: all."""
 
     def rows(self, rows: Tensor) -> Batch:
-        """These images alone."""
+        """Return these images alone."""
         labels = None if self.labels is None else self.labels[rows]
         return Batch(self.index, tuple(x[rows] for x in self.inputs), labels, rows)
 
 
 @dataclass
 class Digest:
-    """What tells one data set from another, but for the order of its images: a sum over them of a 64-bit hash of each.
+    """A sum over the images of a 64-bit hash of each: it tells one data set from another, but for the order of its images.
 
     The hash is of all bits of the image's values (of half precision as float32) and of its label. It is cheap, and the same on
     every device and however the images are cut into batches; it guards against mistakes, not against forgery.
@@ -47,6 +47,7 @@ class Digest:
     hash: int = 0
 
     def add(self, batch: Batch) -> None:
+        """Add a batch."""
         self.batches += 1
         n = len(batch.inputs[0])
         self.samples += n
@@ -58,7 +59,7 @@ class Digest:
         self.hash = _wrapped(self.hash + int(of_image.sum()))
 
     def same(self, other: Digest) -> bool:
-        """The same images with the same labels, in whatever order."""
+        """Say whether these are the same images with the same labels, in whatever order."""
         return (self.samples, self.hash) == (other.samples, other.hash)
 
     def __str__(self) -> str:
@@ -81,7 +82,7 @@ _ODD = -7046029254386353131  # 2^64 over the golden ratio, odd, as a signed numb
 
 
 def _of_bits(x: Tensor) -> Tensor:
-    """A number (n,) for the bits of each row (n, q): the sum of their words of 32, each times an odd number of its place."""
+    """Return a number (n,) for the bits of each row (n, q): the sum of their words of 32, each times an odd number of its place."""
     bits = x if x.dtype == torch.float64 else x.float()
     words = x.shape[1] * bits.element_size() // 4
     place = torch.arange(1, words + 1, device=x.device)
@@ -91,7 +92,7 @@ def _of_bits(x: Tensor) -> Tensor:
 
 
 def _mixed(h: Tensor) -> Tensor:
-    """Every bit of 64 spread over all of them; without it, sums over images could not tell which pixel was whose."""
+    """Spread every bit of 64 over all of them; without it, sums over images could not tell which pixel was whose."""
     for _ in range(2):
         h = (h ^ (h >> 32)) * _ODD
     return h ^ (h >> 29)
@@ -121,7 +122,7 @@ def check_data(data: Data) -> None:
 
 
 def batches(data: Data, model: nn.Module, classes: int | None = None, *, again: bool = False) -> Iterator[Batch]:
-    """The batches of one pass, checked, on the model's device and in its dtype.
+    """Yield the batches of one pass, checked, on the model's device and in its dtype.
 
     ``classes`` is how many there are, where the labels are used; ``again`` says that an earlier pass had batches.
 
@@ -129,61 +130,48 @@ def batches(data: Data, model: nn.Module, classes: int | None = None, *, again: 
         InputError: If a batch is no batch of finite images, or its labels do not go with it; names the batch.
     """
     home = next((t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point()), None)
-    index, sizes = -1, None
+    sizes: list[str] = []
     for index, item in enumerate(data):
         images, labels = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
         inputs = tuple(images) if isinstance(images, (tuple, list)) else (images,)
-        for x in inputs:
-            _check(x, index)
-        n = len(inputs[0])
-        counts = ", ".join(str(len(x)) for x in inputs)
-        if any(len(x) != n for x in inputs):
-            raise InputError(f"data: the inputs of batch {index} must hold as many images each, but hold {counts}.")
-        sizes = sizes or tuple(x.shape[1:] for x in inputs)
-        for x, size in zip(inputs, sizes, strict=False):
-            if x.shape[1:] != size:
+        own = _check_images(inputs, index)
+        sizes = sizes or own
+        for size, first in zip(own, sizes, strict=False):
+            if size != first:
                 raise InputError(
-                    f"data: the images of batch {index} must have the size of batch 0, {_size(size)}, but have "
-                    f"{_size(x.shape[1:])}. Scale them to one size."
+                    f"data: the images of batch {index} must have the size of batch 0, {first}, but have {size}. Scale them to "
+                    "one size."
                 )
         if home is not None:
             inputs = tuple(x.to(home.device, home.dtype) for x in inputs)
         if labels is not None:
-            labels = _labels(labels, n, index, classes).to(inputs[0].device)
+            labels = _labels(labels, len(inputs[0]), index, classes).to(inputs[0].device)
         yield Batch(index, inputs, labels)
-    if index < 0 and again:
+    if not sizes:
         raise InputError(
             "data gave batches in one pass and none in a later one, so it cannot be gone through again. Give a list or a "
             "DataLoader."
+            if again
+            else "data must hold at least one batch, but holds none."
         )
-    if index < 0:
-        raise InputError("data must hold at least one batch, but holds none.")
-
-
-def _size(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
 
 
 def _labels(labels: Any, n: int, index: int, classes: int | None) -> Tensor:
+    must_be = f"data: the labels of batch {index} must be {n} class indices, one an image, but are"
     try:
-        found = torch.as_tensor(labels)
+        indices = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"data: the labels of batch {index} must be {n} class indices, one an image, but are {type(labels).__name__}: {error}."
-        ) from error
-    if found.is_floating_point() or found.dtype == torch.bool or found.dim() != 1 or len(found) != n:
-        raise InputError(
-            f"data: the labels of batch {index} must be {n} class indices, one an image, but are {found.dtype} of shape "
-            f"{tuple(found.shape)}."
-        )
-    found = found.long()  # a class may lie beyond what a label of 8 bits holds
-    wrong = found[(found < 0) | (found >= classes)] if classes is not None else found[:0]
+        raise InputError(f"{must_be} {type(labels).__name__}: {error}.") from error
+    if indices.is_floating_point() or indices.dtype == torch.bool or indices.shape != (n,):
+        raise InputError(f"{must_be} {indices.dtype} of shape {tuple(indices.shape)}.")
+    indices = indices.long()  # a class may lie beyond what a label of 8 bits holds
+    wrong = indices[(indices < 0) | (indices >= classes)] if classes is not None else indices[:0]
     if len(wrong):
         raise InputError(
             f"data: the labels of batch {index} must be class indices from 0 to {(classes or 0) - 1}, but one is {int(wrong[0])}. "
             "Map them to the network's classes, or leave such images out."
         )
-    return found
+    return indices
 
 
 def check_values(values: Iterable[Tensor], what: str, batch: Batch) -> None:
@@ -204,20 +192,30 @@ def check_values(values: Iterable[Tensor], what: str, batch: Batch) -> None:
 
 
 def _not_finite(values: Tensor) -> Tensor:
-    """Which rows hold NaN or Inf."""
+    """Return the rows that hold NaN or Inf."""
     if bool(values.sum().isfinite()):  # then no term is NaN or Inf; a sum is far cheaper to take
         return values.new_zeros(0, dtype=torch.int64)
     return (~values.flatten(1).isfinite().all(1)).nonzero().flatten()
 
 
-def _check(x: Any, index: int) -> None:
-    if not isinstance(x, Tensor) or x.dim() < 2 or not x.is_floating_point() or not len(x):
-        found = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+def _check_images(inputs: tuple[Any, ...], index: int) -> list[str]:
+    """Refuse what is no batch of images; return the size of each input's images, in words."""
+    for x in inputs:
+        if not isinstance(x, Tensor) or x.dim() < 2 or not x.is_floating_point() or not len(x):
+            what = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise InputError(
+                f"data: batch {index} must be at least one image as the network takes it, floating point (n, c, h, w), but is "
+                f"{what}. Give batches of images, or of (images, labels)."
+            )
+        rows = _not_finite(x)
+        if len(rows):
+            images = ", ".join(map(str, rows.tolist()[:5]))
+            raise InputError(
+                f"data: image {images} of batch {index} holds NaN or Inf. Leave it out, or check its file."
+            )
+    counts = [str(len(x)) for x in inputs]
+    if len(set(counts)) > 1:
         raise InputError(
-            f"data: batch {index} must be at least one image as the network takes it, floating point (n, c, h, w), but is {found}. "
-            "Give batches of images, or of (images, labels)."
+            f"data: the inputs of batch {index} must hold as many images each, but hold {', '.join(counts)}."
         )
-    rows = _not_finite(x)
-    if len(rows):
-        images = ", ".join(map(str, rows.tolist()[:5]))
-        raise InputError(f"data: image {images} of batch {index} holds NaN or Inf. Leave it out, or check its file.")
+    return ["x".join(map(str, x.shape[1:])) for x in inputs]

@@ -6,8 +6,8 @@ of activations and signals; never more than one batch of samples. Classes that d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from math import inf
 from operator import index
 from pathlib import Path
@@ -16,38 +16,25 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import InputError
-from backlit._files import absolute
-from backlit._plain import network_of, versions
-from backlit._version import __version__
+from backlit._errors import InputError, check
 from backlit._warn import warn
-from backlit.inverse.artefact import Fitted, weights_of
+from backlit.inverse.artefact import Fitted
 from backlit.inverse.chain import go_back
-from backlit.inverse.data import Batch, Data, Digest, batches, check_data, check_values
-from backlit.inverse.moments import Moments, Ridge, solve
-from backlit.inverse.part import INPUT, Part, find_part
-from backlit.inverse.parts_folder import PartsFolder
+from backlit.inverse.data import Batch, Data, check_values
+from backlit.inverse.job import FitStep, Job, Piece
+from backlit.inverse.moments import Moments, Ridge, Solution, solve
+from backlit.inverse.part import INPUT, InvertedPart, StepBack, find_part
 from backlit.inverse.regressions import Dense, Regression
 from backlit.inverse.signals import Who
 
 _AT_ONCE = 2**22  # numbers of one block of regressors: 32 MiB in float64
 _ABSENT = "has no samples", "Give data of it, or samples='all'"
 _CONSTANT = "is constant on its samples", "Give more samples, or samples='all'"
+Layers = dict[str, dict[str, Tensor]]
 
 
 class InverseNetwork(Fitted):
-    """The backward network of MIP-IN; :func:`fit_inverse` makes one."""
-
-
-@dataclass(frozen=True)
-class FitStep:
-    """How far a fit is: pass ``number`` (from 1) over the data learns ``layers``; ``samples`` are done of it."""
-
-    number: int
-    passes: int
-    layers: tuple[str, ...]
-    samples: int
-    total: int | None
+    """A backward network of MIP-IN; :func:`fit_inverse` makes one."""
 
 
 _CHOICES: dict[str, tuple[Any, Any]] = {
@@ -60,7 +47,7 @@ _CHOICES: dict[str, tuple[Any, Any]] = {
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How an inverse is learned.
+    """A choice of what is learned, and how.
 
     Attributes:
         classes: Indices of the classes to learn, None for all of the network's; those without samples, or with a constant
@@ -94,28 +81,24 @@ class FitOptions:
     precision: torch.dtype = torch.float64
 
     def __post_init__(self) -> None:
-        if self.samples not in ("all", "own"):
-            raise InputError(f"samples must be 'all' or 'own', but is {self.samples!r}.")
-        if isinstance(self.ridge, bool) or not (isinstance(self.ridge, (int, float)) and 0 <= self.ridge < inf):
-            raise InputError(f"ridge must be a number from 0 on, but is {self.ridge!r}.")
-        if self.precision not in (torch.float32, torch.float64):
-            raise InputError(f"precision must be torch.float32 or torch.float64, but is {self.precision!r}.")
-        if not (isinstance(self.memory, int) and self.memory > 0):
-            raise InputError(f"memory must be a positive number of bytes, but is {self.memory!r}.")
-        if self.start is not None and not isinstance(self.start, str):
-            raise InputError(
-                f"start must be 'input', 'features', 'pooled', a module path or a site, but is {self.start!r}."
-            )
-        if self.reading not in ("means", "paper"):
-            raise InputError(f"reading must be 'means' or 'paper', but is {self.reading!r}.")
+        number = isinstance(self.ridge, (int, float)) and not isinstance(self.ridge, bool)
+        precise = self.precision in (torch.float32, torch.float64)
+        start = "'input', 'features', 'pooled', a module path or a site"
+        check(self.samples in ("all", "own"), "samples", self.samples, "'all' or 'own'")
+        check(number and 0 <= self.ridge < inf, "ridge", self.ridge, "a number from 0 on")
+        check(precise, "precision", self.precision, "torch.float32 or torch.float64")
+        check(isinstance(self.memory, int) and self.memory > 0, "memory", self.memory, "a positive number of bytes")
+        check(self.start is None or isinstance(self.start, str), "start", self.start, start)
+        check(self.reading in ("means", "paper"), "reading", self.reading, "'means' or 'paper'")
         for name, values in _CHOICES.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, values[self.reading == "paper"])
-            if not any(type(getattr(self, name)) is type(v) and getattr(self, name) == v for v in values):
-                raise InputError(f"{name} must be {values[0]!r} or {values[1]!r}, but is {getattr(self, name)!r}.")
+            value = getattr(self, name)
+            known = any(type(value) is type(v) and value == v for v in values)
+            check(known, name, value, f"{values[0]!r} or {values[1]!r}")
 
     def ridge_of(self, regression: Regression) -> Ridge:
-        """How a layer's inverse is regularised."""
+        """Return how a layer's inverse is regularised."""
         if regression.relative:
             return Ridge(self.ridge, relative=True)
         dense = isinstance(regression, Dense)
@@ -152,14 +135,11 @@ def fit_inverse(
         FileError: If ``out`` cannot be written or is anything but an earlier fit of this kind, or its folder of parts belongs
             to another fit or is in use.
     """
-    check_data(data)
-    out = None if out is None else absolute(out)
-    first = next(iter(batches(data, model)))
-    part = find_part(model, tuple(x[:2] for x in first.inputs), options.start)
+    job = Job("mip_in", model, data, out, progress)
+    part = find_part(model, job.sample, options.start)
     classes = _classes(options.classes, part.classes)
-    fit = _Fit(model, data, options, part, first.inputs[0].device, first.inputs[0].dtype, progress)
+    fit = _Fit(job, part, options)
     facts = {
-        "model": type(model).__name__,
         "start": part.start,
         "asked": options.start,
         "samples": options.samples,
@@ -168,39 +148,26 @@ def fit_inverse(
         "precision": str(options.precision).removeprefix("torch."),
         "description": description,
     }
-    shapes = tuple(tuple(x.shape[1:]) for x in first.inputs)
-    asked = {**facts, "network": weights_of(model), "classes": classes, "input_shapes": [list(s) for s in shapes]}
-    asked["dtype"] = str(first.inputs[0].dtype)
-    asked |= {"model": network_of(model), "device": first.inputs[0].device.type, "versions": versions()}
-    with PartsFolder.beside(out, "mip_in", {**asked, "memory": options.memory}) as folder:
-        fit.folder = folder
-        found = [fit.run(number, chunk) for number, chunk in enumerate(fit.chunks(classes))]
-        if not fit.passes:
-            fit.look_through()
-        names, some = list(part.regressions), [layers for chunk, layers in found if chunk]
+    with job.begun({**facts, "classes": classes, "memory": options.memory}):
+        chunks = [fit.learn(number, chunk) for number, chunk in enumerate(fit.chunks(classes))]
+        if not job.passes:  # all of an interrupted call: are these the data that it learned from?
+            for _ in job.batches(classes=fit.labelled):
+                pass
+        some = [layers for layers, learned in chunks if learned]
         if not some:
             raise InputError(
                 "data must let at least one class be learned, but every logit is constant on it or has no samples."
             )
         layers = {
             name: {key: torch.cat([layers[name][key] for layers in some]) for key in sorted(some[0][name])}
-            for name in names
+            for name in part.regressions
         }
-        facts |= {
-            "layers": [fit.said[name] for name in names],
-            "without_effect": _without_effect(part),
-            "data": asdict(fit.digest or Digest()),
-            "versions": {"backlit": __version__, "torch": str(torch.__version__)},
-        }
-        learned = tuple(c for chunk, _ in found for c in chunk)
-        inverse = InverseNetwork("mip_in", layers, learned, asked["network"], shapes, facts)
-        if out is not None:
-            inverse.save(out, "out")
-    return inverse
+        facts |= {"layers": [fit.said[name] for name in part.regressions], "without_effect": _without_effect(part)}
+        return job.result(InverseNetwork, layers, tuple(c for _, learned in chunks for c in learned), facts)
 
 
-def _without_effect(part: Part) -> list[str]:
-    """The options of ``reading`` that change nothing in this part, for it has no layer that they are about."""
+def _without_effect(part: InvertedPart) -> list[str]:
+    """Return the options of ``reading`` that change nothing in this part, for it has no layer that they are about."""
     layers = [r for r in part.regressions.values() if not r.relative]
     idle = {
         "products": not layers,
@@ -220,29 +187,29 @@ def _classes(wanted: Sequence[int] | None, count: int) -> list[int]:
         classes = []
     wrong = isinstance(wanted, str) or any(not 0 <= c < count for c in classes)
     if not classes or wrong or len(set(classes)) < len(classes):
-        found = list(wanted)[:10] if isinstance(wanted, (list, tuple)) else wanted
+        shown = list(wanted)[:10] if isinstance(wanted, (list, tuple)) else wanted
         raise InputError(
-            f"classes must be different class indices from 0 to {count - 1}, but are {found!r}. None is all of them."
+            f"classes must be different class indices from 0 to {count - 1}, but are {shown!r}. None is all of them."
         )
     return classes
 
 
 @dataclass
 class _Fit:
-    model: nn.Module
-    data: Data
+    """A fit of one part; ``said`` is how well each layer was determined."""
+
+    job: Job
+    part: InvertedPart
     options: FitOptions
-    part: Part
-    device: torch.device
-    dtype: torch.dtype
-    progress: Callable[[FitStep], None]
-    folder: PartsFolder = field(default_factory=lambda: PartsFolder(None))
-    digest: Digest | None = None
-    passes: int = 0
     said: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    @property
+    def labelled(self) -> int | None:
+        """The number of classes that the labels may name, where they are used."""
+        return self.part.classes if self.options.samples == "own" else None
+
     def chunks(self, classes: list[int]) -> list[list[int]]:
-        """The classes that are learned at once."""
+        """Return the classes that are learned at once."""
         one = self.part.bytes_at_once
         if one > self.options.memory:
             warn(
@@ -252,118 +219,76 @@ class _Fit:
         size = max(1, self.options.memory // one)
         return [classes[i : i + size] for i in range(0, len(classes), size)]
 
-    def run(self, number: int, classes: list[int]) -> tuple[list[int], dict[str, dict[str, Tensor]]]:
-        """Learn all layers of these classes; which of them could be learned, and their parameters."""
+    def learn(self, number: int, classes: list[int]) -> tuple[Layers, list[int]]:
+        """Learn all layers of these classes; return their parameters, and which classes could be learned."""
+        layers: Layers = {}
         regressions = self.part.regressions
-        layers: dict[str, dict[str, Tensor]] = {}
-        for name in regressions:
-            found = self.folder.read(f"{number}-{name}")
-            if found is None:
-                continue
-            layers[name], facts = found
-            classes = facts["classes"]
-            self._same_data(Digest(**facts["data"]))
-            self.said[name] = facts["said"]
         while classes and len(layers) < len(regressions):
-            learned = self._pass(classes, layers)
-            if not learned:  # no batch had a sample of them
-                self._refuse(classes, classes, *_ABSENT)
-                return [], layers
-            found, classes = self._solved(number, classes, learned)
-            layers.update(found)
-        return classes, layers
+            name = f"{number}-{next(name for name in regressions if name not in layers)}"
+            piece = self.job.read_finished(name) or self._learned(name, classes, layers)
+            layers, classes = layers | piece.layers, piece.facts["classes"]
+            self.said |= piece.facts["said"]
+        return layers, classes
 
-    def _pass(self, classes: list[int], layers: dict[str, dict[str, Tensor]]) -> dict[str, Moments]:
-        """Go through the data once; the moments of every layer whose signals are known by now."""
-        self.passes += 1
-        digest, moments = Digest(), {}
-        fitted = {k: {n: t.to(self.device, self.dtype) for n, t in v.items()} for k, v in layers.items()}
-        chosen = torch.tensor(classes, device=self.device)
-        for batch in self._batches():
-            digest.add(batch)
-            self._learn_from(batch, chosen, fitted, moments)
-            step = FitStep(self.passes, len(self.part.regressions), tuple(moments), digest.samples, self._total())
-            self.progress(step)
-        self._same_data(digest)
-        return moments
-
-    def look_through(self) -> None:
-        """A pass that only sees whether the data are those that all layers were learned from before an interruption."""
-        digest = Digest()
-        for batch in self._batches():
-            digest.add(batch)
-            self.progress(FitStep(1, 1, (), digest.samples, self._total()))
-        self._same_data(digest)
-
-    def _batches(self) -> Iterator[Batch]:
-        labelled = self.part.classes if self.options.samples == "own" else None
-        return batches(self.data, self.model, labelled, again=True)
-
-    def _total(self) -> int | None:
-        return None if self.digest is None else self.digest.samples
-
-    def _learn_from(
-        self, batch: Batch, classes: Tensor, fitted: dict[str, dict[str, Tensor]], moments: dict[str, Moments]
-    ) -> None:
-        own = self.options.samples == "own"
-        if own and batch.labels is not None:
-            batch = batch.rows(torch.isin(batch.labels, classes).nonzero().flatten())
-            if not len(batch.inputs[0]):
-                return
-        values = self.part.values(self.model, batch.inputs)
-        check_values([values.output], "the logits", batch)
-        n = values.n
-        if own:
-            labels = values.output.argmax(1) if batch.labels is None else batch.labels
-            same = labels[:, None] == classes
-            known = same.any(1)
-            ids = same.to(torch.int64).argmax(1)[None]
-        else:
-            known = torch.ones(n, dtype=torch.bool, device=classes.device)
-            ids = torch.arange(len(classes), device=classes.device)[:, None].expand(-1, n)
-        who = Who(ids, classes)
-
-        def learn(name: str, regression: Regression, signals: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
-            check_values(targets, name, batch)
-            if name not in moments:
-                moments[name] = Moments(len(classes), regression.sizes, classes.device, self.options.precision)
-            for one, images in who.for_learning(max(1, _AT_ONCE // (regression.row * len(signals[0])))):
-                images = images[known[images]]
-                if len(images):
-                    chosen, wanted = [s[:, images] for s in signals], [t[images] for t in targets]
-                    regression.learn(moments[name], one, chosen, wanted)
-
-        with torch.no_grad():
-            go_back(self.part, values, fitted, who, learn=learn)
-
-    def _solved(
-        self, number: int, classes: list[int], moments: dict[str, Moments]
-    ) -> tuple[dict[str, dict[str, Tensor]], list[int]]:
-        """The parameters of what a pass learned, without the classes that have nothing to learn."""
-        assert self.digest is not None
-        alive = torch.ones(len(classes), dtype=torch.bool, device=self.device)
+    def _learned(self, name: str, classes: list[int], layers: Layers) -> Piece:
+        """Go through the data once, and solve what is known by now, without the classes that have nothing to learn."""
+        moments = self._pass(classes, layers)
+        alive = torch.tensor([bool(moments)] * len(classes), device=self.job.device)
+        if not moments:  # no batch had a sample of them
+            self._refuse(classes, classes, *_ABSENT)
         for step in self.part.steps:
             if step.diagonal and step.name in moments:
                 alive = self._has_signal(classes, moments[step.name])
-        kept = [c for c, a in zip(classes, alive.tolist(), strict=True) if a]
-        regressions = self.part.regressions
-        solutions = {
-            name: solve(m.of(alive), self.options.ridge_of(regressions[name]), name) for name, m in moments.items()
-        }
-        found: dict[str, dict[str, Tensor]] = {}
-        for name, solution in solutions.items():
-            parameters = regressions[name].parameters(solution.weight, solution.bias)
-            found[name] = {k: t.to(self.dtype) for k, t in parameters.items()}
-            self._say(name, moments[name].of(alive), solution)
-            self.folder.write(
-                f"{number}-{name}",
-                found[name],
-                {"classes": kept, "said": self.said[name], "data": asdict(self.digest)},
-            )
-        return found, kept
+        learned, said = {}, {}
+        for layer, of_all in moments.items():
+            regression, of_some = self.part.regressions[layer], of_all.of(alive)
+            solution = solve(of_some, self.options.ridge_of(regression), layer)
+            parameters = regression.parameters(solution.weight, solution.bias)
+            learned[layer] = {key: t.to(self.job.dtype) for key, t in parameters.items()}
+            said[layer] = _say(layer, of_some, solution)
+        some = [c for c, a in zip(classes, alive.tolist(), strict=True) if a]
+        return self.job.keep(name, learned, {"classes": some, "said": said})
+
+    def _pass(self, classes: list[int], layers: Layers) -> dict[str, Moments]:
+        """Return the moments of every layer whose signals are known by now."""
+        moments: dict[str, Moments] = {}
+        fitted = {k: {n: t.to(self.job.device, self.job.dtype) for n, t in v.items()} for k, v in layers.items()}
+        chosen = torch.tensor(classes, device=self.job.device)
+        for batch in self.job.batches(moments, len(self.part.regressions), classes=self.labelled):
+            if self.labelled and batch.labels is not None:
+                batch = batch.rows(torch.isin(batch.labels, chosen).nonzero().flatten())
+            if len(batch.inputs[0]):
+                self._learn_from(batch, chosen, fitted, moments)
+        return moments
+
+    @torch.no_grad()
+    def _learn_from(self, batch: Batch, classes: Tensor, fitted: Layers, moments: dict[str, Moments]) -> None:
+        values = self.part.values(self.job.model, batch.inputs)
+        check_values([values.output], "the logits", batch)
+        ids = torch.arange(len(classes), device=classes.device)[:, None].expand(-1, len(values.output))
+        images = torch.arange(ids.shape[1], device=classes.device)
+        if self.labelled:
+            labels = values.output.argmax(1) if batch.labels is None else batch.labels
+            same = labels[:, None] == classes
+            ids, images = same.to(torch.int64).argmax(1)[None], same.any(1).nonzero().flatten()
+        who = Who(ids, classes)
+
+        def learn(step: StepBack, signals: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+            check_values(targets, step.name, batch)
+            assert step.regression is not None
+            if step.name not in moments:
+                moments[step.name] = Moments(
+                    len(classes), step.regression.sizes, classes.device, self.options.precision
+                )
+            for one, block in who.for_learning(images, max(1, _AT_ONCE // (step.regression.row * len(signals[0])))):
+                step.regression.learn(
+                    moments[step.name], one, [s[:, block] for s in signals], [t[block] for t in targets]
+                )
+
+        go_back(self.part, values, fitted, who, learn=learn)
 
     def _has_signal(self, classes: list[int], m: Moments) -> Tensor:
-        """Whether each class's logit varies over its samples.
+        """Return whether each class's logit varies over its samples.
 
         Raises:
             InputError: If one that was asked for by name does not.
@@ -383,32 +308,19 @@ class _Fit:
             raise InputError(f"data: {text}, so there is nothing to learn for it. {way_out}, or leave the class out.")
         warn(f"backlit: {text}; {len(lost)} of {len(classes)} classes are left out. {way_out}.")
 
-    def _say(self, name: str, m: Moments, solution: Any) -> None:
-        """Keep how well a layer was determined; warn if it hardly was."""
-        q, some = m.sizes.unknowns, len(m.count) > 0
-        self.said[name] = {
-            "name": name,
-            "samples": float(m.count.min()) if some else 0.0,
-            "unknowns": q,
-            "explained": float(solution.explained.mean()) if some else 0.0,
-            "condition": solution.condition,
-        }
-        if solution.condition is not None and q > 1:
-            warn(
-                f"backlit: {name} has {int(m.count.min())} samples for {q} unknowns and a constant; the condition number is "
-                f"{solution.condition:.1e}, and the ridge decides what the samples do not. Give more samples."
-            )
 
-    def _same_data(self, digest: Digest) -> None:
-        """Every pass must see the same data.
-
-        Raises:
-            InputError: If this one did not.
-        """
-        if self.digest is None:
-            self.digest = digest
-        elif not self.digest.same(digest):
-            raise InputError(
-                f"data must be the same in every pass, but one had {self.digest} and another {digest} (of values and labels, "
-                "whatever the order). Switch augmentation off, or remove the folder of parts of the earlier fit."
-            )
+def _say(name: str, m: Moments, solution: Solution) -> dict[str, Any]:
+    """Return how well a layer was determined; warn if it hardly was."""
+    q, some = m.sizes.unknowns, len(m.count) > 0
+    if solution.condition is not None and q > 1:
+        warn(
+            f"backlit: {name} has {int(m.count.min())} samples for {q} unknowns and a constant; the condition number is "
+            f"{solution.condition:.1e}, and the ridge decides what the samples do not. Give more samples."
+        )
+    return {
+        "name": name,
+        "samples": float(m.count.min()) if some else 0.0,
+        "unknowns": q,
+        "explained": float(solution.explained.mean()) if some else 0.0,
+        "condition": solution.condition,
+    }

@@ -7,6 +7,7 @@ the result does not depend on how the samples were cut into batches but for roun
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from backlit._errors import InputError
 
+_BANDS = 4  # of a symmetric product
+
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of one regression: ``groups`` of their own, ``unknowns`` regressors and ``targets`` in each."""
+    """A regression's sizes: ``groups`` of their own, ``unknowns`` regressors and ``targets`` in each."""
 
     groups: int
     unknowns: int
@@ -25,12 +28,12 @@ class Sizes:
 
     @property
     def bytes(self) -> int:
-        """Of the moments of one class."""
+        """The bytes of the moments of one class."""
         return 8 * self.groups * (self.unknowns + self.targets + self.unknowns * (self.unknowns + self.targets))
 
 
 class Moments:
-    """Moments of regressors s (q of them) and targets x (m), per class and group.
+    """A sum of moments of regressors s (q of them) and targets x (m), per class and group.
 
     ``precision`` is the dtype of the products inside one batch, which are centred first; sums are float64 always.
     """
@@ -48,44 +51,48 @@ class Moments:
         self.mean_s, self.mean_x = zeros(g, q), zeros(g, m)
         self.ss, self.xs, self.xx = zeros(g, q, q), zeros(g, m, q), zeros(g, m)
 
-    def add(self, classes: Int[Tensor, " k"], s: Float[Tensor, "k g r q"], x: Float[Tensor, "g r m"]) -> None:
-        """Add r rows, the same targets for each of k different classes."""
+    def add(
+        self, classes: Int[Tensor, " k"], s: Float[Tensor, "k g r q"], x: Float[Tensor, "g r m"], positions: int = 1
+    ) -> None:
+        """Add r rows, the same targets for each of k different classes; they are the ``positions`` of image after image.
+
+        Products in float32 are of what is left without the mean over the images at each position: a convolution reads zeros
+        beside a map, which would else weigh as much as the map's mean. The means themselves are multiplied in float64.
+        """
         if not s.shape[2]:
             return
-        mean_s, mean_x = s.mean(2, dtype=torch.float64), x.mean(1, dtype=torch.float64)
-        s, x = self._centred(s, mean_s[:, :, None]), self._centred(x, mean_x[:, None])
+        positions = 1 if self.precision == torch.float64 else positions
+        s, x = s.unflatten(2, (-1, positions)), x.unflatten(1, (-1, positions))
+        images = s.shape[2]
+        place_s, place_x = s.mean(2, dtype=torch.float64), x.mean(1, dtype=torch.float64)
+        mean_s, mean_x = place_s.mean(2), place_x.mean(1)
+        s, x = (self._centred(v, m).flatten(-3, -2) for v, m in ((s, place_s[:, :, None]), (x, place_x[:, None])))
+        place_s, place_x = place_s - mean_s[:, :, None], place_x - mean_x[:, None]
         side_by_side = s.permute(1, 2, 0, 3).flatten(2)  # one product for all classes: they share the targets
         xs = (x.mT @ side_by_side).unflatten(2, (s.shape[0], -1)).permute(2, 0, 1, 3)
-        self.merge(classes, s.shape[2], mean_s, mean_x, s.mT @ s, xs, (x * x).sum(1))
+        ss, xx = _squared(s), (x * x).sum(1).double()
+        if positions > 1:
+            ss = ss + images * (place_s.mT @ place_s)
+            xs = xs + images * (place_x.mT @ place_s)
+            xx = xx + images * (place_x * place_x).sum(1)
+        n = images * positions
+        share = n / (self.count[classes] + n)
+        weight = (self.count[classes] * share)[:, None, None]
+        step_s, step_x = mean_s - self.mean_s[classes], mean_x - self.mean_x[classes]
+        for total, products, left in ((self.ss, ss, step_s), (self.xs, xs, step_x)):
+            total[classes] += products + (weight * left)[..., None] * step_s[..., None, :]
+        self.xx[classes] += xx + weight * step_x**2
+        self.mean_s[classes] += share[:, None, None] * step_s
+        self.mean_x[classes] += share[:, None, None] * step_x
+        self.count[classes] += n
 
     def _centred(self, values: Tensor, mean: Tensor) -> Tensor:
-        """Values without their mean, in the precision of the products; the difference is taken in the values' own."""
+        """Return values without their mean, in the precision of the products; the difference is taken in the values' own."""
         wide = torch.promote_types(values.dtype, self.precision)
         return (values.to(wide) - mean.to(wide)).to(self.precision)
 
-    def merge(
-        self, classes: Tensor, n: int, mean_s: Tensor, mean_x: Tensor, ss: Tensor, xs: Tensor, xx: Tensor
-    ) -> None:
-        """Add n rows by their means and their centred sums of products: (k, g, q, q), (k, g, m, q), (g, m)."""
-        where = _where(classes)
-        count = self.count[where]
-        share = n / (count + n)
-        weight = (count * share)[:, None, None]
-        step_s, step_x = mean_s - self.mean_s[where], mean_x - self.mean_x[where]
-        for name, products, left in (("ss", ss, step_s), ("xs", xs, step_x)):
-            total = getattr(self, name)
-            some = total[where]
-            some += products
-            some.flatten(0, 1).baddbmm_((weight * left)[..., None].flatten(0, 1), step_s[..., None, :].flatten(0, 1))
-            if not isinstance(where, slice):
-                total[where] = some
-        self.xx[where] += xx.double() + weight * step_x**2
-        self.mean_s[where] += share[:, None, None] * step_s
-        self.mean_x[where] += share[:, None, None] * step_x
-        self.count[where] += n
-
     def of(self, classes: Tensor) -> Moments:
-        """Those of some classes, by a mask; of all of them, these very ones."""
+        """Return those of some classes, by a mask; of all of them, these very ones."""
         if bool(classes.all()):
             return self
         some = Moments(0, self.sizes, self.count.device, self.precision)
@@ -94,32 +101,36 @@ class Moments:
         return some
 
 
-def _where(classes: Tensor) -> slice | Tensor:
-    """Classes as an index: a slice where they are one, which is written to in place."""
-    first, last = int(classes[0]), int(classes[-1])
-    one = last - first == len(classes) - 1 and bool((classes.diff() == 1).all())
-    return slice(first, last + 1) if one else classes
+def _squared(s: Tensor) -> Tensor:
+    """Return s' s of rows s (..., r, q), each half of it from the other: 0.7 of the time of a plain product."""
+    q = s.shape[-1]
+    squared = s.new_empty(*s.shape[:-2], q, q)
+    edges = [q * i // _BANDS for i in range(_BANDS + 1)]
+    for low, high in pairwise(edges):
+        band = s[..., low:high].mT @ s[..., :high]
+        squared[..., low:high, :high] = band
+        squared[..., :high, low:high] = band.mT
+    return squared
 
 
 @dataclass(frozen=True)
 class Solution:
-    """``x = weight s + bias`` per class and group, and how well it was determined.
+    """A solution ``x = weight s + bias`` per class and group, and how well it was determined.
 
     ``weight`` is (k, g, m, q), ``bias`` (k, g, m). ``explained`` (k,) is the share of the targets' variance that the fit
-    accounts for, ``variance`` (k,) that of the regressors, summed; ``condition`` is the largest condition number of
-    ``cov(s, s) + ridge I`` where there were no more samples than unknowns, else None.
+    accounts for; ``condition`` is the largest condition number of ``cov(s, s) + ridge I`` where there were no more samples
+    than unknowns, else None.
     """
 
     weight: Tensor
     bias: Tensor
     explained: Tensor
-    variance: Tensor
     condition: float | None
 
 
 @dataclass(frozen=True)
 class Ridge:
-    """What a regression adds to the diagonal, and whether it has a constant.
+    """A ridge: what a regression adds to the diagonal, and whether it has a constant.
 
     Attributes:
         strength: Lambda of Eq. 6.
@@ -137,7 +148,7 @@ class Ridge:
 
 
 def solve(moments: Moments, ridge: Ridge, name: str) -> Solution:
-    """Ridge regression (MIP-IN, Eq. 6): ``cov(x, s) (cov(s, s) + ridge I)^-1``, covariances divided by the number of samples.
+    """Solve a ridge regression (MIP-IN, Eq. 6): ``cov(x, s) (cov(s, s) + ridge I)^-1``, covariances as means over the samples.
 
     Raises:
         InputError: If the system is singular, which a positive ridge prevents.
@@ -172,5 +183,4 @@ def solve(moments: Moments, ridge: Ridge, name: str) -> Solution:
     if bool(few.any()):
         values = torch.linalg.eigvalsh(regular[few])
         condition = float((values[..., -1] / values[..., 0].clamp(min=torch.finfo(cov.dtype).tiny)).max())
-    variance = cov.diagonal(dim1=-2, dim2=-1).sum((1, 2))
-    return Solution(weight, bias, torch.where(total > 0, gained / total, 1.0), variance, condition)
+    return Solution(weight, bias, torch.where(total > 0, gained / total, 1.0), condition)

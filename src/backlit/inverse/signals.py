@@ -19,35 +19,34 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Who:
-    """The class of each signal: ``ids`` (k, n) are places in ``classes`` (c,), the class indices that are fitted."""
+    """A class for each signal: ``ids`` (k, n) are places in ``classes`` (c,), the class indices that are fitted."""
 
     ids: Int[Tensor, "k n"]
     classes: Int[Tensor, " c"]
 
     @cached_property
     def uniform(self) -> bool:
-        """Each of the k signals is of one class for all images."""
+        """True if each of the k signals is of one class for all images."""
         return bool((self.ids == self.ids[:, :1]).all())
 
     def channels(self, diagonal: Tensor, channels: Sequence[int]) -> Tensor:
-        """Each signal's own class out of a diagonal one, by the classes' channels: (1, n, classes, ...) to (k, n, 1, ...)."""
+        """Take each signal's own class out of a diagonal one, by the classes' channels: (1, n, classes, ...) to (k, n, 1, ...)."""
         images = torch.arange(self.ids.shape[1], device=diagonal.device)
         own = torch.tensor(channels, device=diagonal.device)[self.classes]
         return diagonal[0, images[None], own[self.ids]].unsqueeze(2)
 
-    def for_learning(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Classes (k,) and images (r,) of r <= size whose signals are one stack each: the same k classes."""
-        images = torch.arange(self.ids.shape[1], device=self.ids.device)
+    def for_learning(self, images: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield classes (k,) and blocks (r,) of r <= size of the images whose signals are one stack each: the same k classes."""
         if self.uniform:
-            for part in images.split(size):
-                yield self.ids[:, 0], part
+            for block in images.split(size):
+                yield self.ids[:, 0], block
             return
         (ids,) = self.ids  # own samples: one signal an image
-        for one in ids.unique():
-            for part in images[ids == one].split(size):
-                yield one[None], part
+        for one in ids[images].unique():
+            for block in images[ids[images] == one].split(size):
+                yield one[None], block
 
     def each_class(self) -> Iterator[tuple[int, Tensor]]:
-        """Every class that is asked for, and where (k, n)."""
+        """Yield every class that is asked for, and where (k, n)."""
         for one in self.ids.unique().tolist():
             yield one, self.ids == one

@@ -17,7 +17,7 @@ FEATURES, POOLED = "features", "pooled"
 def feature_site(
     model: nn.Module, inputs: tuple[Tensor, ...], trace: Trace, start: str | None, reaches: Callable[[Site], bool]
 ) -> Site:
-    """The site whose output a module path or a site's name means.
+    """Return the site whose output a module path or a site's name means.
 
     "features", or None, is the last feature map on the way to the logits, "pooled" that map behind the last pool that leaves
     it more than one position. ``reaches`` says of a site of the ``trace`` whether the logits depend on it.
@@ -29,10 +29,10 @@ def feature_site(
     if start in (None, FEATURES, POOLED):
         last = _last_map(model, inputs)
         return last if start != POOLED else _pooled(trace, last, reaches)
-    found = [s for s in trace if len(s.output_shape) >= 2 and s.primitive != "dropout"]
-    matching = [s for s in found if start in (s.name, s.module) or s.module.startswith(f"{start}.")]
+    shaped = [s for s in trace if len(s.output_shape) >= 2 and s.primitive != "dropout"]
+    matching = [s for s in shaped if start in (s.name, s.module) or s.module.startswith(f"{start}.")]
     if not matching:
-        known = list(dict.fromkeys([*(s.module for s in found if s.module), *(s.name for s in found), "input"]))
+        known = list(dict.fromkeys([*(s.module for s in shaped if s.module), *(s.name for s in shaped), "input"]))
         raise InputError(
             "start must be 'input', 'features', 'pooled', the path of a module, or a site that `backlit trace` lists, but is "
             f"{start!r}. The last ones are {', '.join(known[-7:-1])}.{nearest(start, known)}"
@@ -47,7 +47,7 @@ def feature_site(
 
 
 def _pooled(trace: Trace, last: Site, reaches: Callable[[Site], bool]) -> Site:
-    """The last pool behind the last feature map that leaves more than one position; the map itself if there is none."""
+    """Return the last pool behind the last feature map that leaves more than one position; the map itself if there is none."""
     behind = list(trace)[[site.name for site in trace].index(last.name) + 1 :]
     pools = [
         s for s in behind if s.has("pool") and len(s.output_shape) == 4 and prod(s.output_shape[2:]) > 1 and reaches(s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from backlit.capture.canonical import Call
 from backlit.capture.primitives import named
-from backlit.inverse.closed import Closed, averaged_back, kept, switched_back
+from backlit.inverse.closed import Closed, averaged_back, kept, moved_back
 
 DENSE = named("dense")
 CONVOLUTIONS = named("convolution") - named("transposed")
@@ -17,9 +17,9 @@ _ACTIVATIONS = named(kind="activation") - named("signless")
 CLOSED: dict[str, Closed] = {
     **dict.fromkeys((*_ACTIVATIONS, "dropout"), kept),
     **dict.fromkeys(_AVERAGES, averaged_back),
-    **dict.fromkeys(_SELECTIONS, switched_back),
+    **dict.fromkeys((*_SELECTIONS, *MOVES), moved_back),
 }
-"""The inverses that need no data, of calls with one signal (a maximum may have two)."""
+"""The inverses that need no data."""
 
 KEEPS_AN_IMAGE = MOVES | named("scales") | {"dropout"}
 """What leaves an image one: the same values elsewhere, or in another unit."""
@@ -35,27 +35,34 @@ NAMES = {
 """What the coverage of a map calls each."""
 
 
+def is_split(call: Call) -> bool:
+    """Say whether a call adds two signals, so that its inverse splits a sum."""
+    return call.primitive.name in SUMS and len(call.places) > 1
+
+
 def name_of(call: Call) -> str:
-    """What the coverage calls the inverse of this call."""
-    return "split" if call.primitive.name in SUMS and len(call.places) > 1 else NAMES[call.primitive.name]
+    """Return what the coverage calls the inverse of this call."""
+    return "split" if is_split(call) else NAMES[call.primitive.name]
 
 
 def why_not(call: Call) -> str | None:
-    """Why a call has no inverse; None if it has one."""
-    name = call.primitive.name
-    shapes = call.site.input_shapes
+    """Say why a call has no inverse; None if it has one."""
+    name, shapes = call.primitive.name, call.site.input_shapes
     if name in DENSE:
-        signal = call.places[0][0]
-        if len(call.places) > 1 or signal not in ("input", "mat1") or (name == "addmm" and signal == "input"):
-            return "only a product of the signal with a constant matrix on its right has one"
-        if name == "matmul" and call["other"].dim() != 2:
-            return "only a product with one matrix has one"
-        return None
-    if name in CONVOLUTIONS or name in MOVES:
-        return None
-    if name in SUMS and len(call.places) > 1:
+        return _why_no_product(call)
+    if is_split(call):
         return None if shapes[0] == shapes[1] else "its two summands have different shapes"
-    if name in CLOSED:
-        two = call.site.kind == "selection" and call.primitive.has("chooses")
-        return None if len(call.places) == 1 or two else "it has several signals"
-    return "there is none for it"
+    if name not in CLOSED:
+        return None if name in CONVOLUTIONS else "there is none for it"
+    chooses = call.site.kind == "selection" and call.primitive.has("chooses")
+    return None if len(call.places) == 1 or name in MOVES or chooses else "it has several signals"
+
+
+def _why_no_product(call: Call) -> str | None:
+    signal, name = call.places[0][0], call.primitive.name
+    left = "mat1" if name == "addmm" else "input"
+    if len(call.places) > 1 or signal != left:
+        return "only a product of the signal with a constant matrix on its right has one"
+    if name == "matmul" and call["other"].dim() != 2:
+        return "only a product with one matrix has one"
+    return None

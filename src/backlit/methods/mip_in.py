@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from backlit._errors import InputError
 from backlit._forward import of_image
 from backlit.inverse import FitOptions, FitStep, InverseNetwork, fit_inverse
+from backlit.inverse.calls import Values
 from backlit.inverse.chain import go_back
 from backlit.inverse.data import Data
-from backlit.inverse.part import INPUT, Part, Values, find_part
+from backlit.inverse.part import INPUT, InvertedPart, find_part
 from backlit.inverse.regressions import Parameters
 from backlit.inverse.signals import Who
 from backlit.methods.base import Maps, Target, activation_bytes, check
@@ -112,7 +113,7 @@ class MIPIN(FittedMethod):
             output=values.output.gather(1, targets).T,
             probability=probability(values.output, targets),
             coverage=part.coverage(),
-            activation_bytes=activation_bytes(part.trace, inputs[0]),
+            activation_bytes=activation_bytes(part.calls.lean.trace, inputs[0]),
             parts={"source": source, "global": everywhere},
             notes={"start": part.start, "fitted": str(self.learned), **self._reading()},
         )
@@ -132,7 +133,7 @@ class MIPIN(FittedMethod):
         assert attribution is not None
         return source[0], attribution[0]
 
-    def _prepared(self, inputs: tuple[Tensor, ...]) -> tuple[Part, Values, dict[str, Parameters]]:
+    def _prepared(self, inputs: tuple[Tensor, ...]) -> tuple[InvertedPart, Values, dict[str, Parameters]]:
         self.learned.check_inputs(inputs)
         start = self.learned.facts["start"]
         with torch.no_grad():
