@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from backlit import check_rule
-from backlit.capture import propagate
+from backlit.capture import Rule, propagate
 from backlit.rules import presets
 from backlit.rules.adjoint import adjoint
 from backlit.rules.plugin import READINGS, Plugin
@@ -74,12 +74,12 @@ def test_a_rule_that_does_not_read_the_output_does_not_run_its_call_again() -> N
         def forward(self, x: Tensor) -> Tensor:
             return torch.relu(x)
 
-    def rule(g, inputs, output, call):  # type: ignore[no-untyped-def]
+    def formula(g, inputs, output, call):  # type: ignore[no-untyped-def]
         calls.append(int(output.grad_fn is not None))
         return (g * (inputs[0] > 0),)
 
     for reads, expected in ((True, 1), (False, 0)):
-        rule.reads_output = reads  # type: ignore[attr-defined]
+        rule = Rule(formula, "gate", reads_output=reads)
         run = propagate(_flat(Counted()), X, presets.gradient.but({"relu": rule}))
         run.gradient(torch.ones_like(run.output), create_graph=True)
         assert calls.pop() == expected

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from _relevance_oracle import matrix, relevance
 
 from backlit import InputError, UnsupportedOp, check_rule
-from backlit.capture import Call, Tap, extend, propagate
+from backlit.capture import Call, Shares, Tap, extend, propagate
 from backlit.rules import TRUE, linear, presets
 from backlit.rules import attention as attention_rules
 from backlit.rules import relevance as tables
@@ -124,12 +124,11 @@ def test_what_a_layer_put_out_is_let_go_once_its_rule_is_done(several: bool) -> 
     alive: list[int] = []
     outputs: list[weakref.ref[Tensor]] = []
 
-    def noting(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> tuple[Tensor | None, ...]:
+    def noting(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Shares:
         alive.append(sum(reference() is not None for reference in outputs))
         outputs.append(weakref.ref(output))
         return Epsilon()(g, inputs, output, call)
 
-    noting.absorbs = True  # type: ignore[attr-defined]
     convolution, norm = nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3)
     net = (
         nn.Sequential(convolution, norm, nn.ReLU(), nn.Conv2d(3, 3, 2), nn.Flatten(), nn.Linear(12, 3)).double().eval()

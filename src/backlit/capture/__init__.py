@@ -3,7 +3,8 @@
 from backlit.capture.canonical import Call
 from backlit.capture.freeze import FrozenNetwork, freeze
 from backlit.capture.primitives import PRIMITIVES, Primitive, extend, named
-from backlit.capture.propagate import Propagation, Rule, Tap, Tapped, propagate
+from backlit.capture.propagate import Propagation, Tap, Tapped, propagate
+from backlit.capture.rule import Rule, RuleLike, Shares, rule
 from backlit.capture.sites import Coverage, CoverageRow, Site, Trace
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "Primitive",
     "Propagation",
     "Rule",
+    "RuleLike",
+    "Shares",
     "Site",
     "Tap",
     "Tapped",
@@ -23,4 +26,5 @@ __all__ = [
     "freeze",
     "named",
     "propagate",
+    "rule",
 ]

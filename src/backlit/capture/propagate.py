@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
@@ -17,26 +17,15 @@ from backlit._forward import of_image, unchanged
 from backlit.capture.canonical import Call
 from backlit.capture.fold import Plan, fold_plan, foldable
 from backlit.capture.refuse import check_model
+from backlit.capture.rule import Rule, RuleLike, Shares, as_rule
 from backlit.capture.sites import Coverage, CoverageRow, Site, Trace
 from backlit.capture.watch import Watch
-
-Rule = Callable[[Tensor, tuple[Tensor, ...], Tensor, Call], Sequence[Tensor | None]]
-"""``rule(grad_output, inputs, output, call) -> gradients of the inputs``; ``None`` in a table is autograd's own.
-
-Three attributes that a rule may have change what the engine does around it:
-
-* ``reads_output = False``: the rule never reads ``output``; second order then costs less.
-* ``joins``: where a convolution or linear layer with a rule makes the input and nothing else reads it, the call is left to
-  the layer's rule, which finds it in ``call.joined`` and gets its output as its own. Nothing is run twice for it.
-* ``absorbs``: the rule returns one tensor more, what its biases and constants take of ``grad_output * output``, with the
-  images in its first dimension or its second. :meth:`Propagation.gradient` to ``unit`` sums it.
-"""
 
 
 class Rules(Protocol):
     """What the engine asks of a rule table."""
 
-    def rule_for(self, site: Site) -> tuple[str, Rule | None]:
+    def rule_for(self, site: Site) -> tuple[str, RuleLike | None]:
         """The rule's name and the rule of a site; ``None`` leaves the true derivative to autograd."""
         ...
 
@@ -198,7 +187,8 @@ class _Propagate(Watch):
     def visit(self, call: Call) -> Any:
         site = call.site
         folded = self._plan.get((site.name, site.module))
-        name, rule = self._rules.rule_for(site)
+        name, entry = self._rules.rule_for(site)
+        rule = as_rule(entry)
         self.rows.append(CoverageRow(site.name, site.primitive, site.kind, site.module, site.spelling, name))
         if folded is not None:
             call = folded(call)
@@ -236,7 +226,7 @@ class _Propagate(Watch):
             chain.readers[position] += 1
         if rule is None:
             return None
-        if getattr(rule, "joins", False) and len(before) == len(call.signals) == 1:
+        if rule.joins and len(before) == len(call.signals) == 1:
             chain = before[0][0]
             if before[0][1] + 1 < len(chain.calls) or chain.calls[-1].site.kind != "affine":
                 return None  # another call is joined there, or an activation, which ends a layer
@@ -300,23 +290,21 @@ class _Ruled(torch.autograd.Function):
                 kept = chain.outputs[chain.joined]
         if chain is not None and position == 0 and ctx.flow.once:
             chain.outputs.clear()
-        if torch.is_grad_enabled() and getattr(ctx.rule, "reads_output", True):
+        if torch.is_grad_enabled() and ctx.rule.reads_output:
             output = call.run(*inputs)
             for after in call.joined:
                 output = after.run(output)
         else:
             output = kept[0] if len(kept) == 1 else kept
         grad = grads[0] if isinstance(output, Tensor) else grads
-        result = tuple(ctx.rule(grad, inputs, output, call))
+        shares: Shares = ctx.rule(grad, inputs, output, call)
         unit = None
-        if getattr(ctx.rule, "absorbs", False):
-            *result, absorbed = result
-            if absorbed is not None:
-                unit = _per_image(absorbed, ctx.images)
-                if absorbed.shape[:1] != (ctx.images,) or absorbed.shape[1:2] == (ctx.images,):
-                    ctx.flow.mixed.add(call.site.name)
-        check_result(tuple(result), inputs, call)
-        return (*none, unit, *result)
+        if shares.absorbed is not None:
+            unit = _per_image(shares.absorbed, ctx.images)
+            if shares.absorbed.shape[:1] != (ctx.images,) or shares.absorbed.shape[1:2] == (ctx.images,):
+                ctx.flow.mixed.add(call.site.name)
+        check_result(shares.grads, inputs, call)
+        return (*none, unit, *shares.grads)
 
 
 def _per_image(values: Tensor, n: int) -> Tensor:
@@ -335,5 +323,8 @@ def check_result(result: tuple[Tensor | None, ...], inputs: tuple[Tensor, ...], 
     found = [None if grad is None else tuple(grad.shape) for grad in result]
     wanted = [tuple(x.shape) for x in inputs]
     if len(found) != len(wanted) or any(f not in (None, w) for f, w in zip(found, wanted, strict=True)):
-        told = f"{len(found)} gradients for {len(wanted)} inputs, of shapes {found}; return one each, of shapes {wanted}, or None."
+        told = (
+            f"{len(found)} gradients for {len(wanted)} inputs, of shapes {found}; return one each, of shapes {wanted}, or None. "
+            "What constants take of the output goes beside them: Shares(gradients, absorbed)."
+        )
         raise RuleMismatch(f"The rule at {call.site} returned {told}")

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from backlit._errors import BacklitError
-from backlit.capture import Call, Rule, Site, propagate
+from backlit.capture import Call, Rule, Shares, Site, propagate
 from backlit.rules import RuleTable
 from backlit.rules.exact import exact
 from backlit.rules.layer import finite
+from backlit.rules.linear import PixelRule
 from backlit.rules.structural import AtPixels
-from backlit.rules.table import rule_name
 
 
 @dataclass(frozen=True)
@@ -61,46 +61,41 @@ class _Audited:
 
     def rule_for(self, site: Site) -> tuple[str, Rule | None]:
         name, rule = self.table.rule_for(site)
-        return name, _Watched(rule, site, self.changes, self.leaks)
+        rule = rule or Rule(exact, name)
+        return name, replace(rule, vjp=_Watched(rule, site, self.changes, self.leaks))
 
 
 @dataclass(frozen=True)
 class _Watched:
-    rule: Rule | None
+    """The formula of a rule, which notes what is lost at its site."""
+
+    rule: Rule
     site: Site
     changes: Changes | None
     leaks: list[Leak] = field(repr=False)
 
-    @property
-    def joins(self) -> bool:
-        return getattr(self.rule, "joins", False)
-
-    @property
-    def absorbs(self) -> bool:
-        return getattr(self.rule, "absorbs", False)
-
-    def __call__(self, g: Any, inputs: tuple[Tensor, ...], output: Any, call: Call) -> Any:
-        found = tuple((self.rule or exact)(g, inputs, output, call))
+    def __call__(self, g: Any, inputs: tuple[Tensor, ...], output: Any, call: Call) -> Shares:
+        shares = self.rule(g, inputs, output, call)
         got, y = (g, output) if isinstance(output, Tensor) else (g[0], output[0])
         if self.changes is not None:
             xs, y = self.changes(inputs, output, call)
-            lost = (got * y).sum() - sum((m * x).sum() for m, x in zip(found, xs, strict=True) if m is not None)
+            lost = (got * y).sum() - sum((m * x).sum() for m, x in zip(shares.grads, xs, strict=True) if m is not None)
         else:
-            lost = self._relevance_lost(got, y, inputs, found)
-        sound = all(bool(m.isfinite().all()) for m in found if m is not None)
-        self.leaks.append(Leak(self.site, rule_name(self.rule), float(lost), sound))
-        return found
+            lost = self._relevance_lost(got, y, inputs, shares)
+        absorbed = () if shares.absorbed is None else (shares.absorbed,)
+        sound = all(bool(m.isfinite().all()) for m in (*shares.grads, *absorbed) if m is not None)
+        self.leaks.append(Leak(self.site, self.rule.name, float(lost), sound))
+        return shares
 
-    def _relevance_lost(self, g: Tensor, y: Tensor, inputs: tuple[Tensor, ...], found: tuple[Any, ...]) -> Tensor:
-        reads_pixels = getattr(self.rule, "reads_pixels", False)
-        pixels = self.rule.pixels if isinstance(self.rule, AtPixels) else (reads_pixels,) * len(inputs)
-        given = self.rule.given if isinstance(self.rule, AtPixels) else not self._multiplies()
+    def _relevance_lost(self, g: Tensor, y: Tensor, inputs: tuple[Tensor, ...], shares: Shares) -> Tensor:
+        formula = self.rule.vjp
+        pixels = formula.pixels if isinstance(formula, AtPixels) else (isinstance(formula, PixelRule),) * len(inputs)
+        given = formula.given if isinstance(formula, AtPixels) else not self._multiplies()
         lost = (g if given else g * finite(y)).sum()
-        for m, x, is_relevance in zip(found, inputs, pixels, strict=False):
+        for m, x, is_relevance in zip(shares.grads, inputs, pixels, strict=True):
             if m is not None:
                 lost = lost - (m if is_relevance or given else m * finite(x)).sum()
-        extra = found[len(inputs)] if self.absorbs else None
-        return lost if extra is None else lost - extra.sum()
+        return lost if shares.absorbed is None else lost - shares.absorbed.sum()
 
     def _multiplies(self) -> bool:
         """Whether the output is a layer's or follows one, so that it carries multipliers."""

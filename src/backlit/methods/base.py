@@ -19,7 +19,7 @@ from backlit._plain import described
 from backlit._state import check_module
 from backlit._version import __version__
 from backlit.attribution import Attribution
-from backlit.capture import Coverage, Rule, Trace
+from backlit.capture import Coverage, RuleLike, Trace
 from backlit.capture.primitives import BY_NAME
 from backlit.capture.refuse import check_model
 from backlit.methods.chunks import first_size, out_of_memory, run_in_chunks
@@ -46,7 +46,7 @@ class Options:
 
     chunk: int | None = None
     seed: int = 0
-    rules: Mapping[str, Rule | None] | None = None
+    rules: Mapping[str, RuleLike | None] | None = None
 
     def __post_init__(self) -> None:
         check_common(self.chunk, self.seed)

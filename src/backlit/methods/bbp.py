@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from backlit.capture import Call, Rule, Tap, named
+from backlit.capture import Call, RuleLike, Tap, named
 from backlit.methods.base import Maps, Options, activation_bytes, check
 from backlit.methods.biases import BiasMethod, check_told, offset, propagated, with_biases
 from backlit.methods.inputs import pick, probability
@@ -151,7 +151,7 @@ def halves(b: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) ->
     return tuple((b / len(inputs)).sum_to_size(z.shape) for z in inputs)
 
 
-def _added(alpha: Alpha) -> Rule:
+def _added(alpha: Alpha) -> RuleLike:
     share = _shared(alpha)
 
     def added(b: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Grads:
@@ -163,7 +163,7 @@ def _added(alpha: Alpha) -> Rule:
 
 def _table(alpha: Alpha) -> RuleTable:
     share = _shared(alpha)
-    rules: dict[str, Rule | None] = dict.fromkeys(named("moves") | named(kind="selection"), TRUE)
+    rules: dict[str, RuleLike | None] = dict.fromkeys(named("moves") | named(kind="selection"), TRUE)
     rules |= dict.fromkeys(named("layer", "averages"), share)
     rules |= dict.fromkeys(named("scales", "norm") | named(kind="activation"), whole)
     rules |= dict.fromkeys(("add", "sub", "lerp"), _added(alpha))

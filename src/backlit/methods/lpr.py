@@ -32,6 +32,7 @@ from backlit._warn import warn
 from backlit.capture import Call, Propagation, Rule, Site, named, propagate
 from backlit.capture.record import record
 from backlit.capture.refuse import check_output
+from backlit.capture.rule import as_rule
 from backlit.capture.watch import Watch
 from backlit.methods.base import (
     MOST_STEPS,
@@ -263,11 +264,13 @@ class Plugins:
             self._channel = 1 if site.has("convolution") else -1
         given = self._options.rules or {}
         if site.primitive in given:
-            return rule_name(given[site.primitive]), given[site.primitive]
+            rule = as_rule(given[site.primitive])
+            return rule_name(rule), rule
         if site.kind != "activation" or len(site.input_shapes) != 1 or not self._wants(site):
             return _TRUE.rule_for(site)
-        rule = self._made(site)
-        self.rules[site.name] = rule
+        plugin = self._made(site)
+        self.rules[site.name] = plugin
+        rule = plugin.rule if isinstance(plugin, Plugin) else as_rule(plugin)
         return rule_name(rule), rule
 
     def _wants(self, site: Site) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from backlit._errors import InputError, ModelStateError, UnsupportedOp, nearest
 from backlit._forward import of_image
 from backlit._warn import warn
-from backlit.capture import Propagation, Rule, Trace, propagate
+from backlit.capture import Propagation, RuleLike, Trace, propagate
 from backlit.capture.record import Recording, record
 from backlit.methods.audit import Leak, audit
 from backlit.methods.base import Kind, Maps, Method, Options, activation_bytes, check, check_positive, is_number
@@ -61,7 +61,7 @@ class LRPOptions(RelevanceOptions):
     """
 
     preset: str = "epsilon_plus"
-    rules: RuleTable | Mapping[str, Rule | None] | None = None  # type: ignore[assignment]
+    rules: RuleTable | Mapping[str, RuleLike | None] | None = None  # type: ignore[assignment]
     epsilon: float = 1e-7
     gamma: float = 0.25
     low: Bound | None = None
@@ -192,7 +192,8 @@ class Relevance(Method):
             UnsupportedOp: If all of the output stops there.
         """
         last = [site for site in run.trace if not site.has("carries")][-1]
-        held = last.primitive == "softmax" and table.rule_for(last)[1] is attention.constant
+        _, rule = table.rule_for(last)
+        held = last.primitive == "softmax" and rule is not None and rule.vjp is attention.constant
         if held and not any(bool(v.any()) for v in values):
             raise UnsupportedOp(
                 f"{self.title} hands down logits, but this network ends in {last}, whose probabilities are held: the map is "

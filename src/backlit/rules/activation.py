@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backlit.capture import Call
+from backlit.capture import Call, Shares
 from backlit.rules.exact import exact
 
 _SQRT_2PI = math.sqrt(2 * math.pi)
@@ -72,22 +72,19 @@ def deconvnet(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call)
     return tuple(g.clamp(min=0) if x.shape == g.shape else None for x in inputs)
 
 
-def secant(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> tuple[Tensor | None, ...]:
+def secant(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Shares:
     """``g (f(z) - f(0)) / z``, f'(0) at z = 0: the relevance passes; f(0), where it is not zero, takes its own as a bias."""
     z = inputs[0]
     if len(inputs) > 1 or z.shape != output.shape:
-        return (*exact(g, inputs, output, call), None)
+        return Shares(exact(g, inputs, output, call))
     zero = torch.zeros_like(z[:1]) if not call.site.constants else torch.zeros_like(z)
     start = call.run(zero)
     if not bool(start.isfinite().all()):  # 1 / z and its like: as a quotient, all of it is a constant's
-        return None, g * output
+        return Shares((None,), g * output)
     near = z.abs() < (torch.finfo(z.dtype).eps ** 0.5 if bool((start != 0).any()) else torch.finfo(z.dtype).tiny)
     rise = output - start if bool((start != 0).any()) else output
     slope = rise / torch.where(near, 1, z)
     if bool(near.any()):
         (limit,) = derivative(torch.ones_like(start), (zero,), start, call)
         slope = torch.where(near, limit.nan_to_num(0, 0, 0), slope)  # type: ignore[union-attr]
-    return g * slope, g * start if bool((start != 0).any()) else None
-
-
-secant.absorbs = True  # type: ignore[attr-defined]
+    return Shares((g * slope,), g * start if bool((start != 0).any()) else None)

@@ -11,20 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backlit.capture import Call
+from backlit.capture import Call, rule
 from backlit.capture.geometry import Geometry
 from backlit.rules.exact import exact
 from backlit.rules.layer import convolution_back
 
 
+@rule(reads_output=False)
 def adjoint(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> tuple[Tensor | None, ...]:
     """``Wᵀ g``; its derivative is ``W v``."""
     if len(inputs) != 1 or Geometry.of(call).uneven:
         return exact(g, inputs, output, call)
     return (_Adjoint.apply(g, inputs[0].detach(), call),)
-
-
-adjoint.reads_output = False  # type: ignore[attr-defined]
 
 
 class _Adjoint(torch.autograd.Function):

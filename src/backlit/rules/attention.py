@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from backlit.capture import Call
+from backlit.capture import Call, Shares
 from backlit.rules.exact import exact
 
 Result = tuple[Tensor | None, ...]
@@ -25,16 +25,13 @@ def attention(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call)
     return tuple(m if m is None else share * m for share, m in zip(shares, exact(g, inputs, output, call), strict=True))
 
 
-def held(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
+def held(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Shares:
     """All to the values: the attention weights are constants (Ali et al. 2022, Sec. 4.1)."""
     names = [name for name, _ in call.places]
     if "value" not in names:
-        return (*[None] * len(inputs), g * output)
+        return constant(g, inputs, output, call)
     grads = exact(g, inputs, output, call)
-    return (*(m if name == "value" else None for m, name in zip(grads, names, strict=True)), None)
-
-
-held.absorbs = True  # type: ignore[attr-defined]
+    return Shares(tuple(m if name == "value" else None for m, name in zip(grads, names, strict=True)))
 
 
 def mixture(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
@@ -46,20 +43,14 @@ def mixture(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -
     return tuple(None if held else m for held, m in zip(mixing, grads, strict=True))
 
 
-def constant(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
+def constant(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Shares:
     """No relevance to the input: a softmax as a fixed gate or mixing. What does not go elsewhere is absorbed."""
-    return (*[None] * len(inputs), g * output)
+    return Shares((None,) * len(inputs), g * output)
 
 
-constant.absorbs = True  # type: ignore[attr-defined]
-
-
-def log_softmax(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
+def log_softmax(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Shares:
     """``z - log sum exp z``: m = g, the second term is held."""
-    return g, g * (output - inputs[0])
-
-
-log_softmax.absorbs = True  # type: ignore[attr-defined]
+    return Shares((g,), g * (output - inputs[0]))
 
 
 def glu(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from backlit._errors import RuleMismatch
-from backlit.capture import Rule, propagate
+from backlit.capture import RuleLike, propagate
 from backlit.rules import presets
 from backlit.rules.table import RuleTable
 
@@ -16,7 +16,7 @@ _TOLERANCE = 1e-6
 
 
 def check_rule(
-    rule: Rule,
+    rule: RuleLike,
     operation: Callable[[Tensor], Tensor],
     inputs: Tensor | Sequence[Tensor],
     *,
@@ -26,7 +26,7 @@ def check_rule(
     """Check a rule on one operation: shapes, dtype, independence of the images, and second order.
 
     Args:
-        rule: ``rule(grad_output, inputs, output, call) -> gradients of the inputs``.
+        rule: ``rule(grad_output, inputs, output, call) -> gradients of the inputs``, or a :class:`backlit.capture.Rule`.
         operation: What the rule is for, a module or a function such as ``torch.relu``; it may call several operations.
         inputs: Example images (n, ...), n >= 2, or several such inputs; they are used in float64.
         primitive: The primitive that gets the rule. By default every nonlinear one, or, if the operation has none, all.
@@ -62,7 +62,7 @@ class _Flat(nn.Module):
         return self.operation(*xs).flatten(1)
 
 
-def _table(rule: Rule, model: nn.Module, xs: tuple[Tensor, ...], primitive: str | None) -> RuleTable:
+def _table(rule: RuleLike, model: nn.Module, xs: tuple[Tensor, ...], primitive: str | None) -> RuleTable:
     trace = propagate(model, xs, presets.gradient).trace
     names = {s.primitive for s in trace}
     chosen = {primitive} if primitive else {s.primitive for s in trace if s.kind != "affine"} or names - {"reshape"}

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from backlit.capture import Call
 from backlit.capture.geometry import Geometry
-from backlit.rules.exact import exact
 
 
 @dataclass(frozen=True)
@@ -133,14 +132,6 @@ def affine_of(norm: Call, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     if norm.get("bias") is not None:
         shift = shift + norm["bias"].double()
     return scale.to(dtype), shift.to(dtype)
-
-
-def without_weights(
-    g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call
-) -> tuple[tuple[Tensor | None, ...], Tensor | None]:
-    """The true derivative of an affine call with no single tensor of weights, and what its constants take."""
-    grads = exact(g, inputs, output, call)
-    return grads, difference(g, output, inputs, grads)
 
 
 def difference(g: Tensor, output: Tensor, inputs: tuple[Tensor, ...], grads: tuple[Tensor | None, ...]) -> Tensor:

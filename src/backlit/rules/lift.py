@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from backlit._errors import UnsupportedOp
-from backlit.capture import PRIMITIVES, Call, Rule, named
+from backlit.capture import PRIMITIVES, Call, Rule, RuleLike, Shares, named, rule
 from backlit.capture.primitives import attention_scores
 from backlit.capture.sites import Kind
 from backlit.rules import activation, norm
@@ -37,43 +37,34 @@ Formula = Callable[[Tensor, Tensors, Any, Tensors, Any, Call], Result]
 """``formula(g, inputs, output, inputs0, output0, call) -> multipliers``."""
 
 
-@dataclass(frozen=True)
-class Lifted:
+def lifted(formula: Formula, reference: Reference, *, joins: bool = False) -> Rule:
     """A formula as a rule, with the reference's values."""
 
-    formula: Formula
-    reference: Reference
-    joins: bool = False
+    def vjp(g: Any, inputs: Tensors, output: Any, call: Call) -> Result:
+        return formula(g, inputs, output, *reference.of(call), call)
 
-    @property
-    def __name__(self) -> str:
-        return self.formula.__name__
-
-    def __call__(self, g: Any, inputs: Tensors, output: Any, call: Call) -> Result:
-        return self.formula(g, inputs, output, *self.reference.of(call), call)
+    return Rule(vjp, formula.__name__, joins)
 
 
 def table(reference: Reference, *, reveal_cancel: bool) -> RuleTable:
     """DeepLIFT's rules for the values of one reference."""
-    rules: dict[str, Rule | None] = {p.name: TRUE for p in PRIMITIVES if p.kind == "affine"}
-    kinds: dict[Kind, Rule | None] = {"affine": TRUE, "activation": Lifted(rescale, reference)}
+    rules: dict[str, RuleLike | None] = {p.name: TRUE for p in PRIMITIVES if p.kind == "affine"}
+    kinds: dict[Kind, RuleLike | None] = {"affine": TRUE, "activation": lifted(rescale, reference)}
     for primitive in PRIMITIVES:
         if primitive.kind == "activation":
-            rules[primitive.name] = Lifted(rescale, reference, joins=reveal_cancel)
+            rules[primitive.name] = lifted(rescale, reference, joins=reveal_cancel)
         elif primitive.name in _FORMULAS:
-            rules[primitive.name] = Lifted(_FORMULAS[primitive.name], reference)
+            rules[primitive.name] = lifted(_FORMULAS[primitive.name], reference)
         elif primitive.has("pool") and primitive.kind == "selection":
-            rules[primitive.name] = Lifted(largest, reference)
+            rules[primitive.name] = lifted(largest, reference)
     if reveal_cancel:
         rules |= {name: RevealCancel(reference) for name in named("layer")} | {"batch_norm": _normed}
     return RuleTable("reveal_cancel" if reveal_cancel else "rescale", rules, kinds=kinds)
 
 
-def _normed(g: Tensor, inputs: Tensors, output: Tensor, call: Call) -> Result:
-    return norm.batch_norm(g, inputs, output, call)[:1]
-
-
-_normed.joins = True  # type: ignore[attr-defined]
+@rule(joins=True)
+def _normed(g: Tensor, inputs: Tensors, output: Tensor, call: Call) -> Shares:
+    return Shares(norm.batch_norm(g, inputs, output, call).grads)
 
 
 def secant(x: Tensor, y: Tensor, x0: Tensor, y0: Tensor, call: Call | Callable[[Tensor], Tensor]) -> Tensor:

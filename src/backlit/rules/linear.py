@@ -16,28 +16,24 @@ Lapuschkin et al. 2019 (flat).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from backlit._errors import InputError
-from backlit.capture import Call
-from backlit.rules.layer import Layer, half, without_weights
+from backlit.capture import Call, Shares
+from backlit.rules.exact import exact
+from backlit.rules.layer import Layer, difference, half
 
-Result = tuple[Tensor | None, ...]
 _TINY = 1e-30
 """A sum of contributions below this is none: float32 holds 1e-38."""
 
 
 class LayerRule:
-    """A rule at a layer with weights; it returns one tensor more, what the bias takes."""
-
-    absorbs = True
-    reads_pixels = False
-    """Whether the rule gives relevance to inputs that are zero, so that it returns relevance instead of multipliers."""
+    """The formula of a rule at a layer with weights: :meth:`through` says what its input and its bias get."""
 
     @property
     def __name__(self) -> str:
@@ -45,14 +41,17 @@ class LayerRule:
 
     name = "layer rule"
 
-    def __call__(self, g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
+    def __call__(self, g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Shares:
         layer = Layer.of(call, inputs)
         if layer is None:
-            grads, absorbed = without_weights(g, inputs, output, call)
-            if self.reads_pixels:
-                grads = tuple(m if m is None else m * x for m, x in zip(grads, inputs, strict=True))
-            return (*grads, absorbed)
-        return self.through(g, output, layer)
+            return self.without_weights(g, inputs, output, call)
+        m, taken = self.through(g, output, layer)
+        return Shares((m,), taken)
+
+    def without_weights(self, g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Shares:
+        """The true derivative of an affine call with no single tensor of weights, and what its constants take."""
+        grads = exact(g, inputs, output, call)
+        return Shares(grads, difference(g, output, inputs, grads))
 
     def through(self, g: Tensor, z: Tensor, layer: Layer) -> tuple[Tensor, Tensor | None]:
         """The multiplier of the layer's input, and what its bias takes."""
@@ -220,9 +219,15 @@ class Gamma(LayerRule):
 
 
 class PixelRule(LayerRule):
-    """A rule that gives relevance to inputs that are zero: for layers that read the network's input, and for no other."""
+    """A rule that gives relevance to inputs that are zero: for layers that read the network's input, and for no other.
 
-    reads_pixels = True
+    It returns relevance instead of multipliers.
+    """
+
+    def without_weights(self, g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Shares:
+        shares = super().without_weights(g, inputs, output, call)
+        pairs = zip(shares.grads, inputs, strict=True)
+        return replace(shares, grads=tuple(m if m is None else m * x for m, x in pairs))
 
 
 @dataclass(frozen=True)
@@ -426,6 +431,3 @@ def _positive_number(name: str, value: Any) -> None:
             f"{name} must be a positive number, but is {value!r}. A usual one is 1e-7; larger ones keep fewer, stronger "
             "contributions."
         )
-
-
-Make = Callable[..., LayerRule]

@@ -5,37 +5,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from backlit.capture import Call
+from backlit.capture import Call, Shares, rule
 from backlit.rules.layer import affine_of
 
 Result = tuple[Tensor | None, ...]
 
 
-def batch_norm(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
+@rule(joins=True)  # read by nothing but this norm, a layer's rule takes it as part of the layer
+def batch_norm(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Shares:
     """``m = scale g``, the shift is a bias; for those that are not part of a layer."""
     scale, shift = affine_of(call, g.dtype)
     along = (-1, *[1] * (inputs[0].dim() - 2))
-    return g * scale.view(along), g * shift.view(along)
+    return Shares((g * scale.view(along),), g * shift.view(along))
 
 
-# Read by nothing but this norm, a convolution's or linear layer's rule takes it as part of the layer.
-batch_norm.joins = True  # type: ignore[attr-defined]
-batch_norm.absorbs = True  # type: ignore[attr-defined]
-
-
-def layer_norm(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
+def layer_norm(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Shares:
     """``m = centred(g weight / sigma)``: the identity rule for the division (AttnLRP, Prop. 3.4), exact for the mean."""
     dims = tuple(range(-len(call["normalized_shape"]), 0))
     sigma = (inputs[0].var(dims, unbiased=False, keepdim=True) + call.get("eps", 1e-5)).sqrt()
     weight, bias = call.get("weight"), call.get("bias")
     scaled = (g if weight is None else g * weight) / sigma
-    return scaled - scaled.mean(dims, keepdim=True), None if bias is None else g * bias
+    return Shares((scaled - scaled.mean(dims, keepdim=True),), None if bias is None else g * bias)
 
 
-layer_norm.absorbs = True  # type: ignore[attr-defined]
-
-
-def group_norm(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
+def group_norm(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Shares:
     """The same within each group of channels; an instance norm has as many groups as channels."""
     x = inputs[0]
     groups = call.get("num_groups") or x.shape[1]
@@ -45,10 +38,7 @@ def group_norm(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call
     variance = x.reshape(x.shape[0], groups, -1).var(-1, unbiased=False, keepdim=True)
     scaled = scaled / (variance + call.get("eps", 1e-5)).sqrt()
     m = (scaled - scaled.mean(-1, keepdim=True)).reshape(x.shape)
-    return m, None if bias is None else g * bias.view(along)
-
-
-group_norm.absorbs = True  # type: ignore[attr-defined]
+    return Shares((m,), None if bias is None else g * bias.view(along))
 
 
 def rms_norm(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from backlit._errors import InputError
-from backlit.capture import PRIMITIVES, Call, Rule, Site, named
+from backlit.capture import PRIMITIVES, Call, RuleLike, Site, named
 from backlit.capture.sites import Kind
 from backlit.rules.layer import affine_of
 from backlit.rules.table import TRUE, RuleTable
@@ -119,5 +119,5 @@ def pattern_table(patterns: Mapping[str, Mapping[str, Tensor]], *, times_weight:
     rule = PatternRule(patterns, times_weight=times_weight)
     table = {p.name: TRUE for p in PRIMITIVES if p.kind in ("affine", "activation", "selection")}
     table |= dict.fromkeys(named("scales"), ScaleRule(times_weight=times_weight)) | dict.fromkeys(LAYERS, rule)
-    kinds: dict[Kind, Rule | None] = dict.fromkeys(("affine", "activation", "selection"), TRUE)
+    kinds: dict[Kind, RuleLike | None] = dict.fromkeys(("affine", "activation", "selection"), TRUE)
     return RuleTable("pattern", table, kinds=kinds).where(is_sum, rule)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backlit.capture import Call
+from backlit.capture import Call, Rule
 from backlit.rules.activation import derivative
 
 Held = Callable[[Tensor, Tensor, Call], Tensor]
@@ -68,9 +68,6 @@ class Plugin:
         reference: z0, shaped as z; None for zeros.
     """
 
-    __name__ = "learned"
-    reads_output = False
-
     def __init__(
         self,
         reading: str | Reading = "gradient",
@@ -92,6 +89,11 @@ class Plugin:
             z0 = torch.zeros_like(z) if self._reference is None else self._reference
             self._held = self.reading.held(z, z0, call).detach()  # the forward pass does not change
         return (self.reading.formula(self.theta, g, self._held),)
+
+    @property
+    def rule(self) -> Rule:
+        """The plugin as the engine takes it."""
+        return Rule(self, "learned", reads_output=False)
 
     def _shaped(self, g: Tensor) -> Tensor:
         if self._channel is None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import get_args
 
-from backlit.capture import PRIMITIVES, Rule, named
+from backlit.capture import PRIMITIVES, RuleLike, named
 from backlit.capture.sites import Kind
 from backlit.rules import activation, attention, structural
 from backlit.rules.exact import exact as _exact
@@ -21,8 +21,8 @@ from backlit.rules.linear import AlphaBeta, Bound, Epsilon, Flat, Gamma, WSquare
 from backlit.rules.relevance import RelevanceTable, relevance
 from backlit.rules.table import TRUE, RuleTable
 
-_TRUE_OF_ALL: dict[Kind, Rule | None] = dict.fromkeys(get_args(Kind), TRUE)
-_EXACT_OF_ALL: dict[Kind, Rule | None] = dict.fromkeys(get_args(Kind), _exact)
+_TRUE_OF_ALL: dict[Kind, RuleLike | None] = dict.fromkeys(get_args(Kind), TRUE)
+_EXACT_OF_ALL: dict[Kind, RuleLike | None] = dict.fromkeys(get_args(Kind), _exact)
 
 gradient = RuleTable("gradient", dict.fromkeys((p.name for p in PRIMITIVES), TRUE), kinds=_TRUE_OF_ALL)
 exact = RuleTable(
@@ -94,7 +94,7 @@ def _decomposed(name: str, first: WSquare | ZBox | None) -> RelevanceTable:
     return relevance(name, dense=bare, convolution=bare, first=first)
 
 
-def with_choices(table: RelevanceTable, attention_weights: str, pool: Rule | None) -> RelevanceTable:
+def with_choices(table: RelevanceTable, attention_weights: str, pool: RuleLike | None) -> RelevanceTable:
     """The table with AttnLRP's rules for attention ("attnlrp"), and with another rule at max-pools, if asked for."""
     if attention_weights == "attnlrp":
         products = dict.fromkeys(("matrix_product", "einsum_product"), structural.shared)

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from backlit._errors import InputError
-from backlit.capture import PRIMITIVES, Rule, Site, named
+from backlit.capture import PRIMITIVES, Rule, RuleLike, Site, named
+from backlit.capture.rule import as_rule
 from backlit.capture.sites import Kind
 from backlit.rules import activation, attention, norm, structural
+from backlit.rules.linear import PixelRule
 from backlit.rules.table import TRUE, RuleTable, rule_name
 
-_OTHERS: dict[str, Rule | None] = {
+_OTHERS: dict[str, RuleLike | None] = {
     **{p.name: TRUE for p in PRIMITIVES if p.kind in ("affine", "selection")},
     **{p.name: activation.secant for p in PRIMITIVES if p.kind == "activation"},
     **dict.fromkeys(named("homogeneous", kind="activation"), TRUE),  # which passes the relevance
@@ -42,7 +44,7 @@ _OTHERS: dict[str, Rule | None] = {
     "einsum_product": structural.shared,
 }
 
-_KINDS: dict[Kind, Rule | None] = {
+_KINDS: dict[Kind, RuleLike | None] = {
     "affine": structural.with_constants,
     "activation": activation.secant,
     "selection": TRUE,
@@ -66,7 +68,7 @@ class RelevanceTable(RuleTable):
         """
         name, rule = super().rule_for(site)
         pixels = tuple(depth == 0 for depth in site.depths)
-        given = getattr(rule, "reads_pixels", False)
+        given = rule is not None and isinstance(rule.vjp, PixelRule)
         if given and not (all(pixels) and site.has("layer")):
             raise InputError(
                 f"rules must give {name} to layers that read the network's input, but {self.name!r} gives it to {site}. It "
@@ -74,24 +76,29 @@ class RelevanceTable(RuleTable):
             )
         if given or not any(pixels):
             return name, rule
-        untouched = all(pixels) and not site.has("layer")
-        if untouched and site.has("averages", "gathers"):
-            return rule_name(structural.averaged), structural.averaged
-        if untouched and site.has("moves"):
-            moved = None if rule is TRUE else structural.moved
-            return rule_name(moved), moved
-        if untouched and len(pixels) == 1 and site.kind in ("affine", "activation") and site.has("elementwise"):
-            return rule_name(structural.passed), structural.passed
-        return name, structural.AtPixels(rule, pixels, untouched)
+        rule = _at_pixels(site, rule, pixels)
+        return rule_name(rule), rule
+
+
+def _at_pixels(site: Site, rule: Rule | None, pixels: tuple[bool, ...]) -> Rule | None:
+    """The rule of a site of whose inputs some are pixels."""
+    untouched = all(pixels) and not site.has("layer")
+    if untouched and site.has("averages", "gathers"):
+        return as_rule(structural.averaged)
+    if untouched and site.has("moves"):
+        return None if rule is TRUE else as_rule(structural.moved)
+    if untouched and len(pixels) == 1 and site.kind in ("affine", "activation") and site.has("elementwise"):
+        return as_rule(structural.passed)
+    return structural.at_pixels(rule, pixels, given=untouched)
 
 
 def relevance(
     name: str,
     *,
-    dense: Rule | None,
-    convolution: Rule | None,
-    first: Rule | None = None,
-    pool: Rule | None = TRUE,
+    dense: RuleLike | None,
+    convolution: RuleLike | None,
+    first: RuleLike | None = None,
+    pool: RuleLike | None = TRUE,
     attention_weights: Literal["attnlrp", "held"] = "held",
 ) -> RelevanceTable:
     """A table from the roles of layers.

@@ -6,17 +6,16 @@ means and sums of signals need no rule here: their true derivative conserves the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from backlit.capture import Call, Rule
+from backlit.capture import Call, Rule, Shares
 from backlit.capture.primitives import BY_NAME
 from backlit.capture.sites import Trait
 from backlit.rules.exact import exact
 from backlit.rules.layer import difference
-from backlit.rules.table import rule_name
 
 Result = tuple[Tensor | None, ...]
 
@@ -25,13 +24,10 @@ _GATES: tuple[Trait, ...] = ("gate", "bounded", "clipped")
 """Bounded functions by how surely their value is a gate; what is none of them comes last."""
 
 
-def with_constants(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
+def with_constants(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Shares:
     """The true derivative of an affine call; its constants (``x + c``, ``cat(token, x)``) take ``g c``, as biases do."""
     grads = exact(g, inputs, output, call)
-    return (*grads, difference(g, output, inputs, grads))
-
-
-with_constants.absorbs = True  # type: ignore[attr-defined]
+    return Shares(grads, difference(g, output, inputs, grads))
 
 
 def product(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
@@ -60,13 +56,10 @@ def shared(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) ->
     return tuple(None if m is None else m / len(inputs) for m in exact(g, inputs, output, call))
 
 
-def shared_with_constants(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
+def shared_with_constants(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Shares:
     """A product to which a constant is added (``baddbmm(c, a, b)``): shared; the constant takes its own."""
     grads = shared(g, inputs, output, call)
-    return (*grads, difference(g, output, inputs, grads))
-
-
-shared_with_constants.absorbs = True  # type: ignore[attr-defined]
+    return Shares(grads, difference(g, output, inputs, grads))
 
 
 def ratio(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
@@ -88,37 +81,29 @@ def by_degree(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call)
     return exact((g[0] / k, *g[1:]) if several else g / k, inputs, output, call)  # type: ignore[arg-type]
 
 
-def quotient(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
+def quotient(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Shares:
     """``a / b``: all to the numerator; what has a signal in its denominator alone takes the relevance as a constant."""
     if len(inputs) == 1:
-        return None, g * output
-    return exact(g, inputs, output, call)[0], None, None
+        return Shares((None,), g * output)
+    return Shares((exact(g, inputs, output, call)[0], None))
 
 
-quotient.absorbs = True  # type: ignore[attr-defined]
-
-
-def averaged(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
+def averaged(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Shares:
     """An average, a sum or windows of pixels: each output's relevance by their weights, whatever the values; conserved.
 
     An output that reads no pixel, as in a window beyond the edge, is a constant and takes its own.
     """
     ones = call.run(*(torch.ones_like(x) for x in inputs))
     none = ones == 0
-    return (*exact(torch.where(none, 0, g / torch.where(none, 1, ones)), inputs, output, call), torch.where(none, g, 0))
+    grads = exact(torch.where(none, 0, g / torch.where(none, 1, ones)), inputs, output, call)
+    return Shares(grads, torch.where(none, g, 0))
 
 
-averaged.absorbs = True  # type: ignore[attr-defined]
-
-
-def moved(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
+def moved(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Shares:
     """Pixels beside constants (``cat(x, coordinates)``): relevance goes where each came from; the constants take theirs."""
     grads = exact(g, inputs, output, call)
     ones = tuple(torch.ones_like(x) for x in inputs)
-    return (*grads, difference(g, torch.ones_like(output), ones, grads))
-
-
-moved.absorbs = True  # type: ignore[attr-defined]
+    return Shares(grads, difference(g, torch.ones_like(output), ones, grads))
 
 
 def passed(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
@@ -128,29 +113,25 @@ def passed(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) ->
 
 @dataclass(frozen=True)
 class AtPixels:
-    """A rule whose inputs, in part, are pixels: relevance instead of a multiplier goes to those.
+    """The formula of a rule whose inputs, in part, are pixels: relevance instead of a multiplier goes to those.
 
     What no layer with weights has touched carries relevance itself, so that a pixel that is zero can have some.
     ``given`` says that the output is such, too.
     """
 
-    rule: Rule | None
+    rule: Rule
     pixels: tuple[bool, ...]
     given: bool
 
-    @property
-    def __name__(self) -> str:
-        return rule_name(self.rule)
-
-    @property
-    def absorbs(self) -> bool:
-        """As the rule does."""
-        return getattr(self.rule, "absorbs", False)
-
-    def __call__(self, g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Result:
+    def __call__(self, g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Shares:
         if self.given:
             g = torch.where(output == 0, 0, g / torch.where(output == 0, 1, output))
-        found = tuple((self.rule or exact)(g, inputs, output, call))
-        pairs = zip(found, inputs, self.pixels, strict=False)
-        mine = tuple(m if m is None or not pixel else m * x for m, x, pixel in pairs)
-        return (*mine, *found[len(inputs) :])
+        shares = self.rule(g, inputs, output, call)
+        pairs = zip(shares.grads, inputs, self.pixels, strict=False)  # the engine checks their number
+        return replace(shares, grads=tuple(m if m is None or not pixel else m * x for m, x, pixel in pairs))
+
+
+def at_pixels(rule: Rule | None, pixels: tuple[bool, ...], *, given: bool) -> Rule:
+    """The rule, or the true derivative, with relevance for those of its inputs that are pixels."""
+    rule = rule or Rule(exact, "true")
+    return replace(rule, vjp=AtPixels(rule, pixels, given))
