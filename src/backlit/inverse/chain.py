@@ -17,19 +17,11 @@ Learn = Callable[[StepBack, Sequence[Tensor], Sequence[Tensor]], None]
 """``learn(step, signals, targets)``: hear of a regression that has its signals but no parameters yet."""
 
 
-def go_back(
-    part: InvertedPart,
-    values: Values,
-    fitted: Mapping[str, Parameters],
-    who: Who,
-    *,
-    bias: bool = True,
-    gate: bool = True,
-    learn: Learn = lambda step, signals, targets: None,
-) -> tuple[Tensor | None, ...]:
-    """Reconstruct the start's values (k, n, ...) from the logits of the classes in ``who``.
+@dataclass
+class WayBack:
+    """A walk from the logits of the classes in ``who`` down to the start's values.
 
-    Args:
+    Attributes:
         part: The inverted part.
         values: A forward pass of it.
         fitted: Parameters of its regressions, by name.
@@ -37,18 +29,6 @@ def go_back(
         bias: The source signal S_0; without it, the attribution A, whose inverses have no constants (Sec. 4.3).
         gate: Let pass only what was active in the forward pass (Eq. 9): local; without it, global.
         learn: Hears of the regressions that are not in ``fitted``, whose results are then missing (None).
-    """
-    back = _Back(part, values, fitted, who, bias, gate, learn)
-    for step in part.steps:
-        back.take(step)
-    return tuple(None if slot in back.waiting else back.signal(slot) for slot in part.starts)
-
-
-@dataclass
-class _Back:
-    """A walk down the steps.
-
-    Attributes:
         reconstructed: The reconstructions of the values that were reached, by slot.
         waiting: The slots whose values wait for a regression that is still to be learned.
     """
@@ -57,17 +37,20 @@ class _Back:
     values: Values
     fitted: Mapping[str, Parameters]
     who: Who
-    bias: bool
-    gate: bool
-    learn: Learn
+    bias: bool = True
+    gate: bool = True
+    learn: Learn = lambda step, signals, targets: None
     reconstructed: dict[int, list[Tensor]] = field(default_factory=dict)
     waiting: set[int] = field(default_factory=set)
 
-    def __post_init__(self) -> None:
+    def run(self) -> tuple[Tensor | None, ...]:
+        """Return the reconstructions (k, n, ...) of the start's values."""
         self.reconstructed[self.part.output] = [self.values.output[None]]
+        for step in self.part.steps:
+            self._take(step)
+        return tuple(None if slot in self.waiting else self._signal(slot) for slot in self.part.starts)
 
-    def take(self, step: StepBack) -> None:
-        """Go one step down."""
+    def _take(self, step: StepBack) -> None:
         results = None if self.waiting.intersection(step.outputs) else self._inverted(step)
         for slot in step.outputs:
             self.reconstructed.pop(slot, None)
@@ -78,7 +61,7 @@ class _Back:
             if slot in self.part.inside:
                 self.reconstructed.setdefault(slot, []).append(result)
 
-    def signal(self, slot: int) -> Tensor | None:
+    def _signal(self, slot: int) -> Tensor | None:
         """Return the reconstruction of a value, gated; None if nothing that was inverted reads the value."""
         if slot not in self.reconstructed:
             return None
@@ -91,7 +74,7 @@ class _Back:
         values = [self.values.slots[slot] for slot in step.sources]
         if step.call is None:
             return self._regressed(step, self.reconstructed[step.sources[0]], values)
-        signals = [self.signal(slot) for slot in step.outputs]
+        signals = [self._signal(slot) for slot in step.outputs]
         if step.regression is None:
             return table.CLOSED[step.call.primitive.name](self.values.calls[step.name], values, signals, self.bias)
         (signal,) = (s for s in signals if s is not None)

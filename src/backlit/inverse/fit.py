@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from backlit._errors import InputError, check
 from backlit._warn import warn
 from backlit.inverse.artefact import Fitted
-from backlit.inverse.chain import go_back
+from backlit.inverse.chain import WayBack
 from backlit.inverse.data import Batch, Data, check_values
 from backlit.inverse.job import FitStep, Job, Piece
 from backlit.inverse.moments import Moments, Ridge, Solution, solve
@@ -285,7 +285,7 @@ class _Fit:
                     moments[step.name], one, [s[:, block] for s in signals], [t[block] for t in targets]
                 )
 
-        go_back(self.part, values, fitted, who, learn=learn)
+        WayBack(self.part, values, fitted, who, learn=learn).run()
 
     def _has_signal(self, classes: list[int], m: Moments) -> Tensor:
         """Return whether each class's logit varies over its samples.

@@ -166,11 +166,6 @@ class Job:
             self._check_data(piece.data)
         return piece
 
-    @property
-    def keeps(self) -> bool:
-        """True if what is finished is kept for a call that goes on."""
-        return self._store is not None
-
     def result(self, kind: type[F], layers: Layers, classes: tuple[int, ...], facts: Mapping[str, Any]) -> F:
         """Return what was learned, written to the file if there is one."""
         told = {

@@ -132,7 +132,7 @@ def find_part(model: nn.Module, inputs: tuple[Tensor, ...], start: str | None) -
             f"start must be a value that the logits depend on through operations, but is {start!r} ({name}). Name an earlier "
             "module."
         )
-    way = _WayBack(calls, starts, lean.output, nodes)
+    way = _Search(calls, starts, lean.output, nodes)
     images = _images(way.steps, starts, way.inside) if start == INPUT else ()
     return InvertedPart(
         calls=calls,
@@ -167,7 +167,7 @@ def _images(steps: Sequence[StepBack], inputs: Slots, inside: frozenset[int]) ->
     return images
 
 
-class _WayBack:
+class _Search:
     """A search for the steps from the logits to the start, and for the channels of the classes where they are last apart.
 
     Raises:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -48,30 +49,11 @@ class Patterns(Fitted):
     """An artefact of the patterns of a network's layers; :func:`fit_patterns` makes them."""
 
 
+@dataclass
 class Sums:
-    """A set of sums of a layer's inputs x (q) and outputs y (o) per group, over all samples and over those with y > 0; float64."""
+    """A set of sums of a layer's inputs x (q) and outputs y (o) per group, of all samples and of those with y > 0; float64."""
 
-    def __init__(self, groups: int, q: int, o: int, device: torch.device) -> None:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(groups, *shape, dtype=torch.float64, device=device)
-
-        self.samples = torch.zeros((), dtype=torch.int64)
-        self.x, self.y, self.yx = zeros(1, q), zeros(o, 1), zeros(o, q)
-        self.count_pos, self.x_pos, self.yx_pos = zeros(o, 1), zeros(o, q), zeros(o, q)
-
-    @property
-    def state(self) -> dict[str, Tensor]:
-        """All sums, by name."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-
-    @classmethod
-    def of(cls, state: dict[str, Tensor], device: torch.device) -> Sums:
-        """Return the sums whose state this is."""
-        groups, o, q = state["yx"].shape
-        sums = cls(groups, q, o, device)
-        for name, value in state.items():
-            setattr(sums, name, value.to(device))
-        return sums
+    totals: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add rows: x (g, r, q) and y (g, r, o)."""
@@ -84,25 +66,29 @@ class Sums:
         count = positive.sum(1, dtype=torch.float64)[..., None]
         x_pos, y_pos = (positive.mT @ x).double(), (y * positive).sum(1, dtype=torch.float64)[..., None]
         yx, yx_pos = (y.mT @ x).double(), ((y * positive).mT @ x).double()
-        self.samples += n
-        self.x += sum_x + n * mean_x
-        self.y += sum_y + n * mean_y
-        self.yx += yx + mean_y * sum_x + sum_y * mean_x + n * mean_y * mean_x
-        self.count_pos += count
-        self.x_pos += x_pos + count * mean_x
-        self.yx_pos += yx_pos + mean_y * x_pos + y_pos * mean_x + count * mean_y * mean_x
+        sums = {
+            "samples": torch.tensor(n, device=x.device),
+            "x": sum_x + n * mean_x,
+            "y": sum_y + n * mean_y,
+            "yx": yx + mean_y * sum_x + sum_y * mean_x + n * mean_y * mean_x,
+            "count_pos": count,
+            "x_pos": x_pos + count * mean_x,
+            "yx_pos": yx_pos + mean_y * x_pos + y_pos * mean_x + count * mean_y * mean_x,
+        }
+        self.totals = {name: self.totals.get(name, 0) + value for name, value in sums.items()}
 
     def patterns(self, weight: Tensor) -> tuple[dict[str, Tensor], int]:
         """Return a, a+ and a- (g, o, q) for weights of that shape, and how many neurons were never positive.
 
         A neuron that has no sample, or no variance, in a regime gets a pattern of zeros there.
         """
-        mean_y = self.y / self.samples
-        rest = self.samples - self.count_pos
+        x, yx, x_pos, yx_pos, count_pos = (self.totals[name] for name in ("x", "yx", "x_pos", "yx_pos", "count_pos"))
+        mean_y = self.totals["y"] / self.totals["samples"]
+        count = torch.zeros_like(count_pos) + self.totals["samples"]
         regimes = {
-            "linear": (self.yx, self.x, torch.full_like(rest, float(self.samples))),
-            "positive": (self.yx_pos, self.x_pos, self.count_pos),
-            "negative": (self.yx - self.yx_pos, self.x - self.x_pos, rest),
+            "linear": (yx, x, count),
+            "positive": (yx_pos, x_pos, count_pos),
+            "negative": (yx - yx_pos, x - x_pos, count - count_pos),
         }
         patterns = {}
         for name, (yx, x, count) in regimes.items():
@@ -111,7 +97,7 @@ class Sums:
             scale = (weight * c).sum(-1, keepdim=True)
             tiny = 1e-12 * (weight.abs() * (yx / n).abs()).sum(-1, keepdim=True)
             patterns[name] = torch.where((count > 0) & (scale.abs() > tiny), c / torch.where(scale == 0, 1, scale), 0.0)
-        return patterns, int((self.count_pos == 0).sum())
+        return patterns, int((count_pos == 0).sum())
 
 
 def fit_patterns(
@@ -154,16 +140,17 @@ def fit_patterns(
         facts |= {"start": INPUT, "description": description, "layers": []}
         for name, node in layers.items():
             weight, groups = _weight(node.call, calls.shape(node.outputs[0])[0])
-            learned, dead = sums[name].patterns(weight.double().view(groups, -1, sums[name].x.shape[-1]))
+            learned, dead = sums[name].patterns(weight.double().view(groups, -1, prod(weight.shape[1:])))
             patterns[name] = {key: p.reshape(weight.shape).to(weight.dtype) for key, p in learned.items()}
-            facts["layers"].append({"name": name, "samples": int(sums[name].samples), "never positive": dead})
+            facts["layers"].append({"name": name, "samples": int(sums[name].totals["samples"]), "never positive": dead})
         return job.result(Patterns, patterns, tuple(range(calls.logits.shape[1])), facts)
 
 
 def _summed(job: Job, calls: Calls, layers: dict[str, Node], precision: torch.dtype) -> dict[str, Sums]:
     """Go over the data once; the sums so far are kept every so often, and gone on from."""
     piece = job.read(_SUMS)
-    sums = {name: Sums.of(state, job.device) for name, state in (piece.layers if piece else {}).items()}
+    kept = piece.layers if piece else {}
+    sums = {name: Sums({key: t.to(job.device) for key, t in totals.items()}) for name, totals in kept.items()}
     due = time.monotonic() + PAUSE
     wanted = [slot for node in layers.values() for slot in (*node.sources, *node.outputs)]
     for batch in job.batches(sums, done=piece.data if piece else None):
@@ -174,8 +161,8 @@ def _summed(job: Job, calls: Calls, layers: dict[str, Node], precision: torch.dt
                 check_values([*xs, y], name, batch)
                 _add(sums, node, [x.to(precision) for x in xs], y.to(precision))
         start = time.monotonic()
-        if job.keeps and start >= due:
-            job.keep(_SUMS, {name: of.state for name, of in sums.items()}, {})
+        if start >= due:
+            job.keep(_SUMS, {name: of.totals for name, of in sums.items()}, {})
             end = time.monotonic()
             due = end + max(PAUSE, (end - start) / SHARE)
     return sums
@@ -236,10 +223,7 @@ def _add(sums: dict[str, Sums], node: Node, xs: list[Tensor], y: Tensor) -> None
     """Add a batch to a layer's sums."""
     weight, groups = _weight(node.call, y.shape[1])
     q, o = prod(weight.shape[1:]), weight.shape[0] // groups
-    name = node.call.site.name
-    if name not in sums:
-        sums[name] = Sums(groups, q, o, y.device)
-    of = sums[name]
+    of = sums.setdefault(node.call.site.name, Sums())
     if is_sum(node.call.site):  # each channel is a group of one neuron
         both = torch.stack([x.expand_as(y) for x in xs], -1).transpose(0, 1).flatten(1, -2)
         of.add(both, y.transpose(0, 1).flatten(1)[..., None])

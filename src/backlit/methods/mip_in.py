@@ -15,7 +15,7 @@ from backlit._errors import InputError
 from backlit._forward import of_image
 from backlit.inverse import FitOptions, FitStep, InverseNetwork, fit_inverse
 from backlit.inverse.calls import Values
-from backlit.inverse.chain import go_back
+from backlit.inverse.chain import WayBack
 from backlit.inverse.data import Data
 from backlit.inverse.part import INPUT, InvertedPart, find_part
 from backlit.inverse.regressions import Parameters
@@ -88,7 +88,7 @@ class MIPIN(FittedMethod):
         who = self._who(targets)
 
         def back(*, bias: bool, gate: bool) -> tuple[Tensor, ...]:
-            found = go_back(part, values, fitted, who, bias=bias, gate=gate)
+            found = WayBack(part, values, fitted, who, bias=bias, gate=gate).run()
             none = (
                 x.new_zeros(()).expand(targets.shape[1], *x.shape) for x in inputs
             )  # of an input that nothing reads
@@ -128,7 +128,7 @@ class MIPIN(FittedMethod):
         targets = check_targets(indices_of(target, self.loaded), len(inputs[0]), several=False)
         part, values, fitted = self._prepared(inputs)
         who = self._who(pick(values.output, targets))
-        source, attribution = (go_back(part, values, fitted, who, bias=bias)[0] for bias in (True, False))
+        source, attribution = (WayBack(part, values, fitted, who, bias=bias).run()[0] for bias in (True, False))
         assert source is not None
         assert attribution is not None
         return source[0], attribution[0]
