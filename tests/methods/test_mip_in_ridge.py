@@ -96,3 +96,10 @@ def test_memory_holds_all_that_one_pass_learns(monkeypatch: pytest.MonkeyPatch) 
         UserWarning, match=r"the moments of one class take [\d,]+ bytes, more than memory, which is 1,000"
     ):
         MIPIN.fit(net, [x], memory=1000)
+
+
+def test_a_start_that_is_read_several_times_is_not_inverted_itself() -> None:
+    net, x = _Wide(), drawn(20, 2, 2, 2)
+    part = find_part(net, (x[:2],), "relu[0]")
+    assert [step.outputs == step.sources == part.starts for step in part.steps][-1]  # the join
+    assert {row.site: row.rule for row in part.coverage().rows}["relu[0]"] == "not inverted"

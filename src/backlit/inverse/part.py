@@ -99,7 +99,7 @@ class InvertedPart:
     def coverage(self) -> Coverage:
         """Return the inverse that every site of the network got; a folded batch norm has none of its own."""
         rules = {step.name: table.name_of(step.call) for step in self.steps if step.call is not None}
-        inside = {slot for step in self.steps for slot in step.outputs}
+        inside = {slot for step in self.steps if step.call is not None for slot in step.outputs}
         for name, (_, outputs) in self.calls.made.items():
             rules.setdefault(name, "folded" if inside.intersection(outputs) else "not inverted")
         trace = self.calls.lean.trace
