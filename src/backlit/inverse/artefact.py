@@ -21,6 +21,8 @@ from backlit._plain import identity
 
 _FILE = "backlit.fitted"
 Layers = Mapping[str, Mapping[str, Tensor]]
+Facts = dict[str, Any]
+"""Plain JSON values by name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +43,7 @@ class Fitted:
     classes: tuple[int, ...]
     network: str
     input_shapes: tuple[tuple[int, ...], ...]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.kind} of {len(self.classes)} classes for network {self.network[:12]}"
@@ -49,7 +51,7 @@ class Fitted:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self}, layers: {', '.join(self.layers)})"
 
-    def __plain__(self) -> dict[str, Any]:
+    def __plain__(self) -> Facts:
         """Return what tells these parameters from others, for the record of what was run."""
         tensors = flat(self.layers)
         key = tuple((name, id(t), 0 if t.is_inference() else t._version) for name, t in tensors.items())
@@ -79,7 +81,7 @@ class Fitted:
             "classes": list(self.classes),
             "network": self.network,
             "input_shapes": [list(shape) for shape in self.input_shapes],
-            "facts": dict(self.facts),
+            "facts": self.facts,
         }
         check_free(path, self.kind, argument)
         write_whole(path, pack(_FILE, flat(self.layers), {"content": json.dumps(content)}), argument)

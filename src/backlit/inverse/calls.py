@@ -92,7 +92,7 @@ class _Seen:
     results: tuple[Tensor, ...]
     versions: tuple[int, ...]
 
-    def __call__(self, *signals: Tensor) -> Any:
+    def __call__(self, *signals: Tensor) -> object:
         return self.call.run(*signals)
 
 
@@ -101,7 +101,7 @@ def _recorded(
 ) -> tuple[Recording, Values]:
     """Record a pass with the values of its slots; those of the sites in ``wanted`` alone, if it is given."""
 
-    def seen(call: Call, signals: tuple[Tensor, ...], result: Any) -> _Seen:
+    def seen(call: Call, signals: tuple[Tensor, ...], result: object) -> _Seen:
         kept = floats(result) if wanted is None or call.site.name in wanted else []
         results = tuple(r.clone() if copy else r for r in kept)
         return _Seen(call.without_signals(), results, tuple(r._version for r in results))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from backlit._errors import InputError, ModelStateError
 
 _AT_ONCE = 2**22  # numbers that are hashed at once
-Data = Iterable[Any]
+Data = Iterable[object]
 """Batches: images (n, c, h, w), or (images, class indices (n,)); images may be a tuple, if the network takes several."""
 
 
@@ -133,8 +132,8 @@ def batches(data: Data, model: nn.Module, classes: int | None = None, *, again: 
     sizes: list[str] = []
     for index, item in enumerate(data):
         images, labels = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
-        inputs = tuple(images) if isinstance(images, (tuple, list)) else (images,)
-        own = _check_images(inputs, index)
+        inputs = _images(images if isinstance(images, (tuple, list)) else (images,), index)
+        own = ["x".join(map(str, x.shape[1:])) for x in inputs]
         sizes = sizes or own
         for size, first in zip(own, sizes, strict=False):
             if size != first:
@@ -156,7 +155,7 @@ def batches(data: Data, model: nn.Module, classes: int | None = None, *, again: 
         )
 
 
-def _labels(labels: Any, n: int, index: int, classes: int | None) -> Tensor:
+def _labels(labels: object, n: int, index: int, classes: int | None) -> Tensor:
     must_be = f"data: the labels of batch {index} must be {n} class indices, one an image, but are"
     try:
         indices = torch.as_tensor(labels)
@@ -198,9 +197,10 @@ def _not_finite(values: Tensor) -> Tensor:
     return (~values.flatten(1).isfinite().all(1)).nonzero().flatten()
 
 
-def _check_images(inputs: tuple[Any, ...], index: int) -> list[str]:
-    """Refuse what is no batch of images; return the size of each input's images, in words."""
-    for x in inputs:
+def _images(images: Iterable[object], index: int) -> tuple[Tensor, ...]:
+    """Return a batch of images for each input of the network; refuse what is none."""
+    inputs: list[Tensor] = []
+    for x in images:
         if not isinstance(x, Tensor) or x.dim() < 2 or not x.is_floating_point() or not len(x):
             what = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise InputError(
@@ -209,13 +209,12 @@ def _check_images(inputs: tuple[Any, ...], index: int) -> list[str]:
             )
         rows = _not_finite(x)
         if len(rows):
-            images = ", ".join(map(str, rows.tolist()[:5]))
-            raise InputError(
-                f"data: image {images} of batch {index} holds NaN or Inf. Leave it out, or check its file."
-            )
+            named = ", ".join(map(str, rows.tolist()[:5]))
+            raise InputError(f"data: image {named} of batch {index} holds NaN or Inf. Leave it out, or check its file.")
+        inputs.append(x)
     counts = [str(len(x)) for x in inputs]
     if len(set(counts)) > 1:
         raise InputError(
             f"data: the inputs of batch {index} must hold as many images each, but hold {', '.join(counts)}."
         )
-    return ["x".join(map(str, x.shape[1:])) for x in inputs]
+    return tuple(inputs)

@@ -20,7 +20,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ from backlit.capture.canonical import Call
 from backlit.capture.geometry import Geometry
 from backlit.capture.record import Node
 from backlit.capture.sites import Trace
-from backlit.inverse.artefact import Fitted
+from backlit.inverse.artefact import Facts, Fitted
 from backlit.inverse.calls import Calls
 from backlit.inverse.data import Data, check_values
 from backlit.inverse.job import FitStep, Job
@@ -133,7 +132,7 @@ def fit_patterns(
     calls = Calls.of(model, job.sample)
     layers = _layers(calls)
     _check_rules(calls.lean.trace)
-    facts: dict[str, Any] = {"precision": str(precision).removeprefix("torch.")}
+    facts: Facts = {"precision": str(precision).removeprefix("torch.")}
     with job.begun(facts):
         sums = _summed(job, calls, layers, precision)
         patterns: dict[str, dict[str, Tensor]] = {}
