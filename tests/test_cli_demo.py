@@ -15,10 +15,12 @@ from rich.console import Console
 import backlit
 from backlit import FileError, InputError
 from backlit.cli import photographs
-from backlit.cli.photographs import AT_HAND, Photographs, asked_for, explained
+from backlit.cli.photographs import Photographs, asked_for, explained
 from backlit.cli.progress import paced
 from backlit.cli.settings import Compute
 from backlit.methods import DMBP, MIPIN, GradCAM, Saliency
+from backlit.models import at_hand
+from backlit.models.at_hand import AT_HAND
 from backlit.report.page import Cell, NoCell
 
 demo = import_module("backlit.cli.demo")  # the package has a command of that name
@@ -45,7 +47,7 @@ def test_what_is_missing_is_named(photo: Path, monkeypatch: pytest.MonkeyPatch) 
         InputError, match=r"image: no network for photographs is at hand.*--model squeezenet1_0 --weights"
     ):
         asked_for([photo], None, None, CPU)
-    monkeypatch.setattr(photographs, "_samples", list)
+    monkeypatch.setattr(photographs, "sample_photographs", list)
     with pytest.raises(InputError, match=r"image must name photographs to explain, for scikit-image"):
         asked_for([], "digits", None, CPU)
     assert asked_for([], None, None, CPU) is None  # digits alone
@@ -64,7 +66,7 @@ def test_the_first_network_whose_weights_are_there_is_taken(photo: Path, monkeyp
             raise FileError("damaged")
         return backlit.load_model("digits")
 
-    monkeypatch.setattr(photographs, "load_model", load)
+    monkeypatch.setattr(at_hand, "load_model", load)
     found = asked_for([photo], None, None, CPU)
     assert found is not None
     assert tried == list(AT_HAND[:3])

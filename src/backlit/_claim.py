@@ -79,13 +79,7 @@ class Claim:
         Raises:
             FileError: If the folder cannot be taken: what is there, and the way out.
         """
-        if os.path.lexists(self.folder) and not self.folder.is_dir():
-            raise FileError(
-                f"{self.kind.argument}: {str(self.folder)!r} must be a folder, but is a file. Choose another name."
-            )
-        for name in (HIDDEN, *self.kind.folders):
-            if (path := self.folder / name).is_symlink() or (path.exists() and not path.is_dir()):
-                raise foreign(path, self.kind.argument)
+        self._refuse_no_folder()
         entries = listed_files(sound_entries(self.folder / HIDDEN / FILES))
         self._refuse_foreign(entries)
         if self._there(entries):
@@ -99,6 +93,16 @@ class Claim:
         if not claimed and next(self._strangers(entries), None):
             raise self._refused(f"exists and holds something else than this {self.kind.noun}; nothing was written")
         return False
+
+    def _refuse_no_folder(self) -> None:
+        """Refuse a file or link where the run needs a folder."""
+        if os.path.lexists(self.folder) and not self.folder.is_dir():
+            raise FileError(
+                f"{self.kind.argument}: {str(self.folder)!r} must be a folder, but is a file. Choose another name."
+            )
+        for name in (HIDDEN, *self.kind.folders):
+            if (path := self.folder / name).is_symlink() or (path.exists() and not path.is_dir()):
+                raise foreign(path, self.kind.argument)
 
     def _refuse_foreign(self, entries: list[Entry]) -> None:
         """Refuse a file that would be replaced, and is not Backlit's."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -10,19 +9,17 @@ from typing import Any
 
 import torch
 
-from backlit._errors import BacklitError, FileError, InputError
+from backlit._errors import BacklitError, InputError
 from backlit.attribution import Attribution
 from backlit.cli.progress import Pace
 from backlit.cli.settings import Chosen, Compute, load, logits_of, with_bounds
-from backlit.data.listing import list_images
+from backlit.data.listing import list_images, sample_photographs
 from backlit.methods import DMBP, LPR, FittedMethod, Method
-from backlit.models import LoadedModel, load_model
+from backlit.models import LoadedModel
+from backlit.models.at_hand import AT_HAND, load_at_hand
 from backlit.report.card import probability_text
 from backlit.report.page import Row, row
 
-AT_HAND = ("squeezenet1_0", "squeezenet1_1", "mobilenet_v2", "mobilenet_v3_small", "resnet18", "resnet50")
-"""Networks of torchvision that are looked for in torch's cache, the fastest first."""
-_SAMPLES = ("chelsea.png", "coffee.png", "rocket.jpg")  # photographs under CC0 that scikit-image brings along
 _LPR_STEPS = 10
 
 
@@ -56,8 +53,11 @@ def asked_for(
         )
     if download and model is None:
         model = AT_HAND[0]
-    loaded = _cached(compute) if model is None else load(model, weights, compute, {}, download=download)
-    files = list_images(images)[0] if images else _samples()
+    if model is None:
+        loaded = load_at_hand(device=compute.device, dtype=compute.dtype)
+    else:
+        loaded = load(model, weights, compute, {}, download=download)
+    files = list_images(images)[0] if images else sample_photographs()
     if loaded is None and images:
         raise InputError(
             "image: no network for photographs is at hand: torch's cache holds the weights of none of "
@@ -69,23 +69,6 @@ def asked_for(
             "image must name photographs to explain, for scikit-image, which brings some along, is not installed."
         )
     return Photographs(files, loaded) if loaded is not None and files else None
-
-
-def _cached(compute: Compute) -> LoadedModel | None:
-    """The first of :data:`AT_HAND` whose weights torch's cache holds."""
-    for name in AT_HAND:
-        try:
-            return load_model(name, device=compute.device, dtype=compute.dtype)
-        except (InputError, FileError):  # not there, or damaged: the next may be
-            continue
-    return None
-
-
-def _samples() -> list[Path]:
-    """The photographs of scikit-image, if it is installed."""
-    found = importlib.util.find_spec("skimage")
-    folders = [Path(place) / "data" for place in (found.submodule_search_locations or ())] if found else []
-    return [file for folder in folders for name in _SAMPLES if (file := folder / name).is_file()]
 
 
 def explained(shown: Photographs, methods: Sequence[type[Method]], compute: Compute, pace: Pace) -> list[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from backlit._files import path_text
 from backlit.data.images import find_images
 
 _LONGEST = 120  # bytes of a name, before method and class: file systems take 255 for all
+_SAMPLES = ("chelsea.png", "coffee.png", "rocket.jpg")  # photographs under CC0 that scikit-image brings along
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,13 @@ def list_images(paths: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
     if not images:
         raise FileError("images: none of the paths holds an image: " + " ".join(f.error for f in failures))
     return list(images), failures
+
+
+def sample_photographs() -> list[Path]:
+    """List the photographs of scikit-image; none if it is not installed."""
+    package = importlib.util.find_spec("skimage")
+    folders = [Path(place) / "data" for place in (package.submodule_search_locations or ())] if package else []
+    return [file for folder in folders for name in _SAMPLES if (file := folder / name).is_file()]
 
 
 def stems(images: Iterable[Path]) -> dict[Path, str]:

@@ -47,22 +47,27 @@ class Examples:
             )
         if not self.names:
             object.__setattr__(self, "names", tuple(f"image {i}" for i in range(n)))
-        if not all(isinstance(name, str) for name in self.names):
-            raise InputError(f"names must be texts, but hold {type(next(iter(self.names))).__name__}. Use str(name).")
-        if len(self.names) != n or len(set(self.names)) != n:
-            raise InputError(f"names must be {n} different names, one an image, but are {len(set(self.names))}.")
+        self._check_names(n)
         if self.labels is not None:
             self._check_labels(self.labels)
         if self.boxes is not None:
             if len(self.boxes) != n:
                 raise InputError(f"boxes must hold one tensor (b, 4) an image ({n}), but hold {len(self.boxes)}.")
-            for name, boxes in zip(self.names, self.boxes, strict=True):
-                self._check_boxes("boxes", name, boxes)
+            self._check_each("boxes", self.boxes)
         if self.cells is not None:
             if self.cells.shape != (n, 4):
                 raise InputError(f"cells must have shape ({n}, 4), but have {tuple(self.cells.shape)}.")
-            for name, cell in zip(self.names, self.cells, strict=True):
-                self._check_boxes("cells", name, cell[None])
+            self._check_each("cells", [cell[None] for cell in self.cells])
+
+    def _check_names(self, n: int) -> None:
+        if not all(isinstance(name, str) for name in self.names):
+            raise InputError(f"names must be texts, but hold {type(next(iter(self.names))).__name__}. Use str(name).")
+        if len(self.names) != n or len(set(self.names)) != n:
+            raise InputError(f"names must be {n} different names, one an image, but are {len(set(self.names))}.")
+
+    def _check_each(self, argument: str, boxes_of_images: Sequence[Tensor]) -> None:
+        for name, boxes in zip(self.names, boxes_of_images, strict=True):
+            self._check_boxes(argument, name, boxes)
 
     def _check_labels(self, labels: Tensor) -> None:
         if labels.dim() != 2 or len(labels) != len(self.target) or labels.dtype != torch.bool:
