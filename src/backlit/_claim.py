@@ -14,6 +14,7 @@ from typing import Any
 from backlit._errors import FileError
 from backlit._files import PARTIAL, file_digest
 from backlit._journal import Entry, sound_entries
+from backlit._json import JsonObject
 
 HIDDEN, FILES, DIGEST = ".backlit", "files.jsonl", "sha256 of the file"
 _DIFFERENCES = 4  # that an error lists
@@ -53,7 +54,7 @@ class Claim:
 
     folder: Path
     kind: Kind
-    asked: dict[str, Any]
+    asked: JsonObject
     force: bool | None
 
     @cached_property
@@ -63,18 +64,18 @@ class Claim:
 
     @property
     def list_is_damaged(self) -> bool:
-        """Whether the list of files cannot tell for certain which are Backlit's."""
+        """Tell whether the list of files cannot tell for certain which are Backlit's."""
         return self.list_is_lost or has_lost(sound_entries(self.folder / HIDDEN / FILES))
 
     @property
     def list_is_lost(self) -> bool:
-        """Whether the plan is this run's, but no file is listed."""
+        """Tell whether the plan is this run's, but no file is listed."""
         found = read_plan(self.folder / self.kind.plan_file)
         known = any(sound_entries(self.folder / HIDDEN / FILES))
         return not known and found is not None and plan_identity(found) == self.plan
 
     def anew(self) -> bool:
-        """Whether what another or an earlier run left must be removed first. Nothing is written.
+        """Tell whether what another or an earlier run left must be removed first. Nothing is written.
 
         Raises:
             FileError: If the folder cannot be taken: what is there, and the way out.
@@ -155,7 +156,7 @@ class Claim:
 
 
 def has_lost(entries: Iterable[Entry | None]) -> bool:
-    """Whether a line of a journal is damaged, or its number is missing among the others."""
+    """Tell whether a line of a journal is damaged, or its number is missing among the others."""
     numbers = {entry.line if entry else None for entry in entries}
     return numbers != set(range(1, len(numbers) + 1))
 
@@ -180,12 +181,12 @@ def _inside(name: Any) -> bool:
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and path.parts[0] != HIDDEN
 
 
-def plan_identity(asked: dict[str, Any]) -> str:
+def plan_identity(asked: JsonObject) -> str:
     """Return the sha256 of a plan: of every value, with its type (1, 1.0 and true differ), whatever the order of names."""
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
-def read_plan(path: Path) -> dict[str, Any] | None:
+def read_plan(path: Path) -> JsonObject | None:
     """Read a plan; None if there is none, or it is damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and not path.is_symlink() else None
@@ -203,7 +204,7 @@ def foreign(path: Path, argument: str = "out") -> FileError:
     )
 
 
-def differences(found: dict[str, Any], asked: dict[str, Any]) -> str:
+def differences(found: JsonObject, asked: JsonObject) -> str:
     """Say in which values two plans differ."""
     there, wanted = ({n: json.dumps(v) for n, v in _flat(plan)} for plan in (found, asked))
     names = [n for n in {**there, **wanted} if there.get(n) != wanted.get(n)]

@@ -9,10 +9,10 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from backlit._errors import FileError
 from backlit._files import write_whole
+from backlit._json import JsonObject
 from backlit._warn import warn
 
 _ADDED = ("plan", "line", "sha256")
@@ -22,7 +22,7 @@ _ADDED = ("plan", "line", "sha256")
 class Entry:
     """A line whose checksum holds: its row, the identity of the plan that it belongs to, and its number from 1."""
 
-    row: dict[str, Any]
+    row: JsonObject
     plan: str
     line: int
 
@@ -65,7 +65,7 @@ class Journal:
         if bad or (data and not data.endswith(b"\n")):
             self._set_aside(bad)
 
-    def append(self, row: dict[str, Any]) -> None:
+    def append(self, row: JsonObject) -> None:
         """Add a line and wait until it is on the disk.
 
         Raises:
@@ -114,13 +114,13 @@ class Rows:
         key: Tells what a row is of.
     """
 
-    def __init__(self, journal: Journal | None, key: Callable[[dict[str, Any]], Hashable]) -> None:
+    def __init__(self, journal: Journal | None, key: Callable[[JsonObject], Hashable]) -> None:
         self._journal, self._key = journal, key
-        self._rows: dict[Hashable, dict[str, Any]] = {}
+        self._rows: dict[Hashable, JsonObject] = {}
         for row in journal.rows if journal else ():
             self._rows[key(row)] = row
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: JsonObject) -> None:
         """Add a row; it is on the disk when this returns.
 
         Raises:
@@ -130,13 +130,13 @@ class Rows:
             self._journal.append(row)
         self._rows[self._key(row)] = row
 
-    def __getitem__(self, key: Hashable) -> dict[str, Any]:
+    def __getitem__(self, key: Hashable) -> JsonObject:
         return self._rows[key]
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._rows
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[JsonObject]:
         return iter(self._rows.values())
 
 
@@ -183,5 +183,5 @@ def _entry(line: bytes) -> Entry | None:
     return Entry({k: v for k, v in body.items() if k not in _ADDED}, plan, number)
 
 
-def _digest(body: dict[str, Any]) -> str:
+def _digest(body: JsonObject) -> str:
     return hashlib.sha256(json.dumps(body).encode()).hexdigest()

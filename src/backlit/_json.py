@@ -1,4 +1,4 @@
-"""JSON from files that anybody may have written: every way in which it can be wrong is one ``ValueError``."""
+"""JSON: plain values, and files that anybody may have written, where every way to be wrong is one ``ValueError``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import math
 from typing import Any, NoReturn
 
+JsonObject = dict[str, Any]
+"""Plain JSON values by name: a row of a journal, a plan, a record of what was run."""
 _LARGEST = 1 << 64
 """No seed is larger, and no number of anything in a file."""
 

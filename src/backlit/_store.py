@@ -29,16 +29,17 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from backlit._claim import DIGEST, FILES, HIDDEN, Claim, Kind, foreign, has_lost, listed_files, plan_identity, read_plan
 from backlit._errors import FileError
 from backlit._files import PARTIAL, absolute, file_digest, make_folder, refusals, write_whole
 from backlit._journal import Journal, Rows, free_name, sound_entries
+from backlit._json import JsonObject
 from backlit._lock import HOLDER, LOCK, alone
 from backlit._version import __version__
 from backlit._warn import warn
@@ -144,7 +145,7 @@ class Store:
             self._add(name, _JOURNAL)
         return Journal(path, self.plan, argument=self._argument)
 
-    def rows(self, name: str, key: Callable[[dict[str, Any]], Hashable]) -> Rows:
+    def rows(self, name: str, key: Callable[[JsonObject], Hashable]) -> Rows:
         """Open a journal of this run as rows by key.
 
         Raises:
@@ -272,7 +273,7 @@ class StoredFile:
 
 
 @contextmanager
-def claim(path: str | Path, kind: Kind, asked: Mapping[str, Any], *, force: bool | None = None) -> Iterator[Store]:
+def claim(path: str | Path, kind: Kind, asked: JsonObject, *, force: bool | None = None) -> Iterator[Store]:
     """Make a folder this run's own, or go on with what an earlier call left there; hold its lock meanwhile.
 
     Args:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
+
+from backlit._json import JsonObject
 
 if TYPE_CHECKING:
     import polars as pl
@@ -31,12 +33,12 @@ class MethodFacts:
     title: str
     summary: str
     source: str
-    options: Mapping[str, Any]
+    options: JsonObject
     seconds: float
     forward_equivalents: float
     coverage: Mapping[str, int]
     completeness: Mapping[str, float]
-    notes: Mapping[str, Any] = field(default_factory=dict)
+    notes: JsonObject = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Comparison:
     curves: pl.DataFrame
     ranking: pl.DataFrame
     differences: pl.DataFrame
-    protocols: tuple[Mapping[str, Any], ...]
+    protocols: tuple[JsonObject, ...]
     strips: tuple[Strip, ...] = ()
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: JsonObject = field(default_factory=dict)

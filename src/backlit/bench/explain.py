@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import count
@@ -26,6 +26,7 @@ import torch
 
 from backlit._claim import differences
 from backlit._files import path_text
+from backlit._json import JsonObject
 from backlit._plain import described, network_of, versions
 from backlit._store import Store, share
 from backlit._version import __version__
@@ -43,8 +44,8 @@ _TIMES = 2  # the network's pixels: so large is the photograph on a card
 _WORTH = 20  # times as long as it takes to write the summary, it is not written again
 
 
-class Target(Protocol):
-    """What a map is of: a class, or its logit less that of another class."""
+class MapTarget(Protocol):
+    """A class that a map is of, or its logit less that of another class."""
 
     @property
     def index(self) -> int:
@@ -58,7 +59,7 @@ class Target(Protocol):
 
     @property
     def key(self) -> str:
-        """What files and rows call it."""
+        """Its name in files and rows."""
         ...
 
     def label(self, names: tuple[str, ...]) -> str:
@@ -93,7 +94,7 @@ class MapFolder:
         compute: Device, dtype and seed.
     """
 
-    def __init__(self, store: Store, loaded: LoadedModel, compute: Mapping[str, Any]) -> None:
+    def __init__(self, store: Store, loaded: LoadedModel, compute: JsonObject) -> None:
         self._store, self._loaded, self._compute = store, loaded, compute
         self._run = {
             "network": network_of(loaded.network),
@@ -103,7 +104,7 @@ class MapFolder:
             "versions": versions(),
         }
         self._journal = store.journal(JOURNAL)
-        self._rows: dict[str, dict[str, Any]] = {}
+        self._rows: dict[str, JsonObject] = {}
         self._stems: dict[str, str] = {}
         self._page: str | None = None
         for row in self._journal.rows:
@@ -112,7 +113,7 @@ class MapFolder:
         self._foreign = [path.name for path in store.path.iterdir() if path.name not in ours]
         self._written, self._took = 0.0, 0.0
 
-    def _take(self, row: dict[str, Any]) -> None:
+    def _take(self, row: JsonObject) -> None:
         if "page" in row:
             self._page = row["page"]
         elif row.get("gone"):
@@ -131,7 +132,7 @@ class MapFolder:
             self._stems[path_text(image)] = known
         return known
 
-    def asked(self, digest: str, method: str, options: Any) -> dict[str, Any]:
+    def asked(self, digest: str, method: str, options: Any) -> JsonObject:
         """Return all that can change a map, but for its class.
 
         Args:
@@ -144,7 +145,7 @@ class MapFolder:
         """
         return {"picture": digest, "method": method, "options": described(options, exact=True), **self._run}
 
-    def others(self, image: Path, asked: Mapping[str, Any]) -> dict[str, str]:
+    def others(self, image: Path, asked: JsonObject) -> dict[str, str]:
         """Return the names of the maps of this image and method that were asked for otherwise, each with what differs."""
         of = (self._stem(image), asked["method"])
         there = {name: row["asked"] for name, row in self._rows.items() if (row["stem"], row["asked"]["method"]) == of}
@@ -157,17 +158,17 @@ class MapFolder:
             for file in _files(name):
                 self._store.remove(file)
 
-    def has(self, image: Path, target: Target, asked: Mapping[str, Any]) -> bool:
-        """Whether this very map is there, and whole; its pictures are drawn again where they are not."""
+    def has(self, image: Path, target: MapTarget, asked: JsonObject) -> bool:
+        """Tell whether this very map is there, and whole; its pictures are drawn again where they are not."""
         name = self._name(image, target, asked)
         row = self._rows.get(name)
         return row is not None and row["asked"] == asked and self._store.sound(_map(name)) is not None
 
-    def _name(self, image: Path, target: Target, asked: Mapping[str, Any]) -> str:
+    def _name(self, image: Path, target: MapTarget, asked: JsonObject) -> str:
         return f"{self._stem(image)}.{asked['method']}.{target.key}"
 
     def add(
-        self, image: Path, asked: dict[str, Any], target: Target, explanation: Attribution, chance: float | None
+        self, image: Path, asked: JsonObject, target: MapTarget, explanation: Attribution, chance: float | None
     ) -> None:
         """Write the map of one image, then its row; :meth:`draw` adds the pictures.
 
@@ -207,11 +208,11 @@ class MapFolder:
             }
         )
 
-    def _keep(self, row: dict[str, Any]) -> None:
+    def _keep(self, row: JsonObject) -> None:
         self._journal.append(row)
         self._take(row)
 
-    def draw(self, image: Path, asked: Mapping[str, Any], style: Any, how: str) -> None:
+    def draw(self, image: Path, asked: JsonObject, style: Any, how: str) -> None:
         """Draw what one method made of one image, where it is not drawn so: by ``how`` "image" all of it has one scale.
 
         Raises:
@@ -235,14 +236,14 @@ class MapFolder:
             summary = {**row["summary"], "bare": files[1], "colour_scale": wanted["scale"]}
             self._keep({**row, "summary": summary, "limit": own, "firm": firm, "drawn": wanted})
 
-    def _limit(self, row: Mapping[str, Any]) -> tuple[bool, float]:
+    def _limit(self, row: JsonObject) -> tuple[bool, float]:
         """Whether a map has a say in a shared scale, for it is more than nothing, and where its own colours end."""
         if "limit" in row:
             return row["firm"], row["limit"]
         explanation = self._load(row)
         return not trust(explanation).near_nothing, limit_of(explanation)[0]
 
-    def _load(self, row: Mapping[str, Any]) -> Attribution:
+    def _load(self, row: JsonObject) -> Attribution:
         """Load the map of a row; one of an earlier version does not know its class's name and probability."""
         explanation = Attribution.load(self._store.path / _map(row["name"]))
         if explanation.labels is not None:
@@ -251,7 +252,7 @@ class MapFolder:
         chance = torch.full_like(explanation.output, known["probability"])
         return replace(explanation, labels=(known["label"],), probability=chance)
 
-    def summaries(self, image: Path, asked: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def summaries(self, image: Path, asked: JsonObject) -> dict[str, JsonObject]:
         """Return what the summary says of the maps that a method made of an image, by what their targets are called."""
         of = (self._stem(image), asked)
         rows = [row for row in self._rows.values() if (row["stem"], row["asked"]) == of]

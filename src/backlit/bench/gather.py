@@ -6,13 +6,13 @@ import io
 import json
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from backlit._fingerprint import fingerprint
+from backlit._json import JsonObject
 from backlit._plain import described
 from backlit._store import Store
 from backlit._version import __version__
@@ -138,7 +138,7 @@ def _strips(plan: Plan, finished: Finished, scores: Scores, heat: Mapping[str, T
             )
 
 
-def _provenance(plan: Plan, seconds: float) -> dict[str, Any]:
+def _provenance(plan: Plan, seconds: float) -> JsonObject:
     return {
         "images": len(plan.examples),
         "fingerprint": fingerprint(plan.network),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from backlit._errors import InputError
 from backlit._fingerprint import tensor_digest
 from backlit._forward import forward
+from backlit._json import JsonObject
 from backlit._layout import fast_layout
 from backlit._plain import identity, kind_of, network_of, versions
 from backlit.capture.refuse import check_model
@@ -123,7 +124,7 @@ class Plan:
         """Say which images a block holds."""
         return f"images {block.start + 1} to {block.stop} of {len(self.examples)}"
 
-    def asked(self) -> dict[str, Any]:
+    def asked(self) -> JsonObject:
         """Tell what makes two comparisons the same, as plain JSON values.
 
         Raises:
@@ -205,7 +206,7 @@ def _check_method(name: str, method: Any, network: nn.Module) -> None:
         raise InputError(f"methods[{name!r}] must explain the model that is compared, but was made for another one.")
 
 
-def _asked(one: Method | Metric, argument: str) -> dict[str, Any]:
+def _asked(one: Method | Metric, argument: str) -> JsonObject:
     """Tell what can change the numbers of a method or metric.
 
     Raises:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from backlit._journal import Rows
+from backlit._json import JsonObject
 from backlit._store import Store
 from backlit.attribution import Attribution
 from backlit.bench.folder import MAPS, RESULTS
@@ -32,14 +33,14 @@ class Finished:
         self.pictures: dict[tuple[str, str], Tensor] = {}
 
     def has(self, kind: str, name: str, block: slice) -> bool:
-        """Whether a method's maps (``kind`` "maps") or a metric's "scores" of a block are done."""
+        """Tell whether a method's maps (``kind`` "maps") or a metric's "scores" of a block are done."""
         return (kind, name, block.start) in self._rows
 
-    def row(self, kind: str, name: str, block: slice) -> dict[str, Any]:
+    def row(self, kind: str, name: str, block: slice) -> JsonObject:
         """The line of a piece that is done."""
         return self._rows[kind, name, block.start]
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: JsonObject) -> None:
         """Add the line of a piece; it is on the disk when this returns."""
         self._rows.add(row)
 
@@ -87,7 +88,7 @@ class Finished:
         )
 
 
-def _key(row: dict[str, Any]) -> tuple[str, str, int]:
+def _key(row: JsonObject) -> tuple[str, str, int]:
     return row["kind"], row["name"], row["start"]
 
 
@@ -99,7 +100,7 @@ def _pictures_file(metric: str, method: str) -> str:
     return f"{MAPS}/{metric}.{method}.pictures.safetensors"
 
 
-def map_row(name: str, block: slice, maps: Sequence[Attribution], seconds: float, forward: float) -> dict[str, Any]:
+def map_row(name: str, block: slice, maps: Sequence[Attribution], seconds: float, forward: float) -> JsonObject:
     """Make the line that says a method's maps of a block are done; ``forward`` is the time of one image's forward pass."""
     first = maps[0]
     known = {"method", "options", "model", "fingerprint", "seed", "versions", "device", "dtype", "seconds"}
@@ -117,10 +118,10 @@ def map_row(name: str, block: slice, maps: Sequence[Attribution], seconds: float
     }
 
 
-def score_row(metric: Metric, block: slice, scores: Scores, seconds: float) -> dict[str, Any]:
+def score_row(metric: Metric, block: slice, scores: Scores, seconds: float) -> JsonObject:
     """Make the line that holds a metric's scores of a block."""
 
-    def plain(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def plain(values: Mapping[str, np.ndarray]) -> JsonObject:
         return {name: v.tolist() for name, v in values.items()}
 
     return {
@@ -139,7 +140,7 @@ def score_row(metric: Metric, block: slice, scores: Scores, seconds: float) -> d
     }
 
 
-def scores_of(metric: Metric, row: dict[str, Any], names: Sequence[str]) -> Scores:
+def scores_of(metric: Metric, row: JsonObject, names: Sequence[str]) -> Scores:
     """Read the scores of such a line."""
 
     def arrays(values: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -37,7 +37,7 @@ _KEPT = "what is done is kept, and the same command goes on from there"
 
 @dataclass(frozen=True)
 class Source:
-    """Where the images come from, as the command line says it.
+    """A source of images, as the command line says it.
 
     Attributes:
         paths: Files or folders; one folder for a data set.

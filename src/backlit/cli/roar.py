@@ -31,7 +31,7 @@ _RANDOM = "random"  # always runs beside
 
 @dataclass(frozen=True)
 class Setting:
-    """What the command line says beside methods and options of ROAR.
+    """The words of a command line beside methods and options of ROAR.
 
     Attributes:
         data: Folder of CIFAR-10 or MNIST.

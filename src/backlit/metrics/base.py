@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from backlit._errors import InputError
+from backlit._json import JsonObject
 from backlit._options import Configured
 from backlit._plain import described
 from backlit.attribution import Attribution, Reduce
@@ -33,7 +34,7 @@ WHO_HAS_IT: dict[Need, str] = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """What exactly was measured; kept with every result, as JSON can hold it."""
+    """A record of what exactly was measured; kept with every result, as JSON can hold it."""
 
     metric: str
     title: str
@@ -45,9 +46,9 @@ class Protocol:
     ties: str
     forward_passes: str
     axes: tuple[str, str]
-    options: Mapping[str, Any]
+    options: JsonObject
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return it as a dictionary; infinite ends of the range are None."""
         ends = [end if np.isfinite(end) else None for end in self.range]
         return {**asdict(self), "range": ends, "axes": list(self.axes), "options": dict(self.options)}
@@ -55,7 +56,7 @@ class Protocol:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What one metric says of several methods' maps of the same n images.
+    """A metric's scores of several methods' maps of the same n images.
 
     Attributes:
         metric: The metric, with its options.
@@ -85,7 +86,7 @@ class Scores:
 
     @property
     def protocol(self) -> Protocol:
-        """What exactly was measured."""
+        """The record of what exactly was measured."""
         return self.metric.protocol
 
     def beside(self, method: str) -> dict[str, Estimate]:
@@ -162,7 +163,7 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """What a metric measures, after all checks.
+    """A network, images and maps to measure, after all checks.
 
     Attributes:
         network: The network that was explained, in eval mode.
@@ -245,22 +246,22 @@ class Metric(Configured, ABC):
 
     @property
     def forward_passes(self) -> str:
-        """What one map of one image costs, in forward passes of one image."""
+        """The cost of one map of one image, in forward passes of one image."""
         return "0"
 
     @property
     def direction(self) -> str:
-        """Which way is better, in words."""
+        """The better direction, in words."""
         return "higher is better" if self.higher_is_better else "lower is better"
 
     @property
     def axes(self) -> tuple[str, str]:
-        """What its curves show: their positions and their values; empty where there are none."""
+        """Names of its curves' positions and values; empty where there are none."""
         return "", ""
 
     @property
     def protocol(self) -> Protocol:
-        """What exactly this metric measures."""
+        """The record of what exactly this metric measures."""
         return Protocol(
             metric=self.name,
             title=self.title,
@@ -333,7 +334,7 @@ class Metric(Configured, ABC):
             if not have[need]:
                 raise InputError(f"{self.title} needs {WHO_HAS_IT[need]}, and these examples come without.")
 
-    def _check_maps(self, maps: Mapping[str, Any], methods: Mapping[str, Method] | None) -> None:
+    def _check_maps(self, maps: Mapping[str, Attribution | Tensor], methods: Mapping[str, Method] | None) -> None:
         for name, given in maps.items():
             if "methods" in self.needs and name not in (methods or {}):
                 raise InputError(

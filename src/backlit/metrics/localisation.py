@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from backlit._errors import InputError
 from backlit._forward import forward
-from backlit.methods.base import check, check_whole, is_number
+from backlit.methods.base import Method, check, check_whole, is_number
 from backlit.methods.chunks import run_in_chunks
 from backlit.metrics.base import Case, Metric, Scores, to_numbers
 from backlit.metrics.examples import Examples, inside
@@ -164,7 +163,7 @@ class BoundaryDependence(Metric):
         super().__post_init__()
         check_whole("border", self.border)
 
-    def check(self, network: nn.Module, examples: Examples, methods: Mapping[str, Any] | None) -> None:
+    def check(self, network: nn.Module, examples: Examples, methods: Mapping[str, Method] | None) -> None:
         super().check(network, examples, methods)
         border, side = self.border, min(examples.inputs.shape[-2:])
         if 2 * border >= side:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from backlit._errors import BacklitError, InputError
 from backlit._forward import forward
 from backlit._layout import fast_layout
 from backlit.attribution import Attribution
-from backlit.methods.base import check, check_positive, check_whole, is_number
+from backlit.methods.base import Method, check, check_positive, check_whole, is_number
 from backlit.methods.chunks import run_in_chunks
 from backlit.methods.inputs import check_takes
 from backlit.metrics.base import Case, Metric, Scores, to_numbers
@@ -102,7 +102,7 @@ class Perturbation(Metric):
 
     @property
     def higher_is_better(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  options decide
-        """Whether the images of a good map show what the curve is of: then scores stay high, and changes small."""
+        """Tell whether the images of a good map show what the curve is of: then scores stay high, and changes small."""
         shows_it = _SHOWN_PIXELS[self.action, self.order] == self.curve_of
         return not shows_it if self.score == "change" else shows_it
 
@@ -112,7 +112,7 @@ class Perturbation(Metric):
 
     @property
     def beside(self) -> Mapping[str, Statistic]:
-        """Of ratios to an image's own logit, which may be small: the median, and the ratio of the mean logits."""
+        """The median, and the ratio of the mean logits, beside a mean of ratios to logits that may be small."""
         return {"median": median, "ratio of means": ratio_of_means} if self.score == "logit_ratio" else {}
 
     @property
@@ -124,7 +124,7 @@ class Perturbation(Metric):
     def axes(self) -> tuple[str, str]:
         return "share of pixels changed", _SHOWN[self.score]
 
-    def check(self, network: nn.Module, examples: Examples, methods: Mapping[str, Any] | None) -> None:
+    def check(self, network: nn.Module, examples: Examples, methods: Mapping[str, Method] | None) -> None:
         super().check(network, examples, methods)
         if self.replacement == "blur":
             check_blur(self.blur_size, examples.inputs)
@@ -383,7 +383,7 @@ class LeRF100(_Hundred):
     absolute: tuple[str, ...] = ("guided_backprop", "guided_integrated_gradients")
 
 
-def _method_of(key: str, maps: Any) -> str:
+def _method_of(key: str, maps: Attribution | Tensor) -> str:
     """Return the method's own name, whatever the user calls its maps; a bare tensor has only that."""
     return str(maps.provenance.get("method", key)) if isinstance(maps, Attribution) else key
 

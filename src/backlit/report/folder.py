@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from backlit._json import JsonObject
 from backlit._version import __version__
 from backlit.attribution import Attribution
 from backlit.methods.lookup import title_named
@@ -28,7 +28,7 @@ _INTRO = (
 )
 
 
-def folder_page(rows: Sequence[Mapping[str, Any]], load: Callable[[Mapping[str, Any]], Attribution]) -> bytes:
+def folder_page(rows: Sequence[JsonObject], load: Callable[[JsonObject], Attribution]) -> bytes:
     """Return the page, which holds the images that fit into 10 MB, the first ones first.
 
     Args:
@@ -58,15 +58,13 @@ def folder_page(rows: Sequence[Mapping[str, Any]], load: Callable[[Mapping[str, 
     return render(Page(title, _INTRO + rest, columns, tuple(shown), footer, ramped=False)).encode()
 
 
-def _order(rows: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], int]:
+def _order(rows: Sequence[JsonObject]) -> Callable[[JsonObject], int]:
     """What sorts rows by image, in the order in which the images came."""
     place = {stem: i for i, stem in enumerate(dict.fromkeys(row["stem"] for row in rows))}
     return lambda row: place[row["stem"]]
 
 
-def _rows(
-    of: Sequence[Mapping[str, Any]], methods: Sequence[str], load: Callable[[Mapping[str, Any]], Attribution]
-) -> Iterable[Row]:
+def _rows(of: Sequence[JsonObject], methods: Sequence[str], load: Callable[[JsonObject], Attribution]) -> Iterable[Row]:
     """The rows of one image, one a class."""
     for target in dict.fromkeys(_target(row) for row in of):  # two classes may have one name
         maps = {row["asked"]["method"]: row for row in of if _target(row) == target}
@@ -79,12 +77,12 @@ def _rows(
         yield Row(photo, known["label"], f"{known['image'].rpartition('/')[2]}{said}", cells, coarse=coarse)
 
 
-def _target(row: Mapping[str, Any]) -> tuple[int, int | None]:
+def _target(row: JsonObject) -> tuple[int, int | None]:
     """The class that a map is of, and the one whose logit was subtracted."""
     return row["summary"]["target"], row["summary"].get("less")
 
 
-def _drawn(row: Mapping[str, Any], explanation: Attribution) -> tuple[Cell, bytes, bool]:
+def _drawn(row: JsonObject, explanation: Attribution) -> tuple[Cell, bytes, bool]:
     """The cell of one map, its photograph, and whether that is so small that its pixels are to be seen."""
     summary, verdict = row["summary"], trust(explanation)
     panels = Panels(explanation, None, summary["colour_scale"], verdict.faintness)
@@ -100,7 +98,7 @@ def _drawn(row: Mapping[str, Any], explanation: Attribution) -> tuple[Cell, byte
     return cell, _jpeg(photo), max(explanation.values.shape[-2:]) <= _COARSE
 
 
-def _facts(summary: Mapping[str, Any], verdict: Trust) -> tuple[tuple[str, str], ...]:
+def _facts(summary: JsonObject, verdict: Trust) -> tuple[tuple[str, str], ...]:
     numbers = [("logit", summary["logit"]), *summary["completeness"].items()]
     return (*((name, f"{value:.3g}") for name, value in numbers), ("in words", " ".join(verdict.lines)))
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +15,7 @@ from torch import nn
 from backlit._errors import FileError
 from backlit._fingerprint import fingerprint
 from backlit._journal import Rows
+from backlit._json import JsonObject
 from backlit._plain import identity, network_of, versions
 from backlit._store import Kind
 from backlit.bench.roar.result import MASK, ORIGINAL, RoarRow
@@ -36,7 +36,7 @@ ROAR = Kind(
 )
 
 
-def protocol_of(data: RoarData, make_network: MakeNetwork, options: RoarOptions) -> dict[str, Any]:
+def protocol_of(data: RoarData, make_network: MakeNetwork, options: RoarOptions) -> JsonObject:
     """Tell all that a number depends on beside its method, fraction and seed."""
     settings = asdict(options)
     for name in ("fractions", "seeds", "mask_only"):  # of which more can be asked for later
@@ -56,12 +56,12 @@ def protocol_of(data: RoarData, make_network: MakeNetwork, options: RoarOptions)
     }
 
 
-def ranked_by(kinds: Mapping[str, dict[str, Any]], method: str) -> dict[str, Any] | None:
+def ranked_by(kinds: Mapping[str, JsonObject], method: str) -> JsonObject | None:
     """Tell what ordered the pixels of a training; None for the unmodified data."""
     return None if method == ORIGINAL else kinds[method.removesuffix(MASK)]
 
 
-def check_rows(rows: Rows, kinds: Mapping[str, dict[str, Any]], folder: Path) -> None:
+def check_rows(rows: Rows, kinds: Mapping[str, JsonObject], folder: Path) -> None:
     """See that the finished trainings are of the methods that are asked for now.
 
     Raises:
@@ -79,12 +79,12 @@ def check_rows(rows: Rows, kinds: Mapping[str, dict[str, Any]], folder: Path) ->
             )
 
 
-def key_of(line: Mapping[str, Any]) -> tuple[str, float, int]:
+def key_of(line: JsonObject) -> tuple[str, float, int]:
     """Say which training a line is of."""
     return line["method"], line["fraction"], line["seed"]
 
 
-def row_of(line: Mapping[str, Any]) -> RoarRow:
+def row_of(line: JsonObject) -> RoarRow:
     """Read the training that a line tells of."""
     return RoarRow(**{name: value for name, value in line.items() if name != RANKED_BY})
 

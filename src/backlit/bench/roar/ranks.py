@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, UInt16
 from torch import Tensor
 
 from backlit._errors import FileError, InputError
+from backlit._json import JsonObject
 from backlit._packed import pack, unpack
 from backlit._random import stable_seed
 from backlit._store import Store
@@ -59,8 +59,8 @@ class RankStore:
     ascending: bool
     seed: int
 
-    def missing(self, method: str, kind: dict[str, Any], part: str, data: Examples) -> bool:
-        """Whether a block of the method is still to be made.
+    def missing(self, method: str, kind: JsonObject, part: str, data: Examples) -> bool:
+        """Tell whether a block of the method is still to be made.
 
         Raises:
             FileError: If a block is there, but of a method with other options.
@@ -75,7 +75,7 @@ class RankStore:
         return None in there
 
     def make(
-        self, method: str, kind: dict[str, Any], explain: Explain, part: str, data: Examples, on_block: OnBlock
+        self, method: str, kind: JsonObject, explain: Explain, part: str, data: Examples, on_block: OnBlock
     ) -> None:
         """Explain the blocks that are not there yet.
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from backlit._json import JsonObject
+
 ORIGINAL, RANDOM = "original", "random"
 MASK = " mask"  # after a method's name: trained on its bare masks
 _HALF_95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)  # Student's t, 1 to 9 degrees
@@ -36,7 +38,7 @@ class RoarRow:
 
     @property
     def key(self) -> tuple[str, float, int]:
-        """What the training is of."""
+        """Method, fraction and seed of the training."""
         return self.method, self.fraction, self.seed
 
 
@@ -55,7 +57,7 @@ class OverSeeds:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> OverSeeds:
-        """From one number a seed."""
+        """Make it from one number a seed."""
         n = len(values)
         mean = float(np.mean(values))
         if n < 2:
@@ -93,8 +95,8 @@ class RoarResult:
     rows: tuple[RoarRow, ...]
     methods: tuple[str, ...]
     constant_maps: Mapping[str, Mapping[str, int]]
-    protocol: Mapping[str, Any]
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    protocol: JsonObject
+    provenance: JsonObject = field(default_factory=dict)
 
     @property
     def fractions(self) -> tuple[float, ...]:
@@ -116,7 +118,7 @@ class RoarResult:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What was trained on modified data: the random ranking, the methods, and their bare masks."""
+        """List what was trained on modified data: the random ranking, the methods, and their bare masks."""
         trained = {row.method for row in self.rows}
         return (RANDOM, *self.methods, *(m + MASK for m in self.methods if m + MASK in trained))
 
@@ -125,7 +127,7 @@ class RoarResult:
         return [self.cell(ORIGINAL, 0.0), *(self.cell(m, f) for f in self.fractions for m in self.columns)]
 
     def notes(self) -> list[str]:
-        """What a reader must know."""
+        """Tell what a reader must know."""
         said = [
             f"{method}: the map of {images['train']} training and {images['test']} test images is constant; their pixels went "
             "at random."
@@ -162,7 +164,7 @@ class RoarResult:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(text.rjust(w) for text, w in zip(row, widths, strict=True)) for row in rows)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """As a dictionary of plain values; NaN is None."""
         result = {
             "protocol": dict(self.protocol),

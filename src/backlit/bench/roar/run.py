@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from backlit._errors import FileError
 from backlit._fingerprint import fingerprint
 from backlit._journal import Rows
+from backlit._json import JsonObject
 from backlit._store import Store, claim
 from backlit._version import __version__
 from backlit.bench.roar.folder import (
@@ -100,8 +101,8 @@ class _Roar:
     methods: Methods
     options: RoarOptions
     progress: Progress
-    protocol: dict[str, Any]
-    kinds: dict[str, dict[str, Any]]
+    protocol: JsonObject
+    kinds: dict[str, JsonObject]
     store: Store
     rows: Rows
 
@@ -164,7 +165,7 @@ class _Roar:
 
     @cached_property
     def fill(self) -> Tensor:
-        """What takes a removed pixel's place, one number a channel."""
+        """The value that takes a removed pixel's place, one number a channel."""
         x = self.data.train.inputs
         return x.mean((0, 2, 3), dtype=torch.float64) if self.options.replacement == "mean" else x.new_zeros(x.shape[1])
 

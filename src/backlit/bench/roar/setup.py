@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from backlit._errors import InputError
+from backlit._json import JsonObject
 from backlit._plain import kind_of, plain
 from backlit.attribution import Reduce
 from backlit.bench.roar.ranks import LARGEST, Explain
@@ -103,7 +104,7 @@ class RoarData:
 
 @dataclass(frozen=True)
 class RoarStep:
-    """How far it is: ``done`` of ``total`` epochs of a training, or images of a method's maps; ``run`` of ``runs`` trainings."""
+    """A step: ``done`` of ``total`` epochs of a training, or images of a method's maps; ``run`` of ``runs`` trainings."""
 
     stage: Literal["train", "explain"]
     method: str
@@ -178,7 +179,7 @@ def check_labels(data: RoarData, make_network: MakeNetwork, options: RoarOptions
             )
 
 
-def asked_of(name: str, make: Callable[[nn.Module], Explain]) -> dict[str, Any]:
+def asked_of(name: str, make: Callable[[nn.Module], Explain]) -> JsonObject:
     """Tell what a method is, to know it again: its class or function, and all that changes its maps.
 
     Raises:

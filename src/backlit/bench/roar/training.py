@@ -39,7 +39,7 @@ class Checkpoint(Protocol):
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How a network is trained; cross-entropy is the loss.
+    """Options of a training; cross-entropy is the loss.
 
     Attributes:
         epochs: Passes over the training images.
