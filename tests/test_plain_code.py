@@ -50,6 +50,10 @@ SOURCES = {
     "a class method": "class R:\n    @classmethod\n    def f(cls, x):\n        return x * {}\nit = R.f\n",
     "a setter": "class R:\n    @property\n    def a(self):\n        return 1\n    @a.setter\n    def a(self, v):\n"
     "        self.v = v * {}\n    def __call__(self, x):\n        return x\nit = R()\n",
+    "a rule": "from backlit.capture.rule import rule\n@rule(joins=True)\ndef it(g, inputs, output, call):\n"
+    "    return (g * {},)\n",
+    "a rule that it calls": "from backlit.capture.rule import rule\n@rule()\ndef helper(g, inputs, output, call):\n"
+    "    return (g * {},)\ndef it(g, inputs, output, call):\n    return helper(g, inputs, output, call).grads\n",
     "a cached property": "import functools\nclass R:\n    @functools.cached_property\n    def a(self):\n        return {}\n"
     "    def __call__(self, x):\n        return x * self.a\nit = R()\n",
 }

@@ -45,10 +45,16 @@ def told_by_name(value: Any, code: Callable[[Any], str]) -> dict[str, str]:
     if not isinstance(module, str):
         raise Local("has no name")
     for name in names:
-        if isinstance(name, str) and _found(module, name) is value:
+        if isinstance(name, str) and _is_there(module, name, value):
             return {"class" if isinstance(value, type) else "function": f"{module}.{name}", "code": code(value)}
     kind = "a lambda" if "<lambda>" in str(names[0]) else "local, or no longer what its module calls by its name"
     raise Local(f"is {kind}, so that no other process finds it by its name")
+
+
+def _is_there(module: str, name: str, value: Any) -> bool:
+    """Whether the name is the value's in its module, by itself or under a decorator that shows what it wraps."""
+    there = _found(module, name)
+    return there is value or getattr(there, "__wrapped__", None) is value
 
 
 def _found(module: str, name: str) -> Any:
@@ -134,7 +140,8 @@ def _reads(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     """What a function reads from its own module, by name: functions and classes that are written there, and constants."""
     for name in sorted(_names(function.__code__)):
         value = function.__globals__.get(name)
-        of_module = isinstance(value, _WRITTEN) and value.__module__ == function.__module__
+        written = _unwrapped(value) if hasattr(type(value), "__wrapped__") else value  # of a rule, its formula
+        of_module = isinstance(written, _WRITTEN) and written.__module__ == function.__module__
         if of_module or (isinstance(value, _CONSTANT) and not name.startswith("__")):
             yield name, value
 

@@ -45,6 +45,11 @@ class Rule:
     joins: bool = False
     reads_output: bool = True
 
+    @property
+    def __wrapped__(self) -> Vjp:
+        """The formula, for whoever looks under a decorator."""
+        return self.vjp
+
     def __call__(self, grad_output: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> Shares:
         result = self.vjp(grad_output, inputs, output, call)
         return result if isinstance(result, Shares) else Shares(tuple(result))
