@@ -76,7 +76,7 @@ def test_every_layer_is_in_the_order() -> None:
 def test_the_engine_stays_small() -> None:
     """What sees a network and runs it, with the table of operations; rules are content, and grow."""
     files = [*(SOURCE / "capture").glob("*.py"), SOURCE / "rules" / "table.py"]
-    assert 1000 < sum(lines_of_code(p.read_text(encoding="utf-8")) for p in files) < 1680
+    assert 1000 < sum(lines_of_code(p.read_text(encoding="utf-8")) for p in files) < 1810
 
 
 def lines_of_code(source: str) -> int:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
 from backlit._errors import UnsupportedOp
 from backlit._forward import of_image, unchanged
@@ -31,6 +30,7 @@ from backlit._reach import Step, reach, step_of
 from backlit.capture.canonical import Call
 from backlit.capture.refuse import check_model
 from backlit.capture.sites import Site, Trace
+from backlit.capture.tensors import ByTensor
 from backlit.capture.watch import INPUT, Watch, floats
 
 _UNREAD = "The score reads no feature map of more than one position between a layer with weights and what pools it."
@@ -302,8 +302,9 @@ class _Recorded(Watch):
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         signals = tuple(x.clone() for x in inputs)
         super().__init__(model, signals)
-        self._made: Any = WeakIdKeyDictionary()
-        self._made.update((x, f"{INPUT}.{i}") for i, x in enumerate(signals))
+        self._made: ByTensor[str] = ByTensor()
+        for i, x in enumerate(signals):
+            self._made[x] = f"{INPUT}.{i}"
         self.steps: list[Step] = []
         with unchanged(model, inputs):
             output = self.follow(model, signals)
@@ -314,7 +315,8 @@ class _Recorded(Watch):
         outputs = floats(result)
         names = [f"{call.site.name}.{i}" if i else call.site.name for i in range(len(outputs))]
         self.steps.append(step_of(call, outputs, [self._made[s] for s in signals], names))
-        self._made.update(zip(outputs, names, strict=True))
+        for output, name in zip(outputs, names, strict=True):
+            self._made[output] = name
         return result
 
 

@@ -3,9 +3,10 @@
 from backlit.capture.canonical import Call
 from backlit.capture.freeze import FrozenNetwork, freeze
 from backlit.capture.primitives import PRIMITIVES, Primitive, extend, named
-from backlit.capture.propagate import Propagation, Tap, Tapped, propagate
+from backlit.capture.propagate import Propagation, propagate
 from backlit.capture.rule import Rule, RuleLike, Shares, rule
 from backlit.capture.sites import Coverage, CoverageRow, Site, Trace
+from backlit.capture.taps import Tap, Tapped
 
 __all__ = [
     "PRIMITIVES",

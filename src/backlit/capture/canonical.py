@@ -10,10 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from backlit._errors import UnsupportedOp
-from backlit.capture.primitives import BY_NAME, SPELLINGS, Arguments, Primitive, named
+from backlit.capture.primitives import BY_NAME, SPELLINGS, Arguments, Function, Primitive, named
 from backlit.capture.sites import Site
 
 Place = tuple[str, int | None]
+Places = tuple[Place, ...]
+Args = tuple[Any, ...]
 Tensors = Callable[..., bool]
 
 
@@ -92,7 +94,7 @@ def _put(arguments: Arguments, places: tuple[Place, ...], signals: tuple[Any, ..
     return arguments
 
 
-def canonical(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], gates: Tensors) -> tuple[str, Arguments, bool]:
+def canonical(func: Function, args: Args, kwargs: Arguments, gates: Tensors) -> tuple[str, Arguments, bool]:
     """The primitive's name, the arguments by canonical name, and whether the call writes in place.
 
     ``gates(gate, *signals)`` says whether a gate was made by comparing these signals (``x > 0``).
@@ -153,7 +155,7 @@ _OTHERWISE |= dict.fromkeys(("x2", "mat2", "vec"), "other")
 """NumPy's names for arguments, which torch takes as well, and those of ``mm`` and ``mv``."""
 
 
-def _bind(func: Any, signature: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+def _bind(func: Function, signature: str, args: Args, kwargs: Arguments) -> Arguments:
     """The arguments by their canonical names, whatever their spelling."""
     positional, named = _parsed(signature)
     arguments: Arguments = dict(zip(positional, args, strict=False))

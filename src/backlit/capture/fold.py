@@ -6,7 +6,6 @@ else reads. Each fold is checked on a probe in float64 before it is believed; a 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 
 from backlit.capture.canonical import Call
 from backlit.capture.geometry import Geometry
+from backlit.capture.joins import Chains
 from backlit.capture.primitives import Primitive
 from backlit.capture.record import Recording, record
 from backlit.capture.sites import Trace
@@ -57,27 +57,17 @@ def _as_identity(call: Call) -> Call:
 
 def _folds(recording: Recording) -> Iterator[tuple[int, int, Call]]:
     """The places of each layer and the batch norm that it can take in, and the call that computes both."""
-    made = {slot: i for i, node in enumerate(recording.nodes) for slot in node.outputs}
-    reads = Counter(slot for node in recording.nodes for slot in node.sources)
-    reads.update((recording.output, *recording.peeked))
+    chains = Chains({})
     for i, node in enumerate(recording.nodes):
-        if node.call.primitive.name != "batch_norm" or node.call.get("running_var") is None:
-            continue
-        (slot,) = node.sources
-        layer = made.get(slot)
-        if layer is None or reads[slot] != 1 or not foldable(recording.nodes[layer].call):
-            continue
-        call = _fold(recording.nodes[layer].call, node.call)
+        norm = node.call.primitive.name == "batch_norm" and node.call.get("running_var") is not None
+        link = chains.enter(node.call, node.sources, i, joins=norm)
+        if link is not None:
+            chains.leave(link, node.outputs[0])
+    chains.read((recording.output, *recording.peeked))
+    for chain in chains.all:
+        call = _fold(*chain.calls[:2]) if chain.joined else None
         if call is not None:
-            yield layer, i, call
-
-
-def foldable(call: Call) -> bool:
-    """Whether a batch norm may be part of this layer."""
-    # A linear layer's outputs are the norm's channels only where they stand in the second dimension.
-    return call.primitive.has("convolution") or (
-        call.primitive.name == "linear" and len(call.site.input_shapes[0]) == 2
-    )
+            yield chain.places[0], chain.places[1], call
 
 
 def _fold(layer: Call, norm: Call) -> Call | None:

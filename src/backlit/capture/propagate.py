@@ -10,15 +10,17 @@ from typing import Any, Protocol
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
 from backlit._errors import RuleMismatch
 from backlit._forward import of_image, unchanged
 from backlit.capture.canonical import Call
-from backlit.capture.fold import Plan, fold_plan, foldable
+from backlit.capture.fold import Plan, fold_plan
+from backlit.capture.joins import Chains, Link
 from backlit.capture.refuse import check_model
-from backlit.capture.rule import Rule, RuleLike, Shares, as_rule
+from backlit.capture.rule import Rule, RuleLike, as_rule
 from backlit.capture.sites import Coverage, CoverageRow, Site, Trace
+from backlit.capture.taps import Reader, Tapped, tapped
+from backlit.capture.tensors import ByTensor
 from backlit.capture.watch import Watch
 
 
@@ -38,37 +40,29 @@ class Kept:
     call: Call
 
 
-@dataclass(frozen=True)
-class Tap:
-    """What is read off the gradient of a site's output on its way down: the gradients of further inputs of the network.
-
-    A bias is such an input: ``read`` turns the output's gradient into the gradient of each of ``inputs``.
-    """
-
-    inputs: tuple[Tensor, ...]
-    read: Callable[[Tensor], tuple[Tensor, ...]] = field(repr=False)
-
-
-Reader = Callable[[Call, Tensor], Tap | None]
-"""``reader(call, output)``: what is read off the gradient of a site's output."""
 Keep = Callable[[Site], bool]
-
-
-@dataclass(frozen=True)
-class Tapped:
-    """A tapped site: its output as it left the operation, and the tap's inputs, as leaves to differentiate to."""
-
-    site: Site
-    output: Tensor
-    inputs: tuple[Tensor, ...]
 
 
 @dataclass(eq=False)
 class Flow:
-    """What the backward passes of one propagation share: the sites of ``mixed``, and whether this is the only pass."""
+    """What the backward passes of one propagation share.
 
+    ``images`` is their number, ``mixed`` collects the sites whose images do not stand for certain in the first dimension, and
+    ``once`` says whether this is the only pass.
+    """
+
+    images: int
     mixed: set[str] = field(default_factory=set)
     once: bool = False
+
+    def unit(self, absorbed: Tensor | None, site: Site) -> Tensor | None:
+        """What a site's biases and constants take of each image (n,)."""
+        if absorbed is None:
+            return None
+        n = self.images
+        if absorbed.shape[:1] != (n,) or absorbed.shape[1:2] == (n,):
+            self.mixed.add(site.name)
+        return _per_image(absorbed, n)
 
 
 @dataclass(frozen=True)
@@ -156,155 +150,116 @@ def propagate(
     return Propagation(leaves, output, Trace(tuple(run.sites)), run.coverage(), run.kept, run.taps, run.unit, run.flow)
 
 
-@dataclass(eq=False)
-class _Chain:
-    """A layer's call and, in order, those that want to be joined to it; what they put out, and how often that is read."""
-
-    calls: list[Call]
-    rows: list[int]
-    outputs: list[Any]
-    readers: list[int]
-
-    @property
-    def joined(self) -> int:
-        """How many are joined: each must be the only reader of the one before."""
-        alone = (i for i, count in enumerate(self.readers) if count != 1 or i + 1 == len(self.calls))
-        return next(alone, 0)
-
-
 class _Propagate(Watch):
     def __init__(self, model: nn.Module, inputs: Any, rules: Rules, keep: Keep, plan: Plan, tap: Reader | None) -> None:
         super().__init__(model, inputs)
         self._rules, self._keep, self._plan, self._tap = rules, keep, plan, tap
-        self._links: Any = WeakIdKeyDictionary()  # the output of a chain's member -> chain, position in it
-        self._chains: list[_Chain] = []
+        self._chains = Chains(ByTensor())
         self.rows: list[CoverageRow] = []
         self.unit = inputs[0].new_ones(len(inputs[0])).requires_grad_()
-        self.flow = Flow()
+        self.flow = Flow(len(inputs[0]))
         self.kept: dict[str, Kept] = {}
         self.taps: dict[str, Tapped] = {}
 
     def visit(self, call: Call) -> Any:
         site = call.site
-        folded = self._plan.get((site.name, site.module))
         name, entry = self._rules.rule_for(site)
         rule = as_rule(entry)
         self.rows.append(CoverageRow(site.name, site.primitive, site.kind, site.module, site.spelling, name))
-        if folded is not None:
-            call = folded(call)
+        change = self._plan.get((site.name, site.module))
+        if change is not None:
+            call = change(call)
             call = replace(call, spelled=partial(call.run, *call.signals))
             rule = rule if call.primitive.name == site.primitive else None  # a folded norm passes the signal on
-        link = self._link(call, rule)
-        ruled = partial(_Ruled.apply, call.without_signals(), rule, link, self.flow, call.spelled, self.unit)
-        own = call.spelled() if rule is None else ruled(*call.signals)
+        link, own = self._run(call, rule)
         if isinstance(own, tuple):  # named as the network reads it: .values, .indices
             own = getattr(torch.return_types, site.spelling.rpartition(".")[2], tuple)(own)
-        result = self._tapped(call, own)
-        if link is not None and result is own:  # what a tap reads is not passed over
-            self._links[result] = link
+        result, tap = (own, None) if self._tap is None else tapped(call, own, self._tap)
+        if tap is not None:
+            self.taps[site.name] = tap
+        elif link is not None:  # what a tap reads is not passed over
+            self._chains.leave(link, own)
         if self._keep(site):
             self.kept[site.name] = Kept(result if isinstance(result, Tensor) else result[0], call.without_signals())
         return result
 
-    def _tapped(self, call: Call, output: Any) -> Any:
-        """The output, with what its site's tap reads behind it."""
-        if self._tap is None or not isinstance(output, Tensor) or not output.is_floating_point():
-            return output
-        with torch.no_grad():
-            found = self._tap(call.with_signals(tuple(s.detach() for s in call.signals)), output.detach())
-        if found is None:
-            return output
-        leaves = tuple(x.detach().requires_grad_() for x in found.inputs)
-        site = replace(call.site, output_shape=tuple(output.shape))
-        self.taps[site.name] = Tapped(site, output, leaves)
-        return _Tap.apply(output, found.read, *leaves)
-
-    def _link(self, call: Call, rule: Rule | None) -> tuple[_Chain, int] | None:
-        """The call's place in a chain, if it has one; counts the readers of the chains' outputs."""
-        before = [self._links[s] for s in call.signals if s in self._links]
-        for chain, position in before:
-            chain.readers[position] += 1
+    def _run(self, call: Call, rule: Rule | None) -> tuple[Link | None, Any]:
+        """The call's place in a chain, and its result with the rule behind it."""
         if rule is None:
-            return None
-        if rule.joins and len(before) == len(call.signals) == 1:
-            chain = before[0][0]
-            if before[0][1] + 1 < len(chain.calls) or chain.calls[-1].site.kind != "affine":
-                return None  # another call is joined there, or an activation, which ends a layer
-        elif foldable(call):
-            chain = _Chain([], [], [], [])
-            self._chains.append(chain)
-        else:
-            return None
-        chain.calls.append(call.without_signals())
-        chain.rows.append(len(self.rows) - 1)
-        chain.readers.append(0)
-        return chain, len(chain.calls) - 1
+            self._chains.read(call.signals)
+            return None, call.spelled()
+        link = self._chains.enter(call, call.signals, len(self.rows) - 1, joins=rule.joins)
+        pending = Pending(call.without_signals(), rule, link, self.flow)
+        return link, _Ruled.apply(pending, call.spelled, self.unit, *call.signals)
 
     def coverage(self) -> Coverage:
         """The rows, once all readers are known."""
-        for chain in self._chains:
-            for row in chain.rows[1 : chain.joined + 1]:
+        for chain in self._chains.all:
+            for row in chain.places[1 : chain.joined + 1]:
                 self.rows[row] = replace(self.rows[row], rule="joined to its layer")
         return Coverage(tuple(self.rows))
 
 
-class _Tap(torch.autograd.Function):
-    """The identity, whose backward pass also reads the gradient for the tap's inputs."""
+@dataclass(eq=False)
+class Pending:
+    """A site whose rule the backward pass will apply."""
 
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, read: Any, *inputs: Tensor) -> Tensor:
-        ctx.read = read
-        return output.detach() if output._base is None else output.view_as(output)  # a view stays one
+    call: Call
+    rule: Rule
+    link: Link | None
+    flow: Flow
+    outputs: tuple[Tensor, ...] = ()
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        return (grad, None, *ctx.read(grad))
+    def put_out(self, outputs: tuple[Tensor, ...]) -> None:
+        """Keep what the call put out, for rules that read it."""
+        self.outputs = outputs
+        if self.link is not None:
+            self.link.chain.outputs.append(outputs)
+
+    def claim(self) -> tuple[Call, tuple[Tensor, ...]]:
+        """The call as its rule sees it, and what it put out; in the only backward pass, nothing of it is kept any longer."""
+        call, outputs = (self.call, self.outputs) if self.link is None else self.link.whole(self.call)
+        if self.flow.once:
+            self.outputs = ()
+            if self.link is not None and self.link.position == 0:
+                self.link.chain.outputs.clear()
+        return call, outputs
 
 
 class _Ruled(torch.autograd.Function):
     """One call whose derivative is a rule. All that the rule reads has its graph, so second order goes through it."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, rule: Any, link: Any, flow: Any, spelled: Any, unit: Any, *signals: Any) -> Any:
+    def forward(ctx: Any, pending: Pending, spelled: Callable[[], Any], unit: Tensor, *signals: Tensor) -> Any:
         result = spelled()
         outputs = (result,) if isinstance(result, Tensor) else tuple(result)
         ctx.mark_non_differentiable(*(o for o in outputs if not o.is_floating_point()))
         ctx.save_for_backward(*signals)
-        ctx.call, ctx.rule, ctx.link, ctx.images, ctx.flow = call, rule, link, len(unit), flow
-        ctx.outputs = tuple(o.detach() for o in outputs)
-        if link is not None:
-            link[0].outputs.append(ctx.outputs)
-        return outputs[0] if isinstance(result, Tensor) else outputs
+        ctx.pending = pending
+        pending.put_out(tuple(o.detach() for o in outputs))
+        return result if isinstance(result, Tensor) else outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        inputs, call, kept, none = ctx.saved_tensors, ctx.call, ctx.outputs, (None,) * 5
-        chain, position = ctx.link or (None, 0)
-        if ctx.flow.once:  # as autograd does with what it saved: nothing of a layer is kept once it is done
-            ctx.outputs = None
-        if chain is not None and chain.joined:
-            if 0 < position <= chain.joined:
-                return (*none, None, grads[0])
-            if position == 0:
-                call = replace(call, joined=tuple(chain.calls[1 : chain.joined + 1]))
-                kept = chain.outputs[chain.joined]
-        if chain is not None and position == 0 and ctx.flow.once:
-            chain.outputs.clear()
-        if torch.is_grad_enabled() and ctx.rule.reads_output:
-            output = call.run(*inputs)
-            for after in call.joined:
-                output = after.run(output)
+        inputs, pending = ctx.saved_tensors, ctx.pending
+        if pending.link is not None and pending.link.passes:
+            return None, None, None, grads[0]
+        call, outputs = pending.claim()
+        if torch.is_grad_enabled() and pending.rule.reads_output:
+            output = _again(call, inputs)
         else:
-            output = kept[0] if len(kept) == 1 else kept
-        grad = grads[0] if isinstance(output, Tensor) else grads
-        shares: Shares = ctx.rule(grad, inputs, output, call)
-        unit = None
-        if shares.absorbed is not None:
-            unit = _per_image(shares.absorbed, ctx.images)
-            if shares.absorbed.shape[:1] != (ctx.images,) or shares.absorbed.shape[1:2] == (ctx.images,):
-                ctx.flow.mixed.add(call.site.name)
+            output = outputs[0] if len(outputs) == 1 else outputs
+        shares = pending.rule(grads[0] if isinstance(output, Tensor) else grads, inputs, output, call)
         check_result(shares.grads, inputs, call)
-        return (*none, unit, *shares.grads)
+        return None, None, pending.flow.unit(shares.absorbed, call.site), *shares.grads
+
+
+def _again(call: Call, inputs: tuple[Tensor, ...]) -> Any:
+    """The output of a call and those joined to it, with its graph."""
+    output = call.run(*inputs)
+    for after in call.joined:
+        output = after.run(output)
+    return output
 
 
 def _per_image(values: Tensor, n: int) -> Tensor:

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
 from backlit._forward import unchanged
 from backlit.capture.canonical import Call
 from backlit.capture.refuse import check_model
 from backlit.capture.sites import Trace
+from backlit.capture.tensors import ByTensor
 from backlit.capture.watch import Watch, floats
 
 Form = Callable[..., Any]
@@ -94,7 +94,7 @@ class _Record(Watch):
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], former: Former, change: Any) -> None:
         super().__init__(model, inputs)
         self._former, self._change = former, change
-        self.slots: Any = WeakIdKeyDictionary()  # signal -> slot
+        self.slots: ByTensor[int] = ByTensor()
         self._numbers = count()
         self.nodes: list[Node] = []
         self.peeked: set[int] = set()

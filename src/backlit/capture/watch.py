@@ -7,7 +7,7 @@ tensors or classes, and the mode stack of torch is per thread, so two threads ma
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from types import FunctionType
@@ -16,15 +16,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
-from torch.utils.weak import WeakIdKeyDictionary
 
 from backlit._draws import module_path
 from backlit._errors import UnsupportedOp
 from backlit.capture import refuse
 from backlit.capture.aliases import Alias, Memory, laid_out, read_view
-from backlit.capture.canonical import Call, at, canonical, name_by_signals, places_of
-from backlit.capture.primitives import BY_NAME, CONSTANT, LIKE, ORDERS, SHADOWS, SPELLINGS
+from backlit.capture.canonical import Args, Call, Places, at, canonical, name_by_signals, places_of
+from backlit.capture.primitives import (
+    BY_NAME,
+    CONSTANT,
+    LIKE,
+    ORDERS,
+    SHADOWS,
+    SPELLINGS,
+    Arguments,
+    Function,
+    Primitive,
+)
 from backlit.capture.sites import Site
+from backlit.capture.tensors import ByTensor
 
 INPUT = "input"
 """The maker of the network's inputs."""
@@ -52,6 +62,8 @@ class Mark:
 
 
 _UNMARKED = Mark()
+_unseen = torch._C.DisableTorchFunction
+"""What is asked of tensors under it is no call of the network's, for any mode."""
 
 
 class Watch(TorchFunctionMode):
@@ -63,12 +75,13 @@ class Watch(TorchFunctionMode):
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         super().__init__()
         self._paths = {id(module): name for name, module in model.named_modules()}
-        self._marks: Any = WeakIdKeyDictionary()
+        self._marks: ByTensor[Mark] = ByTensor()
         self._wrote = False
         self._counts: dict[str, int] = {}
-        self._opening: list[Any] = []  # functions whose bodies are running
+        self._opening: list[FunctionType] = []  # functions whose bodies are running
         self.sites: list[Site] = []
-        self._marks.update((tensor, Mark(0, sources=frozenset({object()}))) for tensor in inputs)
+        for tensor in inputs:
+            self._marks[tensor] = Mark(0, sources=frozenset({object()}))
 
     def visit(self, call: Call) -> Any:
         """What the call returns to the network."""
@@ -100,116 +113,158 @@ class Watch(TorchFunctionMode):
             raise UnsupportedOp(refuse.CUT_OFF)
         return output
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Function, types: object, args: Args = (), kwargs: Arguments | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if self._wrote:
             args, kwargs = self.current(tuple(args)), {k: self.current(v) for k, v in kwargs.items()}
-        tensors = list(_tensors((*args, *kwargs.values())))
-        live = [t for t in (tensors[:1] if func in LIKE else tensors) if self._is_signal(t)]
-        for tensor in tensors:
-            self._check_origin(tensor, func)
+        with _unseen():
+            tensors = list(_tensors((*args, *kwargs.values())))
+            live = self._live(func, tensors)
         if not live:
             return self._off_path(func, args, kwargs, tensors)
+        if func in SPELLINGS:
+            return self._visit(func, args, kwargs)
         if func in _HOOKS:
             raise UnsupportedOp(refuse.HOOKED.format(self._where(func)))
-        if func in CONSTANT:
-            result = func(*args, **kwargs)
-            self.peek(live)
-            self._note(result, gate=func.__name__ in ORDERS, sources=self._sources(live))
+        if isinstance(func, FunctionType) and func.__module__ in _OPEN and func not in self._opening:
+            return self._open(func, args, kwargs)
+        return self._on_the_side(func, args, kwargs, live)
+
+    def _live(self, func: Function, tensors: list[Tensor]) -> list[Tensor]:
+        """The signals among the tensors that a call reads; what came from code that cannot be seen is refused."""
+        for tensor in tensors:
+            self._check_origin(tensor, func)
+        return [t for t in (tensors[:1] if func in LIKE else tensors) if self._is_signal(t)]
+
+    def _open(self, func: FunctionType, args: Args, kwargs: Arguments) -> Any:
+        """Run a function of torch that is written in Python, and look at what its body calls."""
+        with self:
+            self._opening.append(func)
+            result = _opened(func)(*args, **kwargs)
+            self._opening.remove(func)
+            return result
+
+    def _on_the_side(self, func: Function, args: Args, kwargs: Arguments, live: list[Tensor]) -> Any:
+        """Run a call whose result does not follow the signals that it reads; refuse one whose result may."""
+        result = func(*args, **kwargs)
+        with _unseen():
+            if func not in CONSTANT and any(t.is_floating_point() or t.is_complex() for t in _tensors((result,))):
+                raise UnsupportedOp(refuse.unknown(_name(func), self._where(func)))
+            self._note(result, gate=func.__name__.strip("_") in ORDERS, sources=self._sources(live))
             if func in SHADOWS:
                 alias = self._alias(live[0])
                 self._note(result, shadow=True, alias=alias.view(live[0], result, cut=True, writes=alias.memory.writes))
-            return result
-        if func in SPELLINGS:
-            return self._visit(func, args, kwargs)
-        if isinstance(func, FunctionType) and func.__module__ in _OPEN and func not in self._opening:
-            with self:  # a function of torch written in Python: look at what its body calls
-                self._opening.append(func)
-                result = _opened(func)(*args, **kwargs)
-                self._opening.remove(func)
-                return result
-        result = func(*args, **kwargs)
-        if any(t.is_floating_point() or t.is_complex() for t in _tensors((result,))):
-            raise UnsupportedOp(refuse.unknown(_name(func), self._where(func)))
-        if isinstance(result, (Tensor, float, list)):
-            self.peek(live)
-        self._note(result, gate=func.__name__.strip("_") in ORDERS, sources=self._sources(live))
+            if func in CONSTANT or isinstance(result, (Tensor, float, list)):
+                self.peek(live)
         return result
 
-    def _off_path(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> Any:
+    def _off_path(self, func: Function, args: Args, kwargs: Arguments, tensors: list[Tensor]) -> Any:
         """Run a call on no signal, and note what its result is made of."""
-        marks = [self._marks.get(t, _UNMARKED) for t in tensors]
-        shadows = [t for t, mark in zip(tensors, marks, strict=True) if mark.shadow]
-        versions = [t._version for t in shadows]
+        with _unseen():
+            shadows = [t for t in tensors if self._marks.get(t, _UNMARKED).shadow]
+            versions = [t._version for t in shadows]
         result = func(*args, **kwargs)
-        if versions != [t._version for t in shadows]:
-            raise UnsupportedOp(refuse.BEHIND.format(self._where(func)))
-        self._note((tensors, [t._base for t in tensors]))
-        cut = shadows or any(mark.severed for mark in marks)
-        gate = any(mark.gate for mark in marks) or bool(cut and not floats(result))
-        others = [func, *args[1:], *kwargs.values()]
-        parts = _parts(func, lambda t: func(t, *args[1:], **kwargs), others, tensors[0]) if gate else {}
-        for i, tensor in enumerate(_tensors((result,))):
-            self._note(tensor, gate=gate, sources=self._sources(tensors[:1] if func in LIKE else tensors, parts.get(i)))
-        for site in (mark.severed for mark in marks if mark.severed):
-            self._note(floats(result), severed=site)
-        self._note([t for t in _tensors((result,)) if shadows and t._is_view()], shadow=True)
+        with _unseen():
+            if versions != [t._version for t in shadows]:
+                raise UnsupportedOp(refuse.BEHIND.format(self._where(func)))
+            self._note((tensors, [t._base for t in tensors]))
+            bare = lambda t: func(t, *args[1:], **kwargs)  # noqa: E731
+            self._note_made(func, result, tensors, bare, [func, *args[1:], *kwargs.values()])
         return result
 
-    def _visit(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _note_made(
+        self, func: Function, result: object, tensors: list[Tensor], bare: Function, others: list[object]
+    ) -> None:
+        """Note what the result of a call on no signal is made of; ``bare`` is the call on another first tensor."""
+        marks = [self._marks.get(t, _UNMARKED) for t in tensors]
+        shadow, severed = any(mark.shadow for mark in marks), [mark.severed for mark in marks if mark.severed]
+        gate = any(mark.gate for mark in marks) or ((shadow or bool(severed)) and not floats(result))
+        parts = _parts(func, bare, others, tensors[0]) if gate else {}
+        made_of = tensors[:1] if func in LIKE else tensors
+        for i, tensor in enumerate(_tensors((result,))):
+            self._note(tensor, gate=gate, sources=self._sources(made_of, parts.get(i)))
+        for site in severed:
+            self._note(floats(result), severed=site)
+        self._note([t for t in _tensors((result,)) if shadow and t._is_view()], shadow=True)
+
+    def _visit(self, func: Function, args: Args, kwargs: Arguments) -> Any:
+        """Let the visitor run a call of a primitive on signals."""
+        with _unseen():
+            call = self._seen(func, args, kwargs)
+        if torch.is_grad_enabled():
+            return self._write(call) if call.inplace else self._visited(call)
+        result = func(*args, **kwargs)
+        with _unseen():
+            self.peek(call.signals)
+            self._note(floats(result), severed=call.site, sources=self._sources(call.signals))
+        return result
+
+    def _seen(self, func: Function, args: Args, kwargs: Arguments) -> Call:
+        """The call, if it is one that can be followed."""
         if kwargs.get("out") is not None and not SPELLINGS[func].signature:
             raise UnsupportedOp(refuse.OUT.format(self._where(func)))
         call = self._call(func, args, kwargs)
         if torch.is_autocast_enabled(call.signals[0].device.type):
             raise UnsupportedOp(refuse.AUTOCAST.format(call.site))
-        if not torch.is_grad_enabled():
-            if call.inplace:
-                raise UnsupportedOp(refuse.SEVERED.format(call.site))
-            self.peek(call.signals)
-            result = func(*args, **kwargs)
-            self._note(floats(result), severed=call.site, sources=self._sources(call.signals))
-            return result
-        for value in _tensors(call.arguments.values()):
-            self._check_severed(value)
-        if not call.inplace:
-            return self._visited(call)
-        target = call.target
-        if self._marks.get(target, _UNMARKED).shadow:
-            raise UnsupportedOp(refuse.BEHIND.format(call.site))
-        like = target.stride(), target.dtype
-        # Out of place, so that nothing that was saved is overwritten.
-        written = replace(call, inplace=False, spelled=lambda: laid_out(call.run(*call.signals), *like))
-        self._write(target, result := self._visited(written))
+        if not torch.is_grad_enabled() and call.inplace:
+            raise UnsupportedOp(refuse.SEVERED.format(call.site))
+        if torch.is_grad_enabled():
+            for value in _tensors(call.arguments.values()):
+                self._check_severed(value)
+        return call
+
+    def _write(self, call: Call) -> None:
+        """Let the visitor run a call in place: out of place, so that nothing that was saved is overwritten."""
+        with _unseen():
+            target = call.target
+            if self._marks.get(target, _UNMARKED).shadow:
+                raise UnsupportedOp(refuse.BEHIND.format(call.site))
+            like = target.stride(), target.dtype
+        spelled = partial(_owned, lambda: laid_out(call.run(*call.signals), *like), call.signals)
+        result = self._visited(replace(call, inplace=False, spelled=spelled))
+        self._written(target, result)
         return result
 
     def _visited(self, call: Call) -> Any:
         """What the call returns to the network, marked."""
-        depth = max(call.site.depths, default=0) + call.site.has("layer")
-        # Of two signals it is a new value.
-        carried = call.primitive.has("carries") and (call.get("function") in LIKE or len(call.places) == 1)
-        maker = call.site.makers[0] if carried else call.primitive.name
-        kept = call.signals if carried or call.site.kind == "activation" else ()
-        others = [v for n, v in call.arguments.items() if (n, None) not in call.places]
-        parts = _parts(call.get("function"), call.run, others, call.signals[0])
-        result = self.visit(replace(call, spelled=partial(_owned, call)))
-        outputs = floats(result)
+        with _unseen():
+            depth = max(call.site.depths, default=0) + call.site.has("layer")
+            # Of two signals it is a new value.
+            carried = call.primitive.has("carries") and (call.get("function") in LIKE or len(call.places) == 1)
+            maker = call.site.makers[0] if carried else call.primitive.name
+            kept = call.signals if carried or call.site.kind == "activation" else ()
+            others = [v for n, v in call.arguments.items() if (n, None) not in call.places]
+            parts = _parts(call.get("function"), call.run, others, call.signals[0])
+        result = self.visit(call)
+        with _unseen():
+            outputs = floats(result)
+            sources = [self._sources(kept, parts.get(i)) for i in range(len(outputs))]
+            self._mark_made(call, outputs, Mark(depth, maker), sources)
+        return result
+
+    def _mark_made(self, call: Call, outputs: list[Tensor], like: Mark, sources: list[frozenset[object]]) -> None:
+        """Mark what a call on signals put out, and list its site."""
         if outputs:
             self.sites.append(replace(call.site, output_shape=tuple(outputs[0].shape)))
-        for i, tensor in enumerate(outputs):
+        for tensor, known in zip(outputs, sources, strict=True):
             mark = self._mark(tensor)
-            mark.depth, mark.maker, mark.sources = depth, maker, self._sources(kept, parts.get(i)) | {object()}
-            if call.primitive.has("multiplies") and isinstance(call["other"], (int, float)) and call["other"] > 0:
-                mark.scaled = call.signals[0], call.without_signals()
+            mark.depth, mark.maker, mark.sources, mark.scaled = (
+                like.depth,
+                like.maker,
+                known | {object()},
+                _scaled(call),
+            )
             if self._wrote and tensor._base is not None:
                 self._alias(tensor).writes = self._alias(tensor).memory.writes
-        return result
 
     def _sources(self, tensors: Iterable[Tensor], part: object = None) -> frozenset[object]:
         """The values that these were made of, but for moves, scales and shifts; of a part of them, that part of each."""
         found = frozenset().union(*(self._marks.get(t, _UNMARKED).sources for t in tensors))
         return found if part is None else frozenset((source, part) for source in found)
 
-    def _gates(self, gate: Any, *values: Any) -> bool:
+    def _gates(self, gate: object, *values: object) -> bool:
         """Whether the gate was made by comparing the very signals that it gates: then it is part of an activation."""
         mark = self._marks.get(gate, _UNMARKED) if isinstance(gate, Tensor) else _UNMARKED
         return mark.gate and all(self._sources([s]) & mark.sources for s in _tensors(values) if self._is_signal(s))
@@ -221,7 +276,7 @@ class Watch(TorchFunctionMode):
             mark.alias = Alias(Memory(weakref.ref(tensor))) if base is None else self._alias(base).view(base, tensor)
         return mark.alias
 
-    def _write(self, target: Tensor, value: Tensor) -> None:
+    def _written(self, target: Tensor, value: Tensor) -> None:
         """Let the value stand for the target from now on, and be seen by what shares its memory."""
         self._wrote = True
         alias, whole = self._alias(target), value
@@ -262,7 +317,7 @@ class Watch(TorchFunctionMode):
         self._note(shadow, shadow=True)
         return shadow
 
-    def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def _call(self, func: Function, args: Args, kwargs: Arguments) -> Call:
         name, arguments, inplace = canonical(func, args, kwargs, self._gates)
         places = places_of(arguments, self._is_signal)
         if BY_NAME[name].has("chooses") and len(places) == 2:
@@ -270,21 +325,27 @@ class Watch(TorchFunctionMode):
         path = module_path(self._paths)
         name = name_by_signals(name, arguments, places, path or "<model>")
         refuse.check_mode(name, arguments, path or "<model>")
-        primitive = BY_NAME[name]
-        self._counts[name] = self._counts.get(name, -1) + 1
-        signals = {n for n, _ in places}
-        lean = {k: v if k in signals else self._lean(v) for k, v in arguments.items()}
-        lean_args, lean_kwargs = [self._lean(v) for v in args], {k: self._lean(v) for k, v in kwargs.items()}
-        spelling = _name(func).removeprefix("torch.")
-        shapes = tuple(tuple(at(lean, place).shape) for place in places)
-        marks = [self._marks[at(arguments, place)] for place in places]
-        depths, makers = tuple(m.depth or 0 for m in marks), tuple(m.maker for m in marks)
+        given = (*args, *kwargs.values())
+        # Parameters without their need for a gradient: the graph then keeps no input for the sake of a weight.
+        bare = {
+            id(v): v.detach() for v in given if isinstance(v, Tensor) and v.requires_grad and not self._is_signal(v)
+        }
+        if bare:
+            arguments = {k: bare.get(id(v), v) for k, v in arguments.items()}
+            args, kwargs = tuple(bare.get(id(v), v) for v in args), {k: bare.get(id(v), v) for k, v in kwargs.items()}
+        values = tuple(at(arguments, place) for place in places)
         constants = len(list(_tensors(arguments.values()))) > len(places)
-        count, traits = self._counts[name], primitive.traits
-        site = Site(name, count, primitive.kind, path, spelling, shapes, (), depths, makers, constants, traits)
-        return Call(site, primitive, lean, places, lambda: func(*lean_args, **lean_kwargs), inplace)
+        site = self._site(BY_NAME[name], path, _name(func).removeprefix("torch."), values, constants)
+        spelled = partial(_owned, partial(func, *args, **kwargs), values)
+        return Call(site, BY_NAME[name], arguments, places, spelled, inplace)
 
-    def _of_one(self, name: str, arguments: dict[str, Any], places: Any) -> tuple[str, dict[str, Any], Any]:
+    def _site(self, p: Primitive, path: str, spelling: str, signals: tuple[Tensor, ...], constants: bool) -> Site:
+        self._counts[p.name] = count = self._counts.get(p.name, -1) + 1
+        shapes, marks = tuple(tuple(signal.shape) for signal in signals), [self._marks[signal] for signal in signals]
+        depths, makers = tuple(mark.depth or 0 for mark in marks), tuple(mark.maker for mark in marks)
+        return Site(p.name, count, p.kind, path, spelling, shapes, (), depths, makers, constants, p.traits)
+
+    def _of_one(self, name: str, arguments: Arguments, places: Places) -> tuple[str, Arguments, Places]:
         """A choice between multiples of one signal, as a function of that: ``torch.where(h > 0, h, 0.2 * h)``."""
         nowhere: Any = None
         choice = Call(nowhere, BY_NAME[name], arguments, places, nowhere)
@@ -295,15 +356,10 @@ class Watch(TorchFunctionMode):
         function = lambda z: bare.run(*(z if step is None else step.run(z) for step in steps))  # noqa: E731
         return "gated", {"function": function, "#0": scaled[0][0]}, (("#0", None),)
 
-    def _lean(self, value: Any) -> Any:
-        """A parameter without its need for a gradient: the graph then keeps no input for the sake of a weight."""
-        needs = isinstance(value, Tensor) and value.requires_grad and not self._is_signal(value)
-        return value.detach() if needs else value
-
     def _is_signal(self, tensor: Tensor) -> bool:
         return self._marks.get(tensor, _UNMARKED).depth is not None
 
-    def _check_origin(self, tensor: Tensor, func: Any) -> None:
+    def _check_origin(self, tensor: Tensor, func: Function) -> None:
         """Refuse a value with a history that was not seen, but for one of weights alone, made in an earlier pass and kept."""
         if tensor.grad_fn is None or self._is_signal(tensor) or self._marks.get(tensor, _UNMARKED).known:
             return
@@ -319,19 +375,22 @@ class Watch(TorchFunctionMode):
             raise UnsupportedOp(refuse.SEVERED.format(site))
 
     def _mark(self, tensor: Tensor) -> Mark:
-        return self._marks.setdefault(tensor, Mark())
+        mark = self._marks.get(tensor, _UNMARKED)
+        if mark is _UNMARKED:
+            mark = self._marks[tensor] = Mark()
+        return mark
 
-    def _note(self, result: Any, **facts: Any) -> None:
+    def _note(self, result: object, **facts: Any) -> None:
         """Note facts of the tensors that are no signals."""
         for tensor in _tensors((result,)):
             if not self._is_signal(tensor):
                 self._marks[tensor] = replace(self._mark(tensor), known=tensor.grad_fn is not None, **facts)
 
-    def _where(self, func: Any) -> str:
+    def _where(self, func: Function) -> str:
         return f"{_name(func)} at {module_path(self._paths) or '<model>'}"
 
 
-def _parts(function: Any, run: Any, others: list[Any], like: Tensor) -> dict[int, object]:
+def _parts(function: object, run: Function, others: list[object], like: Tensor) -> dict[int, object]:
     """Which elements of a tensor each output of a slice has, or how it turns them; equal for equal ones."""
     if getattr(function, "__name__", "") in _TURNS:
         return {0: repr(others)}
@@ -348,11 +407,11 @@ _HOOKS = (Tensor.register_hook, Tensor.grad_fn.__get__)  # type: ignore[attr-def
 _OPEN = frozenset("torch.nn.functional torch.functional torch._tensor torch._jit_internal".split())
 
 
-def _name(func: Any) -> str:
+def _name(func: Function) -> str:
     return resolve_name(func) or getattr(func, "__name__", repr(func))
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
+def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -360,16 +419,25 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def floats(result: Any) -> list[Tensor]:
+def floats(result: object) -> list[Tensor]:
     """The floating-point tensors of a call's result."""
     return [t for t in _tensors((result,)) if t.is_floating_point()]
 
 
-def _owned(call: Call) -> Any:
+def _scaled(call: Call) -> tuple[Tensor, Call] | None:
+    """The signal that a call's result is a positive multiple of, and the call."""
+    if not call.primitive.has("multiplies") or not isinstance(call["other"], (int, float)) or call["other"] <= 0:
+        return None
+    return call.signals[0], call.without_signals()
+
+
+def _owned(run: Callable[[], Any], signals: tuple[Tensor, ...]) -> Any:
     """What a call returns; of a tensor that shows memory made inside the call (``einsum``), one that stands for all of it."""
-    result = call.spelled()
-    if getattr(result, "_base", None) is None or any(result._base is b for s in call.signals for b in (s, s._base)):
-        return result
+    result = run()
+    with _unseen():
+        base = getattr(result, "_base", None)
+        if base is None or any(base is b for s in signals for b in (s, s._base)):
+            return result
     return torch.ops.aten._unsafe_view(result, result.shape)  # the same elements, and no view to autograd
 
 
