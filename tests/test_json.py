@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from backlit._json import parse
+from backlit._json import parse, with_null
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,8 @@ def test_what_is_right_comes_back(value: object) -> None:
 def test_what_is_wrong_is_named(text: str | bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse(text)
+
+
+def test_what_json_has_not_becomes_null() -> None:
+    value = {"a": (1.0, float("nan"), [float("-inf"), "nan"]), "b": {"c": float("inf"), "d": True}}
+    assert with_null(value) == {"a": [1.0, None, [None, "nan"]], "b": {"c": None, "d": True}}

@@ -22,9 +22,9 @@ BOUNDS = {
     "lines of code of the longest file": 365,
     "lines of code of the longest function": 64,
     "branches of a function, 90th percentile": 6,
-    "public docstrings without a head": 123,
+    "public docstrings without a head": 105,
     "lines with the word found": 410,
-    "lines with Any": 488,
+    "lines with Any": 440,
     "public class names defined twice": 10,
 }
 """Present numbers, rounded up a little: lower one when the code gets below it, and raise none."""

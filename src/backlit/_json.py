@@ -27,6 +27,15 @@ def parse(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def with_null(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON has not, by null; tuples become lists."""
+    if isinstance(value, dict):
+        return {name: with_null(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [with_null(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:

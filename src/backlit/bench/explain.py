@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ import torch
 
 from backlit._claim import differences
 from backlit._files import path_text
-from backlit._json import JsonObject
+from backlit._json import JsonObject, with_null
 from backlit._plain import described, network_of, versions
 from backlit._store import Store, share
 from backlit._version import __version__
@@ -299,7 +298,7 @@ class MapFolder:
             "maps": [row["summary"] for row in self._rows.values()],
             "failures": [{k: v for k, v in asdict(f).items() if v is not None} for f in failures],
         }
-        text = json.dumps(_with_null(summary), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(with_null(summary), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         self._store.write(_SUMMARY, text.encode())
         self._written = time.monotonic()
         self._took = self._written - start
@@ -311,12 +310,3 @@ def _map(name: str) -> str:
 
 def _files(name: str) -> tuple[str, ...]:
     return f"{name}.png", f"{name}.bare.png", _map(name)
-
-
-def _with_null(value: Any) -> Any:
-    """Replace NaN and infinity, which JSON has not, by null."""
-    if isinstance(value, dict):
-        return {k: _with_null(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_with_null(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

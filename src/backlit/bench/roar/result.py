@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 
-from backlit._json import JsonObject
+from backlit._json import JsonObject, with_null
 
 ORIGINAL, RANDOM = "original", "random"
 MASK = " mask"  # after a method's name: trained on its bare masks
@@ -175,7 +174,7 @@ class RoarResult:
             "summary": [asdict(cell) for cell in self.summary()],
             "rows": [asdict(row) for row in self.rows],
         }
-        return _without_nan(result)
+        return with_null(result)
 
 
 def student(degrees: int) -> float:
@@ -192,11 +191,3 @@ def student(degrees: int) -> float:
 def _percent(accuracy: OverSeeds) -> str:
     spread = f" ± {100 * accuracy.std:.2f}" if accuracy.seeds > 1 else ""
     return f"{100 * accuracy.mean:.2f}%{spread}"
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(v) for v in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
