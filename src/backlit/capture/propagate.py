@@ -212,8 +212,9 @@ class Pending:
 
     def put_out(self, outputs: tuple[Tensor, ...]) -> None:
         """Keep what the call put out, for rules that read it."""
-        self.outputs = outputs
-        if self.link is not None:
+        if self.link is None:
+            self.outputs = outputs
+        else:
             self.link.chain.outputs.append(outputs)
 
     def claim(self) -> tuple[Call, tuple[Tensor, ...]]:
