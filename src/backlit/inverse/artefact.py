@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,13 +15,12 @@ from torch import Tensor, nn
 from backlit._errors import FileError, InputError
 from backlit._files import write_whole
 from backlit._fingerprint import fingerprint
+from backlit._json import JsonObject
 from backlit._packed import pack, unpack
 from backlit._plain import identity
 
 _FILE = "backlit.fitted"
 Layers = Mapping[str, Mapping[str, Tensor]]
-Facts = dict[str, Any]
-"""Plain JSON values by name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +41,7 @@ class Fitted:
     classes: tuple[int, ...]
     network: str
     input_shapes: tuple[tuple[int, ...], ...]
-    facts: Facts = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.kind} of {len(self.classes)} classes for network {self.network[:12]}"
@@ -51,7 +49,7 @@ class Fitted:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self}, layers: {', '.join(self.layers)})"
 
-    def __plain__(self) -> Facts:
+    def __plain__(self) -> JsonObject:
         """Return what tells these parameters from others, for the record of what was run."""
         tensors = flat(self.layers)
         key = tuple((name, id(t), 0 if t.is_inference() else t._version) for name, t in tensors.items())

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from backlit._errors import InputError, check
+from backlit._json import JsonObject
 from backlit._warn import warn
-from backlit.inverse.artefact import Facts, Fitted
+from backlit.inverse.artefact import Fitted
 from backlit.inverse.chain import WayBack
 from backlit.inverse.data import Batch, Data, check_values
 from backlit.inverse.job import FitStep, Job, Piece
@@ -201,7 +202,7 @@ class _Fit:
     job: Job
     part: InvertedPart
     options: FitOptions
-    said: dict[str, Facts] = field(default_factory=dict)
+    said: dict[str, JsonObject] = field(default_factory=dict)
 
     @property
     def labelled(self) -> int | None:
@@ -309,7 +310,7 @@ class _Fit:
         warn(f"backlit: {text}; {len(lost)} of {len(classes)} classes are left out. {way_out}.")
 
 
-def _say(name: str, m: Moments, solution: Solution) -> Facts:
+def _say(name: str, m: Moments, solution: Solution) -> JsonObject:
     """Return how well a layer was determined; warn if it hardly was."""
     q, some = m.sizes.unknowns, len(m.count) > 0
     if solution.condition is not None and q > 1:

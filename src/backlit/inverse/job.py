@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from backlit._errors import FileError, InputError
 from backlit._files import absolute
+from backlit._json import JsonObject
 from backlit._packed import pack, unpack
 from backlit._plain import network_of, versions
 from backlit._store import Kind, Store, claim
 from backlit._version import __version__
-from backlit.inverse.artefact import Facts, Fitted, Layers, check_free, flat, names_of, nested, weights_of
+from backlit.inverse.artefact import Fitted, Layers, check_free, flat, names_of, nested, weights_of
 from backlit.inverse.data import Batch, Data, Digest, batches, check_data
 
 F = TypeVar("F", bound=Fitted)
@@ -42,7 +43,7 @@ class Piece:
     """A finished piece of a fit: tensors by layer and name, with plain facts, and the data that they were learned from."""
 
     layers: dict[str, dict[str, Tensor]]
-    facts: Facts
+    facts: JsonObject
     data: Digest
 
 
@@ -82,7 +83,7 @@ class Job:
         return self.sample[0].dtype
 
     @contextmanager
-    def begun(self, asked: Facts) -> Iterator[None]:
+    def begun(self, asked: JsonObject) -> Iterator[None]:
         """Keep what is finished in the folder ``OUT.parts``, new or of the same fit; it is gone when everything went well.
 
         Raises:
@@ -137,7 +138,7 @@ class Job:
             _check_begun(done, self.current)
         self._check_data(self.current)
 
-    def keep(self, name: str, layers: Layers, facts: Facts) -> Piece:
+    def keep(self, name: str, layers: Layers, facts: JsonObject) -> Piece:
         """Keep what is finished, if the fit has a file."""
         piece = Piece({layer: dict(tensors) for layer, tensors in layers.items()}, dict(facts), self.current)
         if self._store is not None:
@@ -166,7 +167,7 @@ class Job:
             self._check_data(piece.data)
         return piece
 
-    def result(self, kind: type[F], layers: Layers, classes: tuple[int, ...], facts: Facts) -> F:
+    def result(self, kind: type[F], layers: Layers, classes: tuple[int, ...], facts: JsonObject) -> F:
         """Return what was learned, written to the file if there is one."""
         told = {
             "model": type(self.model).__name__,

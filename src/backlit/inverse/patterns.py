@@ -26,11 +26,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backlit._errors import UnsupportedOp, check
+from backlit._json import JsonObject
 from backlit.capture.canonical import Call
 from backlit.capture.geometry import Geometry
 from backlit.capture.record import Node
 from backlit.capture.sites import Trace
-from backlit.inverse.artefact import Facts, Fitted
+from backlit.inverse.artefact import Fitted
 from backlit.inverse.calls import Calls
 from backlit.inverse.data import Data, check_values
 from backlit.inverse.job import FitStep, Job
@@ -132,7 +133,7 @@ def fit_patterns(
     calls = Calls.of(model, job.sample)
     layers = _layers(calls)
     _check_rules(calls.lean.trace)
-    facts: Facts = {"precision": str(precision).removeprefix("torch.")}
+    facts: JsonObject = {"precision": str(precision).removeprefix("torch.")}
     with job.begun(facts):
         sums = _summed(job, calls, layers, precision)
         patterns: dict[str, dict[str, Tensor]] = {}
