@@ -97,9 +97,9 @@ def _speed(name: str, network: nn.Module, x: Tensor) -> dict[str, Any]:
     fast = x.contiguous(memory_format=torch.channels_last)
     method = LPR(network)
     steps = []
-    for plugins in (Plugins(method.options, None), ByAutograd(method.options, None)):
+    for plugins in (Plugins(method, None), ByAutograd(method, None)):
         run = propagate(network, fast, plugins)
-        steps.append(Learning(method.options, network, run, plugins, run.output.argmax(1)).step)
+        steps.append(Learning(method, run, plugins, run.output.argmax(1)).step)
     times = _side_by_side(lambda: _forward(network, x), lambda: _forward(network, fast), *steps)
     start = time.perf_counter()
     method(x)

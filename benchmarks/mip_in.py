@@ -119,7 +119,7 @@ def boxes(name: str) -> list[dict[str, Any]]:
         batched = Batches(learned, loaded.preprocess, batch=10, classes=1000)
         fitted = MIPIN.fit(loaded.network, batched, start="features", reading=reading)
         methods[f"mip_in, {reading}"] = MIPIN(loaded.network, fitted=fitted)
-        other = {"means": "mean", "paper": "each"}[reading]
+        other = "mean" if reading == "means" else "each"
         methods[f"mip_in, {reading}, {other} rectified"] = MIPIN(loaded.network, fitted=fitted, rectify=other)
     metric = BoxAccuracy(largest=1 / 3, one_box=True)
     values: dict[str, list[float]] = {key: [] for key in methods}

@@ -25,7 +25,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torchvision
@@ -49,6 +49,8 @@ TIMED = ("epsilon", "epsilon_plus", "z_plus", "epsilon_alpha2_beta1", "epsilon_g
 _MEASURED = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 """What is freed goes back to the system at once. Else the heap keeps some of it, up to 230 MB more or less from run to run."""
 LOW, HIGH = (-2.2, -2.1, -1.9), (2.3, 2.5, 2.7)
+
+Rule = Literal["rescale", "reveal_cancel"]
 
 
 def randomised(name: str, biases: bool = True, blind: bool = False) -> nn.Module:
@@ -117,11 +119,12 @@ def completeness(names: list[str]) -> list[dict[str, Any]]:
         if blind and not any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
             continue
         target = model(x).argmax(1)
-        for dtype, rule, reference in (
+        cases: tuple[tuple[torch.dtype, Rule, str], ...] = (
             (torch.float64, "rescale", "zero"),
             (torch.float64, "reveal_cancel", "blur"),
             (torch.float32, "rescale", "zero"),
-        ):
+        )
+        for dtype, rule, reference in cases:
             model, x = model.to(dtype), x.to(dtype)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -157,7 +160,8 @@ def real() -> list[dict[str, Any]]:
             for preset in (*TIMED, "deep_taylor"):
                 method = backlit.LRP(model, preset=preset, low=low, high=high)
                 rows.append({"network": name, "biases": biases, "method": preset, **_accounted(method(x))})
-            for rule, reference in (("rescale", "zero"), ("rescale", "blur"), ("reveal_cancel", "zero")):
+            cases: tuple[tuple[Rule, str], ...] = (("rescale", "zero"), ("rescale", "blur"), ("reveal_cancel", "zero"))
+            for rule, reference in cases:
                 c = backlit.DeepLIFT(model, rule=rule, reference=reference)(x).completeness
                 row = {"network": name, "biases": biases, "method": f"deeplift {rule}, {reference}"}
                 rows.append({**row, "off_by": float((c["ratio"] - 1).abs().max())})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ def assert_batch_independent(method: Method, x: Tensor, target: Tensor) -> None:
     whole = method.attribute(x, target)
     for i in range(len(x)):
         torch.testing.assert_close(method.attribute(x[i : i + 1], target[i : i + 1])[0], whole[i])
-    chunked = type(method)(method.model, **{**vars(method.options), "chunk": 2})
+    chunked = replace(method, chunk=2)
     torch.testing.assert_close(chunked.attribute(x, target), whole)
 
 

@@ -152,7 +152,7 @@ class TestMethods:
         assert command("explain", scene, "--method", "dmbp", "--option", "steps=2", "--out", out).returncode == 0
         short, full = rows(out)
         assert [row["method"] for row in (short, full)] == ["dmbp_fast", "dmbp"]
-        wanted = backlit.DMBP.fast(backlit.load_model("digits").network).options
+        wanted = backlit.DMBP.fast(backlit.load_model("digits").network)
         options = short["provenance"]["options"]
         assert {name: options[name] for name in ("steps", "lr", "init")} == {
             name: getattr(wanted, name) for name in ("steps", "lr", "init")

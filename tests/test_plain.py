@@ -26,8 +26,7 @@ from torch.nn import functional as F
 import _named
 from backlit import InputError
 from backlit._plain import described, identity, network_of, plain, without_free
-from backlit.methods.deeplift import DeepLIFTOptions
-from backlit.methods.dmbp import DMBPOptions
+from backlit.methods import DMBP, DeepLIFT
 from backlit.rules import presets
 from backlit.rules.linear import Epsilon, Gamma, ZPlus
 
@@ -334,16 +333,19 @@ def test_in_a_record_every_nameless_object_is_its_own() -> None:
 
 
 def test_callbacks_are_no_part_of_what_was_run_and_the_chunk_none_of_a_plan() -> None:
-    options = DMBPOptions(chunk=3, callback=lambda step: None)
+    net = nn.Identity()
+    options = DMBP(net, chunk=3, callback=lambda step: None)
     assert "callback" not in described(options)
     assert described(options)["chunk"] == 3
-    assert described(options, exact=True) == described(DMBPOptions(chunk=5), exact=True)
-    assert described(options, exact=True) != described(DMBPOptions(steps=199), exact=True)
+    assert described(options, exact=True) == described(DMBP(nn.Identity(), chunk=5), exact=True)
+    assert described(options, exact=True) != described(DMBP(nn.Identity(), steps=199), exact=True)
     recorded = {"steps": 1, "chunk": 1, "callback": "print"}  # as earlier versions wrote it
     assert without_free(recorded) == {"steps": 1}
     assert without_free(None) is None
     with pytest.raises(InputError, match=r"^methods\['a'\]\.optimizer must be .* is a lambda"):
-        described(DMBPOptions(optimizer=lambda p, lr: torch.optim.SGD(p, lr)), argument="methods['a'].", exact=True)
+        described(
+            DMBP(nn.Identity(), optimizer=lambda p, lr: torch.optim.SGD(p, lr)), argument="methods['a'].", exact=True
+        )
 
 
 def test_a_record_stays_readable() -> None:
@@ -353,7 +355,7 @@ def test_a_record_stays_readable() -> None:
     assert plain(_named.dark)["function"] == "_named.dark"
     table = plain(presets.epsilon_plus(), exact=True)
     assert len(json.dumps(table)) < 2500
-    assert described(DeepLIFTOptions())["reference"] == "zero"
+    assert described(DeepLIFT(nn.Identity()))["reference"] == "zero"
 
 
 def test_a_network_is_its_weights_and_its_code() -> None:

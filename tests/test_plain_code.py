@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from backlit import DMBP
 from backlit._plain import identity, kind_of, network_of
-from backlit.methods.dmbp import DMBPOptions
 
 SOURCES = {
     "a decorator's number": "import functools\ndef by(k):\n    def of(f):\n        @functools.wraps(f)\n        def g(x):\n"
@@ -225,7 +224,7 @@ def test_what_a_cached_property_keeps_changes_nothing() -> None:
 
 def test_a_method_is_its_class_code_and_options() -> None:
     kinds = [type("Mine", (DMBP,), {"levels": levels, "__module__": __name__}) for levels in ((1, 2), (1, 3), (1, 2))]
-    two, three, again = (kind_of(kind, DMBPOptions(), "a.") for kind in kinds)
+    two, three, again = (kind_of(kind, DMBP(nn.Identity()), "a.") for kind in kinds)
     assert two == again
     assert two != three
     assert two["options"] == three["options"]

@@ -16,7 +16,7 @@ import random
 import types
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from enum import Enum
 from pathlib import PurePath
 from typing import Any
@@ -29,6 +29,7 @@ from torch.nn.modules import module as all_modules
 from backlit._callables import Local, class_of, code_of, token, told_by_name
 from backlit._errors import InputError
 from backlit._fingerprint import fingerprint, tensor_digest
+from backlit._options import option_names
 from backlit._version import __version__
 
 _TOLD = ("callback", "progress")  # are told how far a run is, and change no number
@@ -57,7 +58,7 @@ def described(options: Any, *, argument: str = "", exact: bool = False) -> dict[
     Raises:
         InputError: If ``exact``, and an option is a lambda, a local function, a generator, or holds one.
     """
-    names = [f.name for f in fields(options) if f.name not in (_FREE if exact else _TOLD)]
+    names = [name for name in option_names(options) if name not in (_FREE if exact else _TOLD)]
     return {name: plain(getattr(options, name), argument=f"{argument}{name}", exact=exact) for name in names}
 
 
@@ -91,7 +92,7 @@ def kind_of(kind: type, options: Any, argument: str) -> dict[str, Any]:
 
     Args:
         kind: The class.
-        options: Its options, a dataclass.
+        options: A value of it, or its options: a dataclass.
         argument: What comes before an option's name in errors.
 
     Raises:

@@ -7,7 +7,9 @@ import sys
 import warnings
 from pathlib import Path
 
-_HERE = (str(Path(__file__).parent), contextlib.__file__)
+from torch.utils import _contextlib as torch_contextlib
+
+_HERE = (str(Path(__file__).parent), contextlib.__file__, torch_contextlib.__file__)
 """Where a caller is not: in Backlit, or in what enters a context for it."""
 
 
@@ -17,3 +19,15 @@ def warn(text: str, category: type[Warning] = UserWarning) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
         level, frame = level + 1, frame.f_back
     warnings.warn(text, category, stacklevel=level)
+
+
+class Once:
+    """What is to be said once only, however often a method is called."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def first(self) -> bool:
+        """Whether it has not been said; from now on it has."""
+        said, self._said = self._said, True
+        return not said

@@ -34,7 +34,7 @@ def explain(image: Path, out: Path, target: Digit) -> bool:
     loaded = backlit.load_model("digits")
     method = Saliency(loaded.network)
     with map_folder(out, loaded, device="cpu", dtype="float32", seed=0) as folder:
-        asked = folder.asked(file_digest(image), method.name, method.options)
+        asked = folder.asked(file_digest(image), method.name, method)
         done = folder.has(image, target, asked)
         if not done:
             explanation = method(load_batch([image], loaded.preprocess), target.index)

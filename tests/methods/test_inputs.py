@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,7 +10,9 @@ from torch import nn
 
 from backlit import DMBP, GradientXInput, InputError, ModelStateError, explain_func, find_method
 from backlit.capture import propagate
-from backlit.methods.chunks import FIRST, IMAGES, run_in_chunks
+from backlit.methods import Gradient
+from backlit.methods.chunks import run_in_chunks
+from backlit.methods.job import Job, Maps
 
 
 def net(**parts: Any) -> nn.Module:
@@ -131,24 +131,23 @@ def test_chunks_halve_when_memory_runs_out_and_repeat_only_the_failed_ones() -> 
     assert seen == [(0, 4), (0, 2), (2, 4), (4, 6), (6, 7)]
 
 
-def test_a_chunk_knows_its_place_in_its_own_batch_whatever_other_threads_do() -> None:
-    both = threading.Barrier(2, timeout=10)
+def test_a_job_knows_its_place_in_its_batch() -> None:
+    jobs: list[Job] = []
 
-    def places(n: int) -> list[tuple[int, int, int | None]]:
-        def run(part: slice) -> tuple[int, int, int | None]:
-            both.wait()
-            inner = run_in_chunks(lambda p: FIRST.get(), lambda _: 1.0, n=3, chunk=2, device=torch.device("cpu"))
-            assert inner == [0, 2]
-            return part.start, FIRST.get(), IMAGES.get()
+    class Seen(Gradient):
+        def explain(self, job: Job) -> Maps:
+            jobs.append(job)
+            return super().explain(job)
 
-        return run_in_chunks(run, lambda _: 1.0, n=n, chunk=2 * n // 5, device=torch.device("cpu"))
-
-    with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(places, (5, 10)))
-    assert found == [[(0, 0, 5), (2, 2, 5), (4, 4, 5)], [(0, 0, 10), (4, 4, 10), (8, 8, 10)]]
-    with pytest.raises(ZeroDivisionError):
-        run_in_chunks(lambda part: 1 // 0, lambda _: 1.0, n=2, chunk=1, device=torch.device("cpu"))
-    assert (FIRST.get(), IMAGES.get()) == (0, None)
+    x = torch.randn(5, 3, 4, 4)
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4))
+    Seen(net, chunk=2)(x, torch.arange(5) % 4)
+    assert [(job.first, len(job), job.images) for job in jobs] == [(0, 2, 5), (2, 2, 5), (4, 1, 5)]
+    assert torch.equal(torch.cat([job.inputs[0] for job in jobs]), x)
+    one = jobs[1].one(1)
+    assert (one.first, len(one), one.images) == (3, 1, 5)
+    assert torch.equal(one.inputs[0], x[3:4])
+    assert torch.equal(one.classes, torch.tensor([[3]]))
 
 
 def test_other_errors_are_not_taken_for_memory() -> None:

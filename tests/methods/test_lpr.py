@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 import backlit
 from _networks import ARCHITECTURES, SPELLINGS, build, images
-from backlit import InputError, UnsupportedOp
+from backlit import LPR, InputError, UnsupportedOp
 from backlit.capture import Call, Site, propagate
-from backlit.methods.lpr import Learning, LPROptions, LPRStep, Plugins
+from backlit.methods.lpr import Learning, LPRStep, Plugins
 from backlit.rules.plugin import Plugin
 
 TARGETS = [1, 4, 2]
@@ -70,8 +70,9 @@ def test_it_is_the_papers_algorithm(net: Small, x: Tensor, options: dict) -> Non
 
 
 def learning(model: nn.Module, x: tuple[Tensor, ...], target: Tensor, **options: Any) -> Learning:
-    plugins = Plugins(LPROptions(**options), None)
-    return Learning(LPROptions(**options), model, propagate(model, x, plugins), plugins, target)
+    method = LPR(model, **options)
+    plugins = Plugins(method, None)
+    return Learning(method, propagate(model, x, plugins), plugins, target)
 
 
 ACTIVATIONS = [nn.LeakyReLU(0.2), nn.GELU(), nn.SiLU(inplace=True), nn.Hardswish(), nn.ReLU6(), nn.Tanh(), nn.PReLU(4)]
@@ -384,6 +385,7 @@ def test_a_constant_map_is_reported_and_leaves_the_others_alone(net: Small, x: T
         warnings.simplefilter("always")
         found = backlit.LPR(net, steps=3)(black, TARGETS)
     assert ["map of image 1 is constant" in str(w.message) for w in said] == [True]
+    assert said[0].filename == __file__, "the caller's line"
     assert bool(found.trajectory["loss"].isfinite().all())
     assert not bool(found.values[1].any())
     with warnings.catch_warnings():

@@ -123,7 +123,7 @@ def test_a_baseline_claims_nothing() -> None:
         (backlit.GuidedGradCAM(LOADED, times_input=True), "signed"),
         (backlit.FullGrad(LOADED, process="raw"), "signed"),
         (backlit.TRGBP(LOADED, contrast=None), "magnitude"),
-        (backlit.ExcitationBackprop.contrastive(LOADED), "contrast"),
+        (backlit.ExcitationBackprop(LOADED, contrastive=True), "contrast"),
     ],
     ids=lambda value: getattr(value, "name", value),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,19 @@ from torch import nn
 
 from backlit import DMBP, LPR, InputError
 from backlit.methods import BASELINES, METHODS, Random
+from backlit.methods.base import NO_NETWORK
 from backlit.metrics import METRICS, Deletion, Examples, Infidelity, Insertion, LeRF5, MaxSensitivity, MoRF5
 from backlit.metrics.statistics import estimate, mean, mean_band
 
-OPTIONS = {kind.name: getattr(kind, "Options", kind) for kind in (*METHODS, *BASELINES, *METRICS)}
-WHOLE = [
-    (name, f.name) for name, kind in OPTIONS.items() for f in fields(kind) if str(f.type).startswith(("int", "int |"))
-]
-REAL = [(name, f.name) for name, kind in OPTIONS.items() for f in fields(kind) if str(f.type).startswith("float")]
-TRUTH = [(name, f.name) for name, kind in OPTIONS.items() for f in fields(kind) if str(f.type) == "bool"]
+FIELDS: dict[str, Any] = {kind.name: kind for kind in (*METHODS, *BASELINES, *METRICS)}
+OPTIONS: dict[str, Any] = {
+    **{kind.name: partial(kind, NO_NETWORK) for kind in (*METHODS, *BASELINES)},
+    **{kind.name: kind for kind in METRICS},
+}
+TYPES = [(name, f.name, str(f.type)) for name, kind in FIELDS.items() for f in fields(kind) if f.init]
+WHOLE = [(name, option) for name, option, of in TYPES if of.startswith("int")]
+REAL = [(name, option) for name, option, of in TYPES if of.startswith("float")]
+TRUTH = [(name, option) for name, option, of in TYPES if of == "bool"]
 STEPS = {("dmbp", "steps"), ("lpr", "steps")}
 NO_NUMBER: list[Any] = ["3", "nan", [3], (), {}, 1j, torch.tensor(3), np.float64("nan"), object(), b"3"]
 
@@ -70,8 +75,8 @@ def test_truth_values(kind: str, option: str) -> None:
 def test_steps_that_would_not_end_are_refused(kind: type) -> None:
     for steps in (10**9, 1_000_001):
         with pytest.raises(InputError, match=r"steps must be a positive integer up to 1,000,000, but is 1"):
-            kind.Options(steps=steps)
-    assert kind.Options(steps=1_000_000).steps == 1_000_000
+            kind(NO_NETWORK, steps=steps)
+    assert kind(NO_NETWORK, steps=1_000_000).steps == 1_000_000
 
 
 @pytest.mark.parametrize("kind", [MaxSensitivity, Infidelity])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_every_site_is_covered_and_the_result_says_where_it_comes_from(method: M
 
 
 def test_maps_stay_on_dtype(method: Method, x: torch.Tensor) -> None:
-    single = type(method)(method.model.float(), **vars(method.options))
+    single = replace(method, model=method.network.float())
     try:
         assert single.attribute(x.float(), TARGET).dtype == torch.float32
     finally:

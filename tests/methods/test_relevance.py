@@ -137,7 +137,7 @@ def test_excitation_is_zhangs_walk_by_hand() -> None:
     expected = walk(x.flatten(), w1, walk(h, w2, top))
     torch.testing.assert_close(ExcitationBackprop(net).attribute(x, 1).flatten(), expected)
     contrast = walk(x.flatten(), w1, walk(h, w2, top) - walk(h, -w2, top))
-    found = ExcitationBackprop.contrastive(net)(x, 1)
+    found = ExcitationBackprop(net, contrastive=True)(x, 1)
     torch.testing.assert_close(found.values.flatten(), contrast)
     assert abs(float(found.values.sum())) < 1e-12
     assert found.coverage.count()["contrast"] == 1

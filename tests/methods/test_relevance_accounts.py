@@ -315,11 +315,11 @@ class Heads(nn.Module):
 def test_the_contrast_starts_at_every_last_layer(join: Callable[[Tensor, Tensor], Tensor], target: int) -> None:
     """Two heads, of which one is called image by image: the class against its opposite sums to zero at each."""
     net, x = Heads(join), drawn(3)
-    found = ExcitationBackprop.contrastive(net)(x, target)
+    found = ExcitationBackprop(net, contrastive=True)(x, target)
     assert float(found.completeness["relevance"].abs().max()) < 1e-12
     assert float(found.values.abs().sum()) > 0.01
     for i in range(3):
-        alone = ExcitationBackprop.contrastive(net)(x[i : i + 1], target)
+        alone = ExcitationBackprop(net, contrastive=True)(x[i : i + 1], target)
         torch.testing.assert_close(found.values[i], alone.values[0])
 
 

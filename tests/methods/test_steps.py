@@ -11,8 +11,9 @@ import torch
 
 import backlit
 from backlit import InputError
+from backlit._options import option_names
 from backlit.methods import METHODS
-from backlit.methods.steps import Line, SteppedOptions, is_seen
+from backlit.methods.steps import Line, Stepped, is_seen
 
 LOADED = backlit.load_model("digits")
 IMAGES, LABELS = (part[:6] for part in backlit.models.digits.digits_images())
@@ -39,7 +40,7 @@ def last_line(text: str) -> str:
     return shown.strip()
 
 
-STEPPED = [m for m in METHODS if issubclass(m.Options, SteppedOptions)]
+STEPPED = [m for m in METHODS if issubclass(m, Stepped)]
 
 
 @pytest.mark.parametrize("method", STEPPED, ids=lambda m: m.name)
@@ -57,9 +58,7 @@ def test_a_method_of_many_steps_says_how_far_it_is(method: type, terminal: Termi
 
 
 def test_every_method_with_a_callback_has_progress() -> None:
-    from dataclasses import fields
-
-    names = [{f.name for f in fields(m.Options)} for m in METHODS]
+    names = [set(option_names(m)) for m in METHODS]
     assert all("progress" in n for n in names if "callback" in n)
     assert sum("progress" in n for n in names) == len(STEPPED) == 2
 

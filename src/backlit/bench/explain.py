@@ -137,7 +137,7 @@ class MapFolder:
         Args:
             digest: The digest of the image's file.
             method: What files and rows call the method.
-            options: Its options, a dataclass.
+            options: A value of it, without a network or with one: its options are what counts.
 
         Raises:
             InputError: If an option cannot be known again.

@@ -92,7 +92,7 @@ def _method_facts(plan: Plan, finished: Finished, name: str) -> MethodFacts:
         title=method.title if name == method.name else f"{method.title} ({name})",
         summary=method.summary,
         source=method.source,
-        options=described(method.options),
+        options=described(method),
         seconds=seconds,
         forward_equivalents=seconds / forward,
         coverage=rows[0]["coverage"],

@@ -202,7 +202,7 @@ def _check_method(name: str, method: Any, network: nn.Module) -> None:
             f"methods must have names of letters, digits, '_', '-' and '.', at most 60: they become file "
             f"names. One is {name!r}."
         )
-    if method.model is not network:
+    if method.network is not network:
         raise InputError(f"methods[{name!r}] must explain the model that is compared, but was made for another one.")
 
 
@@ -213,6 +213,6 @@ def _asked(one: Method | Metric, argument: str) -> JsonObject:
         InputError: If an option cannot be known again by another process.
     """
     try:
-        return kind_of(type(one), one.options if isinstance(one, Method) else one, argument)
+        return kind_of(type(one), one, argument)
     except InputError as error:
         raise InputError(f"{error} Or keep nothing on the disk (out=None).") from error

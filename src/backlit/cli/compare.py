@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 from rich.table import Table
 
 from backlit._errors import FileError, InputError
+from backlit._options import option_names
 from backlit._store import reopen
 from backlit.bench.compare import compare
 from backlit.bench.folder import COMPARISON, REPORT
@@ -256,7 +257,7 @@ def _number(value: float | None) -> str:
 
 def _stepped(chosen: Chosen, step: Callable[[Any], None]) -> dict[str, Any]:
     """The bar's callback, for a method that takes many steps."""
-    return {"callback": step} if "callback" in {f.name for f in fields(chosen.method.Options)} else {}
+    return {"callback": step} if "callback" in option_names(chosen.method) else {}
 
 
 @contextmanager

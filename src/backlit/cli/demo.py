@@ -6,13 +6,13 @@ import os
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from backlit._forward import forward
+from backlit._options import option_names
 from backlit._version import __version__
 from backlit.attribution import Attribution
 from backlit.cli.console import console, shown
@@ -108,7 +108,7 @@ def _explain(
     for method in methods:
         pace.begin(method.title)
         options: dict[str, Any] = {"seed": compute.seed, "chunk": len(x)}
-        if "callback" in {f.name for f in fields(method.Options)}:
+        if "callback" in option_names(method):
             options["callback"] = lambda step: pace.step(step.index, step.steps)
         if issubclass(method, FittedMethod):
             if method.artefact not in learned:

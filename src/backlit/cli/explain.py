@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from backlit._errors import FileError, InputError, nearest
 from backlit._files import file_digest
+from backlit._options import option_names
 from backlit.bench.explain import PAGE, MapFolder, map_folder
 from backlit.cli.console import counted, shown
 from backlit.cli.output import Output, Prediction, Said
@@ -24,6 +25,7 @@ from backlit.cli.targets import Choice, Target, explained, targets
 from backlit.data.images import check_file, load_batch
 from backlit.data.listing import Failure, list_images
 from backlit.methods import FittedMethod
+from backlit.methods.base import NO_NETWORK
 from backlit.models import LoadedModel
 from backlit.report.card import Style
 
@@ -122,7 +124,7 @@ def _make_room(wanted: dict[Path, str], work: _Work, out: Path) -> None:
     for image, digest in wanted.items():
         for chosen in work.asked.methods:
             others |= work.record.others(
-                image, work.record.asked(digest, chosen.name, chosen.method.Options(**chosen.options))
+                image, work.record.asked(digest, chosen.name, chosen.method(NO_NETWORK, **chosen.options))
             )
     if not others:
         return
@@ -206,7 +208,7 @@ class _Work:
 
     def _by_one(self, chosen: Chosen, seen: _Seen, pace: Pace) -> None:
         """Compute, draw and tell of what one method makes of an image."""
-        asked = self.record.asked(seen.digest, chosen.name, chosen.method.Options(**chosen.options))
+        asked = self.record.asked(seen.digest, chosen.name, chosen.method(NO_NETWORK, **chosen.options))
         there = {target for target in seen.targets if self.record.has(seen.image, target, asked)}
         self.count += len(there)
         self.kept += len(there)
@@ -226,7 +228,7 @@ class _Work:
 
 def _stepped(chosen: Chosen, pace: Pace) -> dict[str, Any]:
     """The callback of a method that takes many steps."""
-    if "callback" not in {f.name for f in fields(chosen.method.Options)}:
+    if "callback" not in option_names(chosen.method):
         return {}
     return {"callback": lambda step: pace.step(step.index, step.steps)}
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
 from typing import Any
 
 from rich import box
 from rich.table import Column, Table
 
-from backlit._options import option_docs, options_of
+from backlit._options import default_of, option_docs, option_names, options_of
 from backlit.cli.complete import FAST
 from backlit.cli.console import console
-from backlit.cli.settings import option_names, options_class, short_schedule
+from backlit.cli.settings import settable, short_schedule
 from backlit.methods import BASELINES, DMBP, METHODS, FittedMethod, Method
 from backlit.methods.lookup import find_method, same_name
 from backlit.metrics import METRICS, Metric
@@ -60,7 +59,7 @@ def print_metrics(name: str | None = None) -> None:
 
 
 def _cost(method: type[Method]) -> str:
-    steps = next((f.default for f in fields(method.Options) if f.name == "steps"), None)
+    steps = default_of(method, "steps")
     if steps is not None:
         return f"{steps} steps"
     return f"fit, {method.cost}" if issubclass(method, FittedMethod) else method.cost
@@ -114,7 +113,7 @@ def _print_method(method: type[Method], *, short: bool) -> None:
     if issubclass(method, FittedMethod):
         _say(f"It learns from data first: backlit fit --method {method.artefact} ... --out FILE, then --fitted FILE.")
     _say(f"Cost for one image and class: {_cost(method)}.")
-    _print_options(method, {f.name: f.default for f in fields(method.Options) if f.default is not MISSING})
+    _print_options(method, {name: default_of(method, name) for name in option_names(method)})
 
 
 def _print_metric(metric: type[Metric]) -> None:
@@ -127,9 +126,9 @@ def _print_metric(metric: type[Metric]) -> None:
 
 
 def _print_options(kind: type[Method] | type[Metric], defaults: dict[str, Any]) -> None:
-    meant = option_docs(options_class(kind))
+    meant = option_docs(kind)
     console().print("Options, as --option NAME=VALUE:")
-    for name in option_names(kind):
+    for name in settable(kind):
         _say(f"{name}={defaults[name]!r}", "    ", "  ")
         if name in meant:
             _say(meant[name], "      ")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from backlit._errors import BacklitError, InputError
+from backlit._options import option_names
 from backlit.attribution import Attribution
 from backlit.cli.progress import Pace
 from backlit.cli.settings import Chosen, Compute, load, logits_of, with_bounds
@@ -106,7 +107,7 @@ def _maps(
     options: dict[str, Any] = {"seed": compute.seed}
     if method is LPR:
         options["steps"] = _LPR_STEPS
-    if "callback" in {f.name for f in fields(method.Options)}:
+    if "callback" in option_names(method):
         options["callback"] = lambda step: pace.step(step.index, step.steps)
     (chosen,) = with_bounds([Chosen(method, options)], loaded.preprocess)
     try:

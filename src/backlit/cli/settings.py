@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from backlit._errors import BacklitError, InputError, nearest, reason
 from backlit._forward import forward
+from backlit._options import option_names, options_of
 from backlit.cli.complete import FAST
 from backlit.cli.console import console
 from backlit.inverse import Fitted
 from backlit.methods import BASELINES, DMBP, METHODS, FittedMethod, Method
+from backlit.methods.base import NO_NETWORK
 from backlit.methods.lookup import SHORT, find_method, same_name, title_named
 from backlit.metrics import Metric
 from backlit.metrics.lookup import find_metric
@@ -166,8 +168,8 @@ def _chosen(names: str, known: tuple[type[Method], ...]) -> list[Chosen]:
 
 def short_schedule() -> dict[str, Any]:
     """The options of ``DMBP.fast`` that are not those of DMBP."""
-    short, usual = DMBP.fast(nn.Identity()).options, DMBP.Options()
-    return {f.name: value for f in fields(short) if (value := getattr(short, f.name)) != getattr(usual, f.name)}
+    usual = options_of(DMBP(NO_NETWORK))
+    return {name: value for name, value in options_of(DMBP.fast(NO_NETWORK)).items() if value != usual[name]}
 
 
 def _as_kind(one: Chosen) -> _Kind:
@@ -221,7 +223,7 @@ def with_bounds(chosen: Sequence[Chosen], preprocess: Preprocess) -> list[Chosen
     low, high = preprocess.bounds
     return [
         replace(one, options={"low": low, "high": high, **one.options})
-        if {"low", "high"} <= set(option_names(one.method))
+        if {"low", "high"} <= set(settable(one.method))
         else one
         for one in chosen
     ]
@@ -268,35 +270,38 @@ def _with_options(
     chosen = []
     for one in kinds:
         own: dict[str, Any] = {"seed": seed, **one.options}
-        known = option_names(one.kind)
+        known = settable(one.kind)
         for text in texts:
             name, value = _pair(text)
             owner, dot, key = name.rpartition(".")
             if key in known and (not dot or any(same_name(owner, other) for other in one.names)):
                 own[key] = value
                 rest.pop(text, None)
-        options_class(one.kind)(**own)  # a value that cannot be is an error before any image is read
+        _check(one.kind, own)
         chosen.append(own)
     return chosen, list(rest)
 
 
+def _check(kind: type[Method] | type[Metric], options: dict[str, Any]) -> None:
+    """Let a value that cannot be be an error before any image is read."""
+    if issubclass(kind, Method):
+        kind(NO_NETWORK, **options)
+    else:
+        kind(**options)
+
+
 def _refuse(unused: list[str], kinds: Sequence[type[Method] | type[Metric]]) -> None:
     if unused:
-        known = sorted({name for kind in kinds for name in option_names(kind)})
+        known = sorted({name for kind in kinds for name in settable(kind)})
         key = _pair(unused[0])[0].rpartition(".")[2]
         raise InputError(
             f"option {unused[0]!r} fits nothing that was asked for; there are {', '.join(known)}.{nearest(key, known)}"
         )
 
 
-def option_names(kind: type[Method] | type[Metric]) -> list[str]:
+def settable(kind: type[Method] | type[Metric]) -> list[str]:
     """The options that a command line can set."""
-    return [f.name for f in fields(options_class(kind)) if f.name not in ("callback", "progress", "fitted", "rules")]
-
-
-def options_class(kind: type[Method] | type[Metric]) -> Any:
-    """The dataclass whose fields are the options: a metric itself, a method's ``Options``."""
-    return getattr(kind, "Options", kind)
+    return [name for name in option_names(kind) if name not in ("callback", "progress", "fitted", "rules")]
 
 
 def _pair(text: str) -> tuple[str, Any]:

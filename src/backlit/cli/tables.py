@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import torch
 from rich.table import Table
 from torch.nn import functional as F
 
+from backlit._options import option_names
 from backlit.cli.console import console
 from backlit.cli.settings import Chosen, Compute
 from backlit.methods import FittedMethod
@@ -18,7 +17,7 @@ def print_trace(loaded: LoadedModel, chosen: Chosen, compute: Compute) -> None:
     """Run the network on a grey image and print each site with its rule."""
     height, width = loaded.preprocess.size
     x = loaded.placed(torch.zeros(1, loaded.preprocess.channels, height, width))
-    short = {"steps": 1} if "steps" in {f.name for f in fields(chosen.method.Options)} else {}
+    short = {"steps": 1} if "steps" in option_names(chosen.method) else {}
     method = chosen.method(loaded.network, **{**chosen.options, **short})
     target = method.learned.classes[0] if isinstance(method, FittedMethod) else None
     explanation = method(F.pad(x, [0] * 4), target)

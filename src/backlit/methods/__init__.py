@@ -1,6 +1,6 @@
 """The methods, in the one tuple that drives the command line, the docs and the property tests."""
 
-from backlit.methods.base import Method, Options
+from backlit.methods.base import Method
 from backlit.methods.bbp import BBp
 from backlit.methods.cam import GradCAM, GuidedGradCAM
 from backlit.methods.deeplift import DeepLIFT, DeepSHAP
@@ -62,7 +62,6 @@ __all__ = [
     "GuidedBackprop",
     "GuidedGradCAM",
     "Method",
-    "Options",
     "PatternAttribution",
     "PatternNet",
     "Random",

@@ -1,4 +1,4 @@
-"""What every method shares: options, checks, targets, chunks, and the Attribution around the result."""
+"""What every method shares: options, checks, chunks, and the Attribution around the result."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from math import prod
+from dataclasses import field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,15 +14,17 @@ from torch import Tensor, nn
 
 from backlit._errors import BacklitError, InputError, check, nearest
 from backlit._fingerprint import fingerprint
+from backlit._options import NO_OPTION, Configured
 from backlit._plain import described
 from backlit._state import check_module
 from backlit._version import __version__
 from backlit.attribution import Attribution
-from backlit.capture import Coverage, RuleLike, Trace
+from backlit.capture import RuleLike
 from backlit.capture.primitives import BY_NAME
 from backlit.capture.refuse import check_model
 from backlit.methods.chunks import first_size, out_of_memory, run_in_chunks
 from backlit.methods.inputs import check_images, check_runs, check_targets, chunk_of, not_finite
+from backlit.methods.job import Job, Maps
 from backlit.methods.named import Named, indices_of, network_of
 
 Target = int | str | Sequence[int] | Sequence[str] | Tensor | None
@@ -31,39 +32,6 @@ Kind = Literal["signed", "contrast", "one-sided", "magnitude", "signal", "noise"
 """What a value of a map says: "signed", for the class or against it; "contrast", more or less for it than for others;
 "one-sided", for the class or nothing; "magnitude", how much a pixel matters, for or against; "signal", an estimate of the
 part of the image that the score follows; "noise", nothing."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of every method.
-
-    Attributes:
-        chunk: Number of images that run at once; None lets it follow from the memory that is free.
-        seed: Seed of whatever the method draws; recorded with the result.
-        rules: Rules of your own by primitive, ``{"softmax": rule}``, put over the method's own table; None in the place of
-            a rule is the true derivative.
-    """
-
-    chunk: int | None = None
-    seed: int = 0
-    rules: Mapping[str, RuleLike | None] | None = None
-
-    def __post_init__(self) -> None:
-        check_common(self.chunk, self.seed)
-        self._check_rules()
-
-    def _check_rules(self) -> None:
-        must = "rules by primitive, {'softmax': rule}, each a function rule(grad_output, inputs, output, call) or None"
-        if self.rules is None:
-            return
-        check(isinstance(self.rules, Mapping), "rules", self.rules, must)
-        for primitive, rule in self.rules.items():
-            check(rule is None or (callable(rule) and not isinstance(rule, type)), "rules", self.rules, must)
-            if primitive not in BY_NAME:
-                raise InputError(
-                    f"rules must name primitives, as `backlit trace` lists them, but {primitive!r} is none."
-                    f"{nearest(str(primitive), BY_NAME)} An operation of your own is declared by backlit.capture.extend."
-                )
 
 
 MOST_STEPS = 1_000_000
@@ -121,33 +89,35 @@ def check_common(chunk: Any, seed: Any) -> None:
     check(whole, "seed", seed, "an integer from -2**63 to 2**64 - 1")
 
 
-@dataclass(frozen=True)
-class Maps:
-    """What a method computes for one chunk of n images with t targets each.
+class NoNetwork(nn.Module):
+    """What stands in a method's place for a network where only its options are looked at: it cannot run."""
 
-    ``values`` and each part hold one tensor per input of the network, (t, n, c, h, w); ``targets`` is (n, t), ``output``,
-    ``probability`` and each number of ``completeness`` (t, n), each ``trajectory`` (t, steps, n). ``activation_bytes`` is the
-    size of one image's activations, from which the chunk size follows; ``notes`` say what the method chose, for the
-    provenance.
-    """
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Refuse.
 
-    values: tuple[Tensor, ...]
-    targets: Tensor
-    output: Tensor
-    coverage: Coverage
-    activation_bytes: float
-    parts: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
-    trajectory: Mapping[str, Tensor] = field(default_factory=dict)
-    completeness: Mapping[str, Tensor] = field(default_factory=dict)
-    notes: Mapping[str, Any] = field(default_factory=dict)
-    probability: Tensor | None = None
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            "model must be a network, but this method was made without one: dataclasses.replace(method, model=...)."
+        )
 
 
-class Method(ABC):
-    """A way to attribute a network's output to its input.
+NO_NETWORK = NoNetwork()
+
+
+class Method(Configured, ABC):
+    """A way to attribute a network's output to its input: a frozen dataclass, whose fields are its options.
 
     Call it on images and targets for an :class:`~backlit.Attribution`, or use :meth:`attribute` for the bare tensor, as
     Captum does. The model is never changed; one method object may serve several threads.
+
+    Attributes:
+        model: The network, in eval mode, or what ``load_model`` returned, which knows the names of its classes.
+        chunk: Number of images that run at once; None lets it follow from the memory that is free.
+        seed: Seed of whatever the method draws; recorded with the result.
+        rules: Rules of your own by primitive, ``{"softmax": rule}``, put over the method's own table; None in the place of
+            a rule is the true derivative.
     """
 
     name: ClassVar[str]
@@ -158,29 +128,48 @@ class Method(ABC):
     """What its maps say with the default options; :attr:`kind_of_map` knows the others."""
     cost: ClassVar[str] = "1 pass"
     """Passes through the network and back for one image and class; a method of many steps has as many."""
-    Options: ClassVar[type[Options]] = Options
     takes_rules: ClassVar[bool] = True
     """Whether the method propagates by rules, so that the option ``rules`` says something to it."""
     memory_factor: ClassVar[float] = 4.0
     """Bytes that an image takes at the peak, over the bytes of its activations in one forward pass."""
 
-    def __init__(self, model: nn.Module | Named, **options: Any) -> None:
-        network = network_of(model)
-        check_module(network)
-        known = [f.name for f in fields(self.Options)]
-        for key in options:
-            if key not in known:
-                raise InputError(
-                    f"{key!r} is no option of {self.title}: it has {', '.join(known)}.{nearest(key, known)}"
-                )
-        self.model = network
-        self.loaded: Named | None = None if isinstance(model, nn.Module) else model
-        self.options: Any = self.Options(**options)
-        if self.options.rules is not None and not self.takes_rules:
+    model: nn.Module | Named = field(kw_only=False, metadata=NO_OPTION)
+    chunk: int | None = None
+    seed: int = 0
+    rules: Mapping[str, RuleLike | None] | None = None
+
+    def __post_init__(self) -> None:
+        check_module(self.network)
+        check_common(self.chunk, self.seed)
+        self._check_rules()
+        if self.rules is not None and not self.takes_rules:
             raise InputError(
-                f"rules must be None for {self.title}, which propagates by no rules, but {list(self.options.rules)} are given. "
+                f"rules must be None for {self.title}, which propagates by no rules, but {list(self.rules)} are given. "
                 "Leave the option out."
             )
+
+    def _check_rules(self) -> None:
+        must = "rules by primitive, {'softmax': rule}, each a function rule(grad_output, inputs, output, call) or None"
+        if self.rules is None:
+            return
+        check(isinstance(self.rules, Mapping), "rules", self.rules, must)
+        for primitive, rule in self.rules.items():
+            check(rule is None or (callable(rule) and not isinstance(rule, type)), "rules", self.rules, must)
+            if primitive not in BY_NAME:
+                raise InputError(
+                    f"rules must name primitives, as `backlit trace` lists them, but {primitive!r} is none."
+                    f"{nearest(str(primitive), BY_NAME)} An operation of your own is declared by backlit.capture.extend."
+                )
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that is explained."""
+        return network_of(self.model)
+
+    @property
+    def loaded(self) -> Named | None:
+        """The model with the names of its classes, where it was given so."""
+        return None if isinstance(self.model, nn.Module) else self.model
 
     def __call__(self, inputs: Tensor | tuple[Tensor, ...], target: Target = None) -> Any:
         """Explain the score of one target per image.
@@ -214,8 +203,11 @@ class Method(ABC):
         return values if isinstance(inputs, tuple) else values[0]
 
     @abstractmethod
-    def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
-        """Maps of one chunk, for targets (n, t), or for the predicted class."""
+    def explain(self, job: Job) -> Maps:
+        """Compute the maps of one chunk."""
+
+    def look_at(self, maps: Maps) -> None:
+        """Warn of what the maps of the whole batch show; nothing by default."""
 
     def _explained(self, inputs: Any, target: Any, *, several: bool) -> tuple[Any, ...]:
         start = time.perf_counter()
@@ -233,40 +225,47 @@ class Method(ABC):
         return results if isinstance(inputs, tuple) else tuple(r[0] for r in results)
 
     def _maps(self, inputs: Any, target: Any, *, several: bool) -> tuple[tuple[Tensor, ...], Maps]:
-        tensors = tuple(x.detach() for x in check_images(inputs, self.model))  # the caller's graph is not continued
-        check_model(self.model, tensors)
+        tensors = tuple(x.detach() for x in check_images(inputs, self.network))  # the caller's graph is not continued
+        check_model(self.network, tensors)
         n = tensors[0].shape[0]
         targets = check_targets(indices_of(target, self.loaded), n, several=several)
-        chunks = self._chunks(tensors, targets)
-        maps = joined(chunks)
+        maps = Maps.joined(self._chunks(tensors, targets))
         self._check_finite(maps)
+        self.look_at(maps)
         return tensors, maps
 
     def _chunks(self, tensors: tuple[Tensor, ...], targets: Tensor | None) -> list[Maps]:
         """The maps of all chunks; of all images as one chunk where the network takes no fewer."""
         n, device = tensors[0].shape[0], tensors[0].device
+
+        def explain(rows: slice) -> Maps:
+            some = tuple(x[rows] for x in tensors)
+            return self.explain(Job(some, None if targets is None else targets[rows], rows.start, n))
+
         try:
             return run_in_chunks(
-                lambda part: self.explain(tuple(x[part] for x in tensors), None if targets is None else targets[part]),
+                explain,
                 lambda maps: maps.activation_bytes * self.memory_factor * maps.targets.shape[1],
                 n=n,
-                chunk=chunk_of(self.model, tensors, self.options.chunk)
-                if n > first_size(self.options.chunk, device)
-                else n,
+                chunk=chunk_of(self.network, tensors, self.chunk) if n > first_size(self.chunk, device) else n,
                 device=device,
             )
         except BacklitError:
             raise
         except Exception as error:
             if not out_of_memory(error):
-                check_runs(self.model, tensors, error)
+                check_runs(self.network, tensors, error)
             raise
 
     def _check_finite(self, maps: Maps) -> None:
         if not bool(maps.output.isfinite().all()):
-            raise not_finite(self.model, "The model's output")
+            raise not_finite(self.network, "The model's output")
         if not all(bool(v.isfinite().all()) for v in maps.values):
-            raise not_finite(self.model, f"The map of {self.title}")
+            raise not_finite(self.network, f"The map of {self.title}")
+
+    def recorded(self) -> dict[str, Any]:
+        """The options as they are recorded with a result, as JSON can hold them."""
+        return described(self)
 
     @property
     def kind_of_map(self) -> Kind:
@@ -284,53 +283,16 @@ class Method(ABC):
         return {
             "method": self.name,
             "kind": self.kind_of_map,
-            "options": described(self.options),
-            "model": type(self.model).__name__,
-            "fingerprint": fingerprint(self.model),
-            "seed": self.options.seed,
+            "options": self.recorded(),
+            "model": type(self.network).__name__,
+            "fingerprint": fingerprint(self.network),
+            "seed": self.seed,
             "versions": {"backlit": __version__, "torch": str(torch.__version__)},
             "device": str(x.device),
             "dtype": str(x.dtype).removeprefix("torch."),
             "seconds": round(seconds, 4),
             **({} if self.loaded is None else {"pixels": [list(bound) for bound in self.loaded.preprocess.bounds]}),
         }
-
-
-def activation_bytes(trace: Trace, x: Tensor) -> float:
-    """Bytes of one image's activations: what its sites put out."""
-    return sum(prod(site.output_shape) for site in trace) * x.element_size() / x.shape[0]
-
-
-def joined(chunks: list[Maps]) -> Maps:
-    """One Maps of all images; only the images' axis grows."""
-    first = chunks[0]
-    if len(chunks) == 1:
-        return first
-
-    def rows(name: str, i: int | None = None, key: str | None = None, dim: int = 1) -> Tensor:
-        values = (getattr(c, name) for c in chunks)
-        values = (v if key is None else v[key] for v in values)
-        return torch.cat([v if i is None else v[i] for v in values], dim)
-
-    inputs = range(len(first.values))
-    return Maps(
-        values=tuple(rows("values", i) for i in inputs),
-        targets=rows("targets", dim=0),
-        output=rows("output"),
-        coverage=first.coverage,
-        activation_bytes=first.activation_bytes,
-        parts={k: tuple(rows("parts", i, k) for i in inputs) for k in first.parts},
-        trajectory={k: _padded([c.trajectory[k] for c in chunks]) for k in first.trajectory},
-        completeness={k: rows("completeness", None, k) for k in first.completeness},
-        notes=first.notes,
-        probability=None if first.probability is None else rows("probability"),
-    )
-
-
-def _padded(curves: list[Tensor]) -> Tensor:
-    """Curves (t, steps, n) side by side; one that stopped early goes on with its last value."""
-    steps = max(c.shape[1] for c in curves)
-    return torch.cat([torch.cat([c, c[:, -1:].expand(-1, steps - c.shape[1], -1)], 1) for c in curves], 2)
 
 
 def _attribution(

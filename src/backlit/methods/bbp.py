@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from backlit.capture import Call, RuleLike, Tap, named
-from backlit.methods.base import Maps, Options, activation_bytes, check
+from backlit.methods.base import check
 from backlit.methods.biases import BiasMethod, check_told, offset, propagated, with_biases
-from backlit.methods.inputs import pick, probability
+from backlit.methods.job import Job, Maps, scores_of
 from backlit.rules import TRUE, RuleTable, presets
 from backlit.rules.exact import exact
 
 Alpha = Literal["ratio", "equal"]
 Grads = tuple[Tensor | None, ...]
-
-
-@dataclass(frozen=True)
-class BBpOptions(Options):
-    """Options of bias back-propagation.
-
-    Attributes:
-        alpha: How a unit shares its bias out among its inputs: "ratio" by the size of what each contributes, |w x|, over
-            their sum (in equal shares where all of them are zero); "equal" in equal shares.
-    """
-
-    alpha: Alpha = "ratio"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.alpha in ("ratio", "equal"), "alpha", self.alpha, "'ratio' or 'equal'")
 
 
 class BBp(BiasMethod):
@@ -42,6 +25,10 @@ class BBp(BiasMethod):
     From the output down, each unit shares what it holds out among its inputs, by factors alpha that sum to one; on the
     way the bias of each layer, times the true gradient there, is added. The map's sum is the logit less <dF/dx, x>, that
     is, what gradient times input leaves out. ``completeness["gap"]`` is what was held by constants on the way.
+
+    Attributes:
+        alpha: How a unit shares its bias out among its inputs: "ratio" by the size of what each contributes, |w x|, over
+            their sum (in equal shares where all of them are zero); "equal" in equal shares.
     """
 
     name = "bbp"
@@ -49,17 +36,23 @@ class BBp(BiasMethod):
     kind = "signed"
     summary = "the biases' part of the logit, shared out layer by layer"
     source = "Wang, Zhou and Bilmes 2019"
-    Options = BBpOptions
     memory_factor = 10.0
 
-    def explain_together(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
-        run = with_biases(self.model, inputs, presets.gradient, _terms)
+    alpha: Alpha = "ratio"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.alpha in ("ratio", "equal"), "alpha", self.alpha, "'ratio' or 'equal'")
+
+    def explain_together(self, job: Job) -> Maps:
+        inputs = job.inputs
+        run = with_biases(self.network, inputs, presets.gradient, _terms)
         check_told(run.trace)
-        targets = pick(run.output, targets)
+        targets = job.pick(run.output)
         names = list(run.taps)
         grads = propagated(run, targets, (*run.inputs, *(t.inputs[0] for t in run.taps.values())))
-        table = _TABLES[self.options.alpha].over(self.options.rules)
-        shared = with_biases(self.model, inputs, table, lambda call, _: _root(call, names))
+        table = _TABLES[self.alpha].over(self.rules)
+        shared = with_biases(self.network, inputs, table, lambda call, _: _root(call, names))
         roots = [shared.taps[name].output for name in names]
         values = [
             torch.autograd.grad(roots, shared.inputs, held, retain_graph=True, allow_unused=True)
@@ -69,18 +62,11 @@ class BBp(BiasMethod):
             torch.stack([torch.zeros_like(x) if not v or v[i] is None else v[i] for v in values])
             for i, x in enumerate(inputs)
         )
-        output = run.output.detach().gather(1, targets).T
+        output = scores_of(run.output, targets)
         products = (g * x for g, x in zip(grads, inputs, strict=False))
         biases = output - sum((p.flatten(2).sum(2) for p in products), torch.zeros_like(output))
-        return Maps(
-            values=maps,
-            targets=targets,
-            output=output,
-            probability=probability(run.output, targets),
-            coverage=shared.coverage,
-            activation_bytes=activation_bytes(run.trace, inputs[0]),
-            completeness={"biases": biases, "gap": biases - sum(m.flatten(2).sum(2) for m in maps)},
-        )
+        account = {"biases": biases, "gap": biases - sum(m.flatten(2).sum(2) for m in maps)}
+        return Maps.of_run(run, maps, targets, coverage=shared.coverage, completeness=account)
 
 
 def _terms(call: Call, output: Tensor) -> Tap | None:

@@ -23,8 +23,9 @@ from backlit._errors import UnsupportedOp
 from backlit._forward import of_image
 from backlit.capture import Call, Propagation, Tap, Trace, propagate
 from backlit.capture.forms import derivative_along
-from backlit.methods.base import Maps, Method, joined
+from backlit.methods.base import Method
 from backlit.methods.inputs import check_takes, why_not
+from backlit.methods.job import Job, Maps
 from backlit.rules import RuleTable
 from backlit.rules.exact import exact
 from backlit.rules.layer import finite
@@ -168,24 +169,18 @@ def propagated(run: Propagation, classes: Tensor, leaves: tuple[Tensor, ...]) ->
 class BiasMethod(Method):
     """A method with taps: it runs one image at a time where the network moves the images' axis, as attention does."""
 
-    def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
+    def explain(self, job: Job) -> Maps:
         try:
-            return self.explain_together(inputs, targets)
+            return self.explain_together(job)
         except ImagesMoved:
-            plain = why_not(self.model, inputs)
+            plain = why_not(self.network, job.inputs)
             if plain is not None:
                 raise plain from None
-            check_takes(self.model, inputs, tuple(x[:1] for x in inputs))
-            rows = [slice(i, i + 1) for i in range(inputs[0].shape[0])]
-            return joined(
-                [
-                    self.explain_together(tuple(x[i] for x in inputs), None if targets is None else targets[i])
-                    for i in rows
-                ]
-            )
+            check_takes(self.network, job.inputs, job.one(0).inputs)
+            return Maps.joined([self.explain_together(job.one(i)) for i in range(len(job))])
 
     @abstractmethod
-    def explain_together(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
+    def explain_together(self, job: Job) -> Maps:
         """Maps of one chunk from one forward pass.
 
         Raises:

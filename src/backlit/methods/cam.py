@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,18 +11,18 @@ from torch.nn import functional as F
 
 from backlit._errors import InputError, nearest
 from backlit._features import Features, Node, find_features
+from backlit._options import option_names, options_of
 from backlit._places import Layout, given_layout, is_somewhere
 from backlit.capture import Propagation, Site, propagate
-from backlit.methods.base import Kind, Maps, Method, Options, activation_bytes, check
-from backlit.methods.gradient import RectifiedOptions
-from backlit.methods.inputs import pick, probability
+from backlit.methods.base import Method, check
+from backlit.methods.gradient import TimesInput
+from backlit.methods.job import Job, Maps
 from backlit.methods.targets import gradients
 from backlit.rules import presets
 
 
-@dataclass(frozen=True)
-class CAMOptions(Options):
-    """Options of class activation maps.
+class CAM(Method):
+    """A class activation map of some kind: a feature map, weighted.
 
     Attributes:
         layer: The feature map: a module's path ("features.12", whose last feature map counts; of a module that is called
@@ -54,10 +54,22 @@ class CAMOptions(Options):
             raise InputError("channels and grid say how to read a named layer, but layer is None. Give layer as well.")
 
 
-class GradCAM(Method):
+class GradCAM(CAM):
     """Grad-CAM (Selvaraju et al. 2017, Eq. 1 and 2): ReLU of the feature map's channels, weighted by their mean gradient.
 
     The map has one channel, bilinearly enlarged to the image's size.
+
+    Attributes:
+        layer: The feature map: a module's path ("features.12", whose last feature map counts; of a module that is called
+            twice, the last call's) or a site ("relu[25]"). It must lie on the way from the image to the score. None finds it:
+            what the last layer with weights on that way ends in before anything is pooled (its activation, its norm, its
+            block's residual add or concat), leaving out a layer whose channels are the scores themselves. Where a class token
+            alone is read after the last attention, it is the norm that this attention reads. The result's provenance says
+            which it was, how its axes were read, and how it was found.
+        channels: "first" or "last", how to read a named layer: (n, c, h, w) or (n, h, w, c), (n, c, t) or (n, t, c). None
+            follows the image's rows and columns through the network and refuses where it cannot tell.
+        grid: Height and width of the grid of a named layer's tokens (n, t, c), row by row; those in front of it, such as a
+            class token, are left out. None follows the network, as above.
     """
 
     name = "grad_cam"
@@ -65,36 +77,26 @@ class GradCAM(Method):
     kind = "one-sided"
     summary = "last feature map, its channels weighted by their mean gradient"
     source = "Selvaraju et al. 2017"
-    Options = CAMOptions
 
-    def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
-        run = propagate(self.model, inputs, presets.gradient.over(self.options.rules), keep=_may_be_one)
-        targets = pick(run.output, targets)
-        layers = find_layers(find_features(self.model, inputs, run.trace), targets, self.options)
+    def explain(self, job: Job) -> Maps:
+        inputs = job.inputs
+        run = propagate(self.network, inputs, presets.gradient.over(self.rules), keep=_may_be_one)
+        targets = job.pick(run.output)
+        layers = find_layers(find_features(self.network, inputs, run.trace), targets, self)
         values = [torch.zeros((*targets.T.shape, 1, *x.shape[-2:]), dtype=x.dtype, device=x.device) for x in inputs]
         for layer in dict.fromkeys(layers.values()):
             cam = class_activation(run, targets, layer)
             own = torch.tensor([k for k, v in layers.items() if v == layer], device=targets.device)
             mine = torch.isin(targets.T, own)[:, :, None, None, None]
             values = [torch.where(mine, _enlarged(cam, x), v) for x, v in zip(inputs, values, strict=True)]
-        return Maps(
-            values=tuple(values),
-            targets=targets,
-            output=run.output.detach().gather(1, targets).T,
-            probability=probability(run.output, targets),
-            coverage=run.coverage,
-            activation_bytes=activation_bytes(run.trace, inputs[0]),
-            notes=_notes(layers),
-        )
+        return Maps.of_run(run, tuple(values), targets, notes=_notes(layers))
 
 
-@dataclass(frozen=True)
-class GuidedGradCAMOptions(CAMOptions, RectifiedOptions):
-    """Options of Guided Grad-CAM: those of class activation maps, and ``times_input`` as guided back-propagation has it."""
+class GuidedGradCAM(CAM, TimesInput):
+    """Guided Grad-CAM (Selvaraju et al. 2017, Sec. 3.2): guided back-propagation times Grad-CAM, enlarged.
 
-
-class GuidedGradCAM(Method):
-    """Guided Grad-CAM (Selvaraju et al. 2017, Sec. 3.2): guided back-propagation times Grad-CAM, enlarged."""
+    Its options are those of Grad-CAM, and ``times_input`` as guided back-propagation has it.
+    """
 
     name = "guided_grad_cam"
     title = "Guided Grad-CAM"
@@ -102,28 +104,13 @@ class GuidedGradCAM(Method):
     summary = "guided backprop where Grad-CAM is positive"
     source = "Selvaraju et al. 2017"
     cost = "2 passes"
-    Options = GuidedGradCAMOptions
 
-    @property
-    def kind_of_map(self) -> Kind:
-        return "signed" if self.options.times_input else self.kind
-
-    def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
-        own = {field.name: getattr(self.options, field.name) for field in fields(CAMOptions)}
-        coarse = GradCAM(self.model, **own).explain(inputs, targets)
-        run = propagate(self.model, inputs, presets.guided.over(self.options.rules))
-        fine = gradients(run, coarse.targets)
-        if self.options.times_input:
-            fine = tuple(g * x for g, x in zip(fine, inputs, strict=True))
-        return Maps(
-            values=tuple(g * c for g, c in zip(fine, coarse.values, strict=True)),
-            targets=coarse.targets,
-            output=coarse.output,
-            probability=coarse.probability,
-            coverage=run.coverage,
-            activation_bytes=coarse.activation_bytes,
-            notes=coarse.notes,
-        )
+    def explain(self, job: Job) -> Maps:
+        own = {name: value for name, value in options_of(self).items() if name in option_names(GradCAM)}
+        coarse = GradCAM(self.model, **own).explain(job)
+        run = propagate(self.network, job.inputs, presets.guided.over(self.rules))
+        fine = zip(gradients(run, coarse.targets), job.inputs, coarse.values, strict=True)
+        return replace(coarse, values=tuple(self.value(g, x) * c for g, x, c in fine), coverage=run.coverage)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +135,7 @@ def class_activation(run: Propagation, targets: Tensor, layer: Layer) -> Tensor:
     return (channels * layer.layout.arrange(output.detach())).sum(2, keepdim=True).relu()
 
 
-def find_layers(features: Features, targets: Tensor, options: CAMOptions) -> dict[int, Layer]:
+def find_layers(features: Features, targets: Tensor, options: CAM) -> dict[int, Layer]:
     """The layer of each target: one for all, unless their scores read different branches.
 
     Raises:
@@ -218,7 +205,7 @@ def _has_map(features: Features, node: Node) -> bool:
     return len(node.site.output_shape) in (3, 4) and (node.mark is None or is_somewhere(node.mark))
 
 
-def _read_as(features: Features, node: Node, options: CAMOptions) -> Layer:
+def _read_as(features: Features, node: Node, options: CAM) -> Layer:
     """The named layer, as the network shows its axes, or as the options say."""
     site = features.site(node)
     if options.channels is None and options.grid is None:

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
 
 Result = TypeVar("Result")
-
-FIRST: ContextVar[int] = ContextVar("FIRST", default=0)
-"""The number of the first image of the chunk that is running, so that a message can name an image of the whole batch."""
-IMAGES: ContextVar[int | None] = ContextVar("IMAGES", default=None)
-"""How many images that batch has; None outside a chunk."""
 
 _SMALL = {"cpu": 4, "cuda": 8}
 _LARGEST = {"cpu": 16, "cuda": 256}
@@ -35,7 +29,7 @@ def run_in_chunks(
     memory runs out all the same, the chunk halves and only its own images are repeated.
 
     Args:
-        run: What to do with one chunk. While it runs, ``FIRST`` and ``IMAGES`` say where in the batch it is.
+        run: What to do with one chunk.
         bytes_per_image: Peak memory of one image, from the result of a chunk.
         n: Number of images.
         chunk: A fixed chunk size, or None.
@@ -48,7 +42,6 @@ def run_in_chunks(
     size = first_size(chunk, device)
     start = 0
     while start < n:
-        tokens = FIRST.set(start), IMAGES.set(n)
         try:
             result = run(slice(start, min(start + size, n)))
         except (RuntimeError, MemoryError) as error:
@@ -59,9 +52,6 @@ def run_in_chunks(
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             continue
-        finally:
-            FIRST.reset(tokens[0])
-            IMAGES.reset(tokens[1])
         start += size
         results.append(result)
         if chunk is None:

@@ -14,7 +14,8 @@ from backlit.capture.forms import Scaled
 from backlit.methods.masks import Masks, RMSprop
 
 if TYPE_CHECKING:
-    from backlit.methods.dmbp import DMBPOptions
+    from backlit.methods.dmbp import DMBP
+    from backlit.methods.job import Job
 
 OPTIMIZERS: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] = {
     "rmsprop": lambda parameters, lr: RMSprop(parameters, lr=lr),
@@ -76,14 +77,15 @@ class Descent:
 
     def __init__(
         self,
-        options: DMBPOptions,
+        options: DMBP,
         frozen: FrozenNetwork,
         chosen: list[tuple[Site, Scaled]],
-        inputs: tuple[Tensor, ...],
+        job: Job,
         target: Tensor,
     ) -> None:
+        inputs = job.inputs
         dtype = options.dtype or inputs[0].dtype
-        self._options, self._frozen = options, frozen
+        self._options, self._frozen, self._job = options, frozen, job
         self._n = inputs[0].shape[0]
         self._twice = tuple(torch.cat([x, x]).to(dtype).contiguous(memory_format=torch.channels_last) for x in inputs)
         self._index = torch.cat([target, target])[:, None]
@@ -148,7 +150,7 @@ class Descent:
     def _descend(self) -> dict[str, Tensor]:
         options = self._options
         curves: dict[str, list[Tensor]] = {"loss": [], "positive": [], "negative": [], "nuisance": []}
-        with options.watched("DMBP", options.steps) as done:
+        with options.watched(options.steps, self._job) as done:
             for index in range(1, options.steps + 1):
                 terms = self.step()
                 for name, value in terms.items():

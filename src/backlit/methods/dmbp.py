@@ -14,7 +14,7 @@ computes forwards when its gates and switches are frozen at x and each activatio
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -24,23 +24,15 @@ from backlit._errors import InputError, ModelStateError, UnsupportedOp
 from backlit._warn import warn
 from backlit.capture import Coverage, CoverageRow, FrozenNetwork, Site, freeze
 from backlit.capture.forms import Scaled
-from backlit.methods.base import (
-    MOST_STEPS,
-    Maps,
-    Method,
-    activation_bytes,
-    check,
-    check_positive,
-    check_whole,
-    is_number,
-)
+from backlit.methods.base import MOST_STEPS, check, check_positive, check_whole, is_number
 from backlit.methods.branches import behind_sums, images_apart, with_layers
 from backlit.methods.descent import OPTIMIZERS, Descent
-from backlit.methods.inputs import alike, pick, probability, why_not
+from backlit.methods.inputs import alike, why_not
+from backlit.methods.job import Job, Maps, activation_bytes, scores_of
 from backlit.methods.masks import doubled
 from backlit.methods.named import Named
 from backlit.methods.sites import Sites, check_sites, is_wanted
-from backlit.methods.steps import SteppedOptions
+from backlit.methods.steps import Stepped
 
 Variant = Literal["all", "+,-", "+", "nd"]
 BESIDE_SUMS = ("branches", "layers")
@@ -49,11 +41,11 @@ LEAST_SHARE = 0.01
 """Of the magnitude of y+ and y-: where the image's pixels account for less, a warning says so."""
 
 
-@dataclass(frozen=True)
-class DMBPOptions(SteppedOptions):
-    """Options of DMBP; the defaults are the paper's (Sec. 3.4 and 4), but for ``init``, which it does not give.
+class DMBP(Stepped):
+    """Disentangled Masked Backpropagation (Ruiz et al., ICCV 2021). ``DMBP.fast(model)`` is the short schedule.
 
-    ``callback`` is called with a :class:`~backlit.methods.descent.Step`.
+    The defaults are the paper's (Sec. 3.4 and 4), but for ``init``, which it does not give. ``callback`` is called with a
+    :class:`~backlit.methods.descent.Step`.
 
     Attributes:
         variant: Loss of Table 1: "all" (Eq. 10), "+,-" (without the nuisance), "+" (only -y+), "nd" (no masks, Eq. 5).
@@ -72,6 +64,14 @@ class DMBPOptions(SteppedOptions):
         dtype: Precision of the optimisation; None for the model's.
         compile: Run the steps through torch.compile: slower to start, faster afterwards.
     """
+
+    name = "dmbp"
+    title = "DMBP"
+    kind = "signed"
+    summary = "masks learned per image split the gradient into positive, negative and nuisance parts"
+    source = "Ruiz et al., ICCV 2021"
+    takes_rules = False
+    memory_factor = 16.0
 
     variant: Variant = "all"
     steps: int = 200
@@ -99,54 +99,42 @@ class DMBPOptions(SteppedOptions):
         floating = self.dtype is None or (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point)
         check(floating, "dtype", self.dtype, "a floating-point torch dtype or None")
 
-
-class DMBP(Method):
-    """Disentangled Masked Backpropagation (Ruiz et al., ICCV 2021). ``DMBP.fast(model)`` is the short schedule."""
-
-    name = "dmbp"
-    title = "DMBP"
-    kind = "signed"
-    summary = "masks learned per image split the gradient into positive, negative and nuisance parts"
-    source = "Ruiz et al., ICCV 2021"
-    Options = DMBPOptions
-    takes_rules = False
-    memory_factor = 16.0
-
     @classmethod
     def fast(cls, model: nn.Module | Named, **options: Any) -> DMBP:
         """The short schedule: 20 steps of 0.1 from theta = 1, chosen by insertion (``benchmarks/readings.py dmbp``)."""
         return cls(model, **{"steps": 20, "lr": 0.1, "init": 1.0, **options})
 
-    def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
-        n = inputs[0].shape[0]
+    def explain(self, job: Job) -> Maps:
+        n, inputs = len(job), job.inputs
         frozen = self.frozen(inputs)
-        targets = pick(frozen.output[:n], targets)
-        output = frozen.output[:n].gather(1, targets).T.to(inputs[0].dtype)
-        chosen = [] if self.options.variant == "nd" else self.chosen(frozen, inputs)
-        found = [Descent(self.options, frozen, chosen, inputs, target).run() for target in targets.T]
+        logits = frozen.output[:n]
+        targets = job.pick(logits)
+        chosen = [] if self.variant == "nd" else self.chosen(frozen, inputs)
+        ends = [Descent(self, frozen, chosen, job, target).run() for target in targets.T]
         signs = ("positive", "negative") if chosen else ()
-        return Maps(
-            values=tuple(torch.stack([f.map(i) for f in found]) for i in range(len(inputs))),
-            targets=targets,
-            output=output,
-            probability=probability(frozen.output[:n], targets),
+        each = range(len(inputs))
+        terms = [end.terms(output) for end, output in zip(ends, scores_of(logits, targets).to(inputs[0]), strict=True)]
+        maps = Maps.of(
+            tuple(torch.stack([end.map(i) for end in ends]) for i in each),
+            logits,
+            targets,
             coverage=_coverage(frozen, {site.name for site, _ in chosen}),
             activation_bytes=activation_bytes(frozen.trace, torch.cat([inputs[0]] * 2)),
             notes={"masks": _described(frozen, chosen)},
-            parts={s: tuple(torch.stack([f.maps[s][i] for f in found]) for i in range(len(inputs))) for s in signs},
-            trajectory={k: torch.stack([f.trajectory[k] for f in found]) for k in found[0].trajectory},
-            completeness={k: torch.stack([f.terms(output[t])[k] for t, f in enumerate(found)]) for k in _TERMS},
+            parts={s: tuple(torch.stack([end.maps[s][i] for end in ends]) for i in each) for s in signs},
+            trajectory={k: torch.stack([end.trajectory[k] for end in ends]) for k in ends[0].trajectory},
+            completeness={k: torch.stack([own[k] for own in terms]) for k in _TERMS},
         )
+        return replace(maps, output=maps.output.to(inputs[0]))
 
-    def _maps(self, inputs: Any, target: Any, *, several: bool) -> tuple[tuple[Tensor, ...], Maps]:
-        tensors, maps = super()._maps(inputs, target, several=several)
-        if self.options.variant != "nd":
+    def look_at(self, maps: Maps) -> None:
+        """Warn where the image's own share of y+ and y- is near nothing."""
+        if self.variant != "nd":
             _warn_of_biases(maps)
-        return tensors, maps
 
     def frozen(self, inputs: tuple[Tensor, ...]) -> FrozenNetwork:
         """The network frozen at the images, each twice, as the descent runs it."""
-        kind: dict[str, Any] = {"dtype": self.options.dtype or inputs[0].dtype, "memory_format": torch.channels_last}
+        kind: dict[str, Any] = {"dtype": self.dtype or inputs[0].dtype, "memory_format": torch.channels_last}
         twice = tuple(torch.cat([x, x]) for x in inputs)
         try:
             frozen = self._freeze(twice)
@@ -155,21 +143,21 @@ class DMBP(Method):
         except (UnsupportedOp, ModelStateError):
             raise
         except Exception:
-            if why_not(self.model, twice) is None:
+            if why_not(self.network, twice) is None:
                 raise
         # The network takes no more images at once, as with a constant for each.
         frozen = self._freeze(inputs).to(**kind)
         return frozen.mapped(lambda node: (doubled(node),), lambda value: torch.cat([value, value]))
 
     def _freeze(self, inputs: tuple[Tensor, ...]) -> FrozenNetwork:
-        frozen = freeze(self.model, *inputs)
-        if self.options.sites not in BEHIND_LAYERS:
+        frozen = freeze(self.network, *inputs)
+        if self.sites not in BEHIND_LAYERS:
             return frozen
         is_masked = self._is_masked(frozen)
         return with_layers(frozen, {site.name for site, _ in frozen.activations if is_masked(site)})
 
     def _is_masked(self, frozen: FrozenNetwork) -> Callable[[Site], bool]:
-        wanted = self.options.sites
+        wanted = self.sites
         if wanted not in (*BESIDE_SUMS, *BEHIND_LAYERS):
             return lambda site: is_wanted(site, wanted)
         unmasked = behind_sums(frozen) if wanted in BESIDE_SUMS else ()
@@ -181,7 +169,7 @@ class DMBP(Method):
         Raises:
             InputError: If there is none.
         """
-        wanted, is_masked = self.options.sites, self._is_masked(frozen)
+        wanted, is_masked = self.sites, self._is_masked(frozen)
         found = [(site, form) for site, form in frozen.activations if is_masked(site)]
         if wanted in BEHIND_LAYERS:
             apart = images_apart(frozen, inputs)
@@ -204,7 +192,7 @@ def descent(model: nn.Module, x: Tensor, target: Tensor, **options: Any) -> Desc
     """The descent of ``DMBP(model, **options)`` on images x and targets (n,), step by step."""
     method = DMBP(model, **options)
     frozen = method.frozen((x,))
-    return Descent(method.options, frozen, method.chosen(frozen, (x,)), (x,), target)
+    return Descent(method, frozen, method.chosen(frozen, (x,)), Job((x,), target[:, None]), target)
 
 
 _TERMS = ("positive", "negative", "nuisance", "positive_image", "negative_image", "gap")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,23 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from backlit._errors import InputError, nearest
+from backlit._options import NO_OPTION
 from backlit._state import check_module
 from backlit.inverse import Fitted
 from backlit.inverse.artefact import Layers
 from backlit.inverse.data import Data
-from backlit.methods.base import Method, Options
+from backlit.methods.base import NO_NETWORK, Method
 from backlit.methods.named import Named, network_of
 
-
-@dataclass(frozen=True)
-class FittedOptions(Options):
-    """Options of methods that are fitted first.
-
-    Attributes:
-        fitted: What the method's ``fit`` returned, or a file that it or ``backlit fit`` wrote.
-    """
-
-    fitted: Fitted | str | Path | None = None
+Placed = tuple[tuple[torch.device, torch.dtype], Layers]
+"""What was learned, on a device and in a dtype."""
 
 
 def check_fit(model: nn.Module | Named, options: Iterable[str], known: Sequence[str]) -> nn.Module:
@@ -46,41 +39,57 @@ def check_fit(model: nn.Module | Named, options: Iterable[str], known: Sequence[
 
 
 class FittedMethod(Method):
-    """A method whose parameters come from data: ``METHOD.fit(model, data)``, then ``METHOD(model, fitted=...)``."""
+    """A method whose parameters come from data: ``METHOD.fit(model, data)``, then ``METHOD(model, fitted=...)``.
 
-    Options = FittedOptions
+    Attributes:
+        fitted: What the method's ``fit`` returned, or a file that it or ``backlit fit`` wrote; it is read when the method is
+            made, for a file may be another one later.
+    """
+
     artefact: ClassVar[str]
+
+    fitted: Fitted | str | Path | None = None
+    _copy: list[Placed] = field(default_factory=list, init=False, metadata=NO_OPTION)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model is NO_NETWORK:
+            return
+        given = self.fitted
+        if given is None:
+            raise InputError(
+                f"{self.title} must be fitted to data first: `backlit fit --method {self.artefact} --data DIR --out FILE`, or "
+                f"{type(self).__name__}.fit(model, data); then give it the result as fitted=... (--fitted FILE)."
+            )
+        if not isinstance(given, (Fitted, str, Path)):
+            raise InputError(
+                f"fitted must be what {type(self).__name__}.fit returned, or its file, but is {type(given).__name__}."
+            )
+        learned = given if isinstance(given, Fitted) else Fitted.load(given)
+        learned.check_kind(self.artefact)
+        learned.check_network(self.network)
+        object.__setattr__(self, "fitted", learned)
 
     @classmethod
     @abstractmethod
     def fit(cls, model: nn.Module | Named, data: Data, **options: Any) -> Fitted:
         """Learn from batches of images, or of (images, class indices), what the method needs for this model."""
 
-    def __init__(self, model: nn.Module | Named, **options: Any) -> None:
-        super().__init__(model, **options)
-        found = self.options.fitted
-        if found is None:
-            raise InputError(
-                f"{self.title} must be fitted to data first: `backlit fit --method {self.artefact} --data DIR --out FILE`, or "
-                f"{type(self).__name__}.fit(model, data); then give it the result as fitted=... (--fitted FILE)."
-            )
-        if not isinstance(found, (Fitted, str, Path)):
-            raise InputError(
-                f"fitted must be what {type(self).__name__}.fit returned, or its file, but is {type(found).__name__}."
-            )
-        self.learned = found if isinstance(found, Fitted) else Fitted.load(found)
-        self.options = replace(self.options, fitted=self.learned)  # a file may be another one later
-        self.learned.check_kind(self.artefact)
-        self.learned.check_network(self.model)
-        self._placed: tuple[tuple[torch.device, torch.dtype], Layers] | None = None
+    @property
+    def learned(self) -> Fitted:
+        """What was fitted."""
+        assert isinstance(self.fitted, Fitted)
+        return self.fitted
 
     def parameters(self, x: Tensor) -> Layers:
         """What was learned, on the device and in the dtype of ``x``; copied there once, not for every map."""
         wanted = (x.device, x.dtype)
-        placed = self._placed  # read once: other threads may write it
-        if placed is None or placed[0] != wanted:
-            placed = self._placed = (wanted, self.learned.to(*wanted))
-        return placed[1]
+        for place, layers in tuple(self._copy):  # other threads may write it
+            if place == wanted:
+                return layers
+        layers = self.learned.to(*wanted)
+        self._copy[:] = [(wanted, layers)]
+        return layers
 
     def places(self, targets: Tensor) -> Tensor:
         """Where each target stands among the fitted classes.

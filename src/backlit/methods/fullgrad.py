@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backlit.capture import Call, Tap, named
-from backlit.methods.base import Kind, Maps, Options, activation_bytes, check
+from backlit.methods.base import Kind, check
 from backlit.methods.biases import (
     BiasMethod,
     Channels,
@@ -21,16 +20,19 @@ from backlit.methods.biases import (
     site_names,
     with_biases,
 )
-from backlit.methods.inputs import pick, probability
+from backlit.methods.job import Job, Maps, scores_of
 from backlit.rules import presets
 
 _LAYERS = named("convolution") | {"batch_norm"}
 _TINY = 1e-6  # the authors' guard against a constant map
 
 
-@dataclass(frozen=True)
-class FullGradOptions(Options):
-    """Options of FullGrad.
+class FullGrad(BiasMethod):
+    """FullGrad (Srinivas and Fleuret 2019): gradient times input, and at every bias gradient times bias.
+
+    The map has one channel. ``completeness`` is the decomposition itself, which is exact on any architecture: "input" is
+    <dF/dx, x>, "layers" what the biases of convolutions and batch norms give, "others" what all other sites add, "gap"
+    what is left of the logit: rounding.
 
     Attributes:
         process: "published" makes each map of terms its magnitude, rescales it from 0 to 1 over all its channels, enlarges
@@ -40,6 +42,13 @@ class FullGradOptions(Options):
             that adds something at image positions, such as a ReLU6 that is cut off or a GELU.
         layers: Return each layer's map as a part, next to the input's.
     """
+
+    name = "fullgrad"
+    title = "FullGrad"
+    kind = "magnitude"
+    summary = "magnitudes of gradient times input and of gradient times bias in every layer"
+    source = "Srinivas and Fleuret 2019"
+    memory_factor = 6.0
 
     process: Literal["published", "raw"] = "published"
     biases: Literal["layers", "all"] = "layers"
@@ -51,33 +60,15 @@ class FullGradOptions(Options):
         check(self.biases in ("layers", "all"), "biases", self.biases, "'layers' or 'all'")
         check(isinstance(self.layers, bool), "layers", self.layers, "True or False")
 
-
-class FullGrad(BiasMethod):
-    """FullGrad (Srinivas and Fleuret 2019): gradient times input, and at every bias gradient times bias.
-
-    The map has one channel. ``completeness`` is the decomposition itself, which is exact on any architecture: "input" is
-    <dF/dx, x>, "layers" what the biases of convolutions and batch norms give, "others" what all other sites add, "gap"
-    what is left of the logit: rounding.
-    """
-
-    name = "fullgrad"
-    title = "FullGrad"
-    kind = "magnitude"
-    summary = "magnitudes of gradient times input and of gradient times bias in every layer"
-    source = "Srinivas and Fleuret 2019"
-    Options = FullGradOptions
-    memory_factor = 6.0
-
     @property
     def kind_of_map(self) -> Kind:
-        return "signed" if self.options.process == "raw" else self.kind
+        return "signed" if self.process == "raw" else self.kind
 
-    def explain_together(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
-        run = with_biases(
-            self.model, inputs, presets.gradient.over(self.options.rules), self._reader(inputs[0].shape[0])
-        )
-        targets = pick(run.output, targets)
-        output = run.output.detach().gather(1, targets).T
+    def explain_together(self, job: Job) -> Maps:
+        inputs = job.inputs
+        run = with_biases(self.network, inputs, presets.gradient.over(self.rules), self._reader(len(job)))
+        targets = job.pick(run.output)
+        output = scores_of(run.output, targets)
         check_told(run.trace)
         taps = list(run.taps.values())
         leaves = (*run.inputs, *(leaf for tap in taps for leaf in tap.inputs))
@@ -98,19 +89,12 @@ class FullGrad(BiasMethod):
             "others": sum((s for site, s, *_ in terms if site.primitive not in _LAYERS), zero),
         }
         completeness["gap"] = output - sum(completeness.values(), zero)
-        if self.options.process == "raw":
+        if self.process == "raw":
             completeness["unplaced"] = sum((s for _, s, *plane in terms if not plane), zero)
-        return Maps(
-            values=tuple(sum(p[i] for p in parts.values()) for i in range(len(inputs))),  # type: ignore[misc]
-            targets=targets,
-            output=output,
-            probability=probability(run.output, targets),
-            coverage=run.coverage,
-            activation_bytes=activation_bytes(run.trace, inputs[0]),
-            parts=parts if self.options.layers else {},
-            completeness=completeness,
-            notes={"biases": len(terms), "maps": len(parts)},
-        )
+        values: Any = tuple(sum(p[i] for p in parts.values()) for i in range(len(inputs)))
+        notes = {"biases": len(terms), "maps": len(parts)}
+        own = parts if self.layers else {}
+        return Maps.of_run(run, values, targets, parts=own, completeness=completeness, notes=notes)
 
     def _reader(self, n: int) -> Any:
         channels = Channels()
@@ -121,7 +105,7 @@ class FullGrad(BiasMethod):
             added = offset(call, output)
             if added is None:
                 return None
-            wanted = self.options.biases == "all" or call.primitive.name in _LAYERS
+            wanted = self.biases == "all" or call.primitive.name in _LAYERS
             placed = wanted and output.dim() == 4 and output.shape[0] == n and not channels.last
 
             def read(grad: Tensor) -> tuple[Tensor, ...]:
@@ -136,7 +120,7 @@ class FullGrad(BiasMethod):
 
     def _processed(self, terms: Tensor) -> Tensor:
         """Terms (n, c, h, w) as a map (n, 1, h, w), before it is enlarged."""
-        if self.options.process == "raw":
+        if self.process == "raw":
             return terms.sum(1, keepdim=True)
         size = terms.abs()
         low, high = size.amin((1, 2, 3), keepdim=True), size.amax((1, 2, 3), keepdim=True)
@@ -147,7 +131,7 @@ class FullGrad(BiasMethod):
 
     def _at(self, plane: Tensor, x: Tensor) -> Tensor:
         """A layer's map (t, n, 1, h, w) at the image's size: enlarged as the authors do it, or spread with its sum kept."""
-        return spread(plane, x) if self.options.process == "raw" else enlarged(plane, x, corners=True)
+        return spread(plane, x) if self.process == "raw" else enlarged(plane, x, corners=True)
 
 
 def spread(plane: Tensor, x: Tensor) -> Tensor:

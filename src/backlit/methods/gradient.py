@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from backlit.capture import propagate
-from backlit.methods.base import Kind, Maps, Method, Options, activation_bytes, check
-from backlit.methods.inputs import pick, probability
+from backlit.methods.base import Kind, Method, check
+from backlit.methods.job import Job, Maps, scores_of
 from backlit.methods.targets import gradients
 from backlit.rules import RuleTable, presets
 
@@ -25,20 +24,11 @@ class Gradient(Method):
     source = "Simonyan et al. 2014"
     table: ClassVar[RuleTable] = presets.gradient
 
-    def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
-        run = propagate(self.model, inputs, self.table.over(self.options.rules))
-        targets = pick(run.output, targets)
-        values = tuple(self.value(g, x) for g, x in zip(gradients(run, targets), inputs, strict=True))
-        output = run.output.detach().gather(1, targets).T
-        return Maps(
-            values=values,
-            targets=targets,
-            output=output,
-            probability=probability(run.output, targets),
-            coverage=run.coverage,
-            activation_bytes=activation_bytes(run.trace, inputs[0]),
-            completeness=self.completeness(values, output),
-        )
+    def explain(self, job: Job) -> Maps:
+        run = propagate(self.network, job.inputs, self.table.over(self.rules))
+        targets = job.pick(run.output)
+        values = tuple(self.value(g, x) for g, x in zip(gradients(run, targets), job.inputs, strict=True))
+        return Maps.of_run(run, values, targets, completeness=self.completeness(values, scores_of(run.output, targets)))
 
     def value(self, gradient: Tensor, x: Tensor) -> Tensor:
         """The map from the propagated gradient (t, n, c, h, w) and the image."""
@@ -77,9 +67,8 @@ class GradientXInput(Gradient):
         return {"biases": output - torch.stack([v.flatten(2).sum(2) for v in values]).sum(0)}
 
 
-@dataclass(frozen=True)
-class RectifiedOptions(Options):
-    """Options of the methods that rectify the gradient.
+class TimesInput(Method):
+    """A method that rectifies the gradient on its way, and gives it alone or times the image.
 
     Attributes:
         times_input: Multiply the propagated gradient by the image, a = c * x, as DMBP's paper (Sec. 3) and LPR's (Sec. 3.2)
@@ -92,22 +81,21 @@ class RectifiedOptions(Options):
         super().__post_init__()
         check(isinstance(self.times_input, bool), "times_input", self.times_input, "True or False")
 
-
-class _Rectified(Gradient):
-    """A gradient rectified on its way, alone or times the image."""
-
-    Options = RectifiedOptions
-
     @property
     def kind_of_map(self) -> Kind:
-        return "signed" if self.options.times_input else self.kind
+        return "signed" if self.times_input else self.kind
 
     def value(self, gradient: Tensor, x: Tensor) -> Tensor:
-        return gradient * x if self.options.times_input else gradient
+        """The map from the propagated gradient (t, n, c, h, w) and the image."""
+        return gradient * x if self.times_input else gradient
 
 
-class Deconvnet(_Rectified):
-    """Deconvnet (Zeiler and Fergus 2014): the gradient rectified at every ReLU, whatever the ReLU's own gate says."""
+class Deconvnet(TimesInput, Gradient):
+    """Deconvnet (Zeiler and Fergus 2014): the gradient rectified at every ReLU, whatever the ReLU's own gate says.
+
+    Attributes:
+        times_input: Multiply the propagated gradient by the image, as the papers do before they rank pixels.
+    """
 
     name = "deconvnet"
     title = "Deconvnet"
@@ -117,8 +105,12 @@ class Deconvnet(_Rectified):
     table = presets.deconvnet
 
 
-class GuidedBackprop(_Rectified):
-    """Guided back-propagation (Springenberg et al. 2015): the gradient gated by each ReLU and by its own sign."""
+class GuidedBackprop(TimesInput, Gradient):
+    """Guided back-propagation (Springenberg et al. 2015): the gradient gated by each ReLU and by its own sign.
+
+    Attributes:
+        times_input: Multiply the propagated gradient by the image, as the papers do before they rank pixels.
+    """
 
     name = "guided_backprop"
     title = "Guided backprop"

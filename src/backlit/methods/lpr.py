@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from backlit._errors import InputError, UnsupportedOp
 from backlit._forward import forward, unchanged
 from backlit._layout import fast_layout
+from backlit._plain import plain
 from backlit._types import Heatmap
 from backlit._warn import warn
 from backlit.capture import Call, Propagation, Rule, Site, named, propagate
@@ -34,21 +35,11 @@ from backlit.capture.record import record
 from backlit.capture.refuse import check_output
 from backlit.capture.rule import as_rule
 from backlit.capture.watch import Watch
-from backlit.methods.base import (
-    MOST_STEPS,
-    Maps,
-    Method,
-    activation_bytes,
-    check,
-    check_positive,
-    check_whole,
-    is_number,
-)
+from backlit.methods.base import MOST_STEPS, check, check_positive, check_whole, is_number
 from backlit.methods.branches import between_convolutions
-from backlit.methods.chunks import FIRST
-from backlit.methods.inputs import pick, probability
+from backlit.methods.job import Job, Maps
 from backlit.methods.sites import Sites, check_sites, is_wanted
-from backlit.methods.steps import SteppedOptions
+from backlit.methods.steps import Stepped
 from backlit.rules import presets
 from backlit.rules.adjoint import adjoint
 from backlit.rules.exact import exact
@@ -87,11 +78,11 @@ _CHOICES: dict[str, tuple[Any, Any]] = {
 """What an option is that is not given: with any reading, and with ``reading="paper"``."""
 
 
-@dataclass(frozen=True)
-class LPROptions(SteppedOptions):
-    """Options of LPR; the defaults are the paper's (Sec. 4.2) where it says one.
+class LPR(Stepped):
+    """Learned Propagation Rules (Yang et al., ECCV 2020). The map has one channel: a number for each pixel.
 
-    ``callback`` is called with an :class:`LPRStep`.
+    ``LPR.fast(model)`` is a short schedule. The defaults are the paper's (Sec. 4.2) where it says one. ``callback`` is called
+    with an :class:`LPRStep`.
 
     Attributes:
         reading: What G computes, of the four readings in ``rules/plugin.py``: "gradient", "gated", "multiplier", "features";
@@ -123,6 +114,13 @@ class LPROptions(SteppedOptions):
             the site, or names of sites and modules.
     """
 
+    name = "lpr"
+    title = "LPR"
+    kind = "signed"
+    summary = "propagation rules at the activations, learned per image by hiding what they find"
+    source = "Yang et al., ECCV 2020"
+    memory_factor = 7.0
+
     reading: str = "gradient"
     colours: Literal["sum", "each"] | None = None
     mask_loss: Literal["mean", "sum"] | None = None
@@ -152,12 +150,9 @@ class LPROptions(SteppedOptions):
             self.reading,
             f"one of {', '.join(known)}",
         )
-        for name, values in _CHOICES.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, values[self.reading == PAPER])
         for name in ("colours", "mask_loss", "start"):
             one, other = _CHOICES[name]
-            check(getattr(self, name) in (one, other), name, getattr(self, name), f"{one!r} or {other!r}")
+            check(getattr(self, name) in (one, other, None), name, getattr(self, name), f"{one!r} or {other!r}")
         known = callable(self.plugin) or self.plugin in ("element", "channel")
         check(known, "plugin", self.plugin, "'element', 'channel', or a function that makes a rule for a site")
         check(self.mask in ("sigmoid", "gaussian"), "mask", self.mask, "'sigmoid' or 'gaussian'")
@@ -170,62 +165,56 @@ class LPROptions(SteppedOptions):
         check(is_number(self.init) and self.init != 0, "init", self.init, "a number other than 0, where nothing moves")
         check(self.score in ("logit", "probability"), "score", self.score, "'logit' or 'probability'")
         check_whole("steps", self.steps, high=MOST_STEPS)
-        for name in ("reference", "sign_aware", "relative"):
+        for name in ("reference", "sign_aware"):
             check(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
-        check_sites(self.sites)
+        check(self.relative is None or isinstance(self.relative, bool), "relative", self.relative, "True or False")
+        check_sites(self.choice("sites"))
+
+    def choice(self, name: str) -> Any:
+        """What an option is: as it was given, or as the reading has it."""
+        given = getattr(self, name)
+        return _CHOICES[name][self.reading == PAPER] if given is None else given
+
+    def recorded(self) -> dict[str, Any]:
+        """The options, those that were not given as the reading has them."""
+        return super().recorded() | {name: plain(self.choice(name)) for name in _CHOICES}
 
     @property
     def formula(self) -> str:
         """The formula of G, a name in ``READINGS``: the paper's words are those of "features"."""
         return "features" if self.reading == PAPER else self.reading
 
-
-class LPR(Method):
-    """Learned Propagation Rules (Yang et al., ECCV 2020). The map has one channel: a number for each pixel.
-
-    ``LPR.fast(model)`` is a short schedule.
-    """
-
-    name = "lpr"
-    title = "LPR"
-    kind = "signed"
-    summary = "propagation rules at the activations, learned per image by hiding what they find"
-    source = "Yang et al., ECCV 2020"
-    Options = LPROptions
-    memory_factor = 7.0
-
     @classmethod
     def fast(cls, model: nn.Module, **options: Any) -> LPR:
         """The short schedule: 20 steps, half as many, chosen by MoRF and LeRF (``benchmarks/readings.py lpr_steps``)."""
         return cls(model, **{"steps": 20, "lr": 0.2, **options})
 
-    def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
-        fast = tuple(fast_layout(self.model, x) for x in inputs) if len(inputs) == 1 else inputs
-        plugins = Plugins(self.options, self._reference(fast), self._between(fast))
-        run = propagate(self.model, fast, plugins)
+    def explain(self, job: Job) -> Maps:
+        inputs = job.inputs
+        fast = tuple(fast_layout(self.network, x) for x in inputs) if len(inputs) == 1 else inputs
+        plugins = Plugins(self, self._reference(fast), self._between(fast))
+        run = propagate(self.network, fast, plugins)
         if not plugins.rules:
             raise InputError(
-                f"sites must leave LPR an activation to learn a rule for, but {self.options.sites!r} matches none of "
+                f"sites must leave LPR an activation to learn a rule for, but {self.choice('sites')!r} matches none of "
                 f"{', '.join(s.name for s in run.trace.of_kind('activation')) or 'none: the network has no activation'}. "
                 "Use GradientXInput for a network without activations."
             )
-        targets = pick(run.output, targets)
-        found = [Learning(self.options, self.model, run, plugins, target).run() for target in targets.T]
-        parts = ("mask_positive", "mask_negative") if self.options.sign_aware else ("mask_positive",)
-        return Maps(
-            values=tuple(torch.stack([f.maps[i] for f in found]) for i in range(len(inputs))),
-            targets=targets,
-            output=run.output.detach().gather(1, targets).T,
-            probability=probability(run.output, targets),
-            coverage=run.coverage,
-            activation_bytes=activation_bytes(run.trace, inputs[0]),
-            parts={p: tuple(torch.stack([f.masks[i][p] for f in found]) for i in range(len(inputs))) for p in parts},
-            trajectory={k: torch.stack([f.trajectory[k] for f in found]) for k in found[0].trajectory},
+        targets = job.pick(run.output)
+        ends = [Learning(self, run, plugins, target, job).run() for target in targets.T]
+        names = ("mask_positive", "mask_negative") if self.sign_aware else ("mask_positive",)
+        each = range(len(inputs))
+        return Maps.of_run(
+            run,
+            tuple(torch.stack([end.maps[i] for end in ends]) for i in each),
+            targets,
+            parts={name: tuple(torch.stack([end.masks[i][name] for end in ends]) for i in each) for name in names},
+            trajectory={k: torch.stack([end.trajectory[k] for end in ends]) for k in ends[0].trajectory},
         )
 
     def _reference(self, inputs: tuple[Tensor, ...]) -> dict[str, Tensor] | None:
         """What every activation reads when the images are zero, by its site; None where the reading does not ask."""
-        if not self.options.reference or READINGS[self.options.formula].held is None or callable(self.options.plugin):
+        if not self.reference or READINGS[self.formula].held is None or callable(self.plugin):
             return None
         found: dict[str, Tensor] = {}
 
@@ -234,14 +223,14 @@ class LPR(Method):
                 found[call.site.name] = signals[0]
             return call.without_signals().run
 
-        record(self.model, tuple(torch.zeros_like(x) for x in inputs), note)
+        record(self.network, tuple(torch.zeros_like(x) for x in inputs), note)
         return found
 
     def _between(self, inputs: tuple[Tensor, ...]) -> frozenset[str] | None:
         """Names of the activations between two convolutions; None where ``sites`` asks for others."""
-        if self.options.sites != "between_convolutions":
+        if self.choice("sites") != "between_convolutions":
             return None
-        recording, _ = record(self.model, inputs, lambda call, *_: call.without_signals().run)
+        recording, _ = record(self.network, inputs, lambda call, *_: call.without_signals().run)
         return between_convolutions(recording)
 
 
@@ -252,7 +241,7 @@ class Plugins:
     """
 
     def __init__(
-        self, options: LPROptions, reference: dict[str, Tensor] | None, between: frozenset[str] | None = None
+        self, options: LPR, reference: dict[str, Tensor] | None, between: frozenset[str] | None = None
     ) -> None:
         self.rules: dict[str, Any] = {}
         self._options, self._reference, self._between = options, reference, between
@@ -276,8 +265,7 @@ class Plugins:
     def _wants(self, site: Site) -> bool:
         if self._between is not None:
             return site.name in self._between
-        assert self._options.sites is not None  # LPROptions fills it in
-        return is_wanted(site, self._options.sites)
+        return is_wanted(site, self._options.choice("sites"))
 
     def _made(self, site: Site) -> Any:
         options = self._options
@@ -324,13 +312,14 @@ class Learning:
     """Adam on the plugins of n images, each with its own parameters and target (n,); :meth:`step` is one step."""
 
     def __init__(
-        self, options: LPROptions, model: nn.Module, run: Propagation, plugins: Plugins, target: Tensor
+        self, options: LPR, run: Propagation, plugins: Plugins, target: Tensor, job: Job | None = None
     ) -> None:
-        self._options, self._model, self._run, self._plugins = options, model, run, plugins
+        self._options, self._model, self._run, self._plugins = options, options.network, run, plugins
+        self._job = job or Job(run.inputs, target[:, None])
         self._inputs = tuple(x.detach() for x in run.inputs)
         self._target = target
         self._weights = nn.functional.one_hot(target, run.output.shape[1]).to(run.output.dtype)
-        if options.start == "nll":  # the derivative of the log likelihood: positive speaks for the target
+        if options.choice("start") == "nll":  # the derivative of the log likelihood: positive speaks for the target
             self._weights = self._weights - run.output.detach().softmax(1)
         self._whole = self._score(run.output.detach(), 1)[0]
         self._optimizer: torch.optim.Optimizer | None = None
@@ -347,7 +336,7 @@ class Learning:
         curves: dict[str, list[Tensor]] = {}
         last: tuple[Tensor, ...] = ()
         steps = self._options.steps
-        with self._options.watched("LPR", steps) as done:
+        with self._options.watched(steps, self._job) as done:
             for index in range(1, steps + 1):
                 maps, terms = self.step()
                 last = self._finite_of(maps, last, index, terms["loss"])
@@ -366,7 +355,7 @@ class Learning:
         """A of each input (Eq. 3), from the parameters as they are; with the graph behind it if it is to be learned from."""
         grads = self._run.gradient(self._weights, create_graph=learn, retain_graph=True)
         products = (g * x for g, x in zip(grads, self._inputs, strict=True))
-        return tuple(p.sum(1, keepdim=True) if self._options.colours == "sum" else p for p in products)
+        return tuple(p.sum(1, keepdim=True) if self._options.choice("colours") == "sum" else p for p in products)
 
     def step(self) -> tuple[tuple[Heatmap, ...], dict[str, Tensor]]:
         """One step of Adam; the maps and the terms of Eq. 10 before it, (n,) each."""
@@ -404,7 +393,7 @@ class Learning:
         names = list(masks[0])
         masked = tuple(torch.cat([x * m[k] for k in names]) for x, m in zip(self._inputs, masks, strict=True))
         scores = self._score(self._logits(masked, len(names)), len(names))
-        norm = torch.sum if self._options.mask_loss == "sum" else torch.mean
+        norm = torch.sum if self._options.choice("mask_loss") == "sum" else torch.mean
         hidden = torch.stack([torch.stack([norm(1 - m[k], (1, 2, 3)) for k in names]).sum(0) for m in masks]).sum(0)
         positive = scores[0] - self._whole
         negative = self._whole - scores[1] if len(names) > 1 else torch.zeros_like(positive)
@@ -438,7 +427,7 @@ class Learning:
         index = self._target.repeat(times)[:, None]
         if self._options.score == "probability":
             return output.softmax(1).gather(1, index).view(times, -1)
-        if not self._options.relative:
+        if not self._options.choice("relative"):
             return output.gather(1, index).view(times, -1)
         logits = self._run.output.detach()
         scale = torch.maximum(logits.gather(1, self._target[:, None])[:, 0].abs(), logits.abs().amax(1) / 100)
@@ -477,7 +466,7 @@ class Learning:
         return maps
 
     def _warn(self, maps: tuple[Tensor, ...]) -> None:
-        first, steps = FIRST.get(), self._options.steps
+        first, steps = self._job.first, self._options.steps
         for i in (~self._finite).nonzero().flatten().tolist():
             step = int(self._failed[i])
             when = f"at step {step} of {steps}" if step <= steps else "after the last step"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,27 +20,12 @@ from backlit.inverse.data import Data
 from backlit.inverse.part import INPUT, InvertedPart, find_part
 from backlit.inverse.regressions import Parameters
 from backlit.inverse.signals import Who
-from backlit.methods.base import Maps, Target, activation_bytes, check
-from backlit.methods.fitted import FittedMethod, FittedOptions, check_fit
-from backlit.methods.inputs import check_images, check_targets, pick, probability
+from backlit.methods.base import Target, check
+from backlit.methods.fitted import FittedMethod, check_fit
+from backlit.methods.inputs import check_images, check_targets, pick
+from backlit.methods.job import Job, Maps, activation_bytes
 from backlit.methods.named import Named, indices_of
 from backlit.methods.steps import told_of_fit
-
-
-@dataclass(frozen=True)
-class MIPINOptions(FittedOptions):
-    """Options of MIP-IN.
-
-    Attributes:
-        rectify: Where the inverted part begins at a feature map: rectify "each" channel of A before the mean over channels,
-            or the "mean" itself once it is enlarged, as Sec. 6.1.2 says. None: as the fit's ``reading``.
-    """
-
-    rectify: Literal["each", "mean"] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.rectify in ("each", "mean", None), "rectify", self.rectify, "'each', 'mean', or None")
 
 
 class MIPIN(FittedMethod):
@@ -49,6 +34,11 @@ class MIPIN(FittedMethod):
     The map is A, the inverse network without its constants (Sec. 4.3), adapted to the image by the gates of its own forward
     pass (Eq. 9). ``parts`` hold the source signal S_0 ("source") and A without the gates ("global"). Where the inverted part
     begins at a feature map, all three are averaged over channels and enlarged, and A is rectified (Sec. 6.1.2).
+
+    Attributes:
+        rectify: Where the inverted part begins at a feature map: rectify "each" channel of A before the mean over channels,
+            or the "mean" itself once it is enlarged, as Sec. 6.1.2 says. None: as the fit's ``reading``.
+        fitted: What :meth:`fit` returned, or a file that it or ``backlit fit`` wrote.
     """
 
     name = "mip_in"
@@ -57,9 +47,14 @@ class MIPIN(FittedMethod):
     summary = "what a backward network learned from data reconstructs from the logit"
     source = "Jing et al. 2021"
     artefact = "mip_in"
-    Options = MIPINOptions
     takes_rules = False
     memory_factor = 8.0
+
+    rectify: Literal["each", "mean"] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.rectify in ("each", "mean", None), "rectify", self.rectify, "'each', 'mean', or None")
 
     @classmethod
     def fit(
@@ -82,9 +77,10 @@ class MIPIN(FittedMethod):
         with told_of_fit("MIP-IN", progress) as tell:
             return fit_inverse(network, data, FitOptions(**options), out=out, description=description, progress=tell)
 
-    def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
+    def explain(self, job: Job) -> Maps:
+        inputs = job.inputs
         part, values, fitted = self._prepared(inputs)
-        targets = pick(values.output, targets)
+        targets = job.pick(values.output)
         who = self._who(targets)
 
         def back(*, bias: bool, gate: bool) -> tuple[Tensor, ...]:
@@ -101,17 +97,16 @@ class MIPIN(FittedMethod):
         )
         if part.gated:
             sizes = [x.shape[-2:] for x in inputs]
-            of_mean = (self.options.rectify or _RECTIFIED[self.learned.facts.get("reading", "means")]) == "mean"
+            of_mean = (self.rectify or _RECTIFIED[self.learned.facts.get("reading", "means")]) == "mean"
             local, everywhere = (
                 tuple(_enlarged(s, size).relu() if of_mean else _enlarged(s.relu(), size) for size in sizes)
                 for (s,) in (local, everywhere)
             )
             source = tuple(_enlarged(source[0], size) for size in sizes)
-        return Maps(
-            values=local,
-            targets=targets,
-            output=values.output.gather(1, targets).T,
-            probability=probability(values.output, targets),
+        return Maps.of(
+            local,
+            values.output,
+            targets,
             coverage=part.coverage(),
             activation_bytes=activation_bytes(part.calls.lean.trace, inputs[0]),
             parts={"source": source, "global": everywhere},
@@ -124,7 +119,7 @@ class MIPIN(FittedMethod):
 
         Arguments and errors are those of a call for a map.
         """
-        inputs = check_images(inputs, self.model)
+        inputs = check_images(inputs, self.network)
         targets = check_targets(indices_of(target, self.loaded), len(inputs[0]), several=False)
         part, values, fitted = self._prepared(inputs)
         who = self._who(pick(values.output, targets))
@@ -137,8 +132,8 @@ class MIPIN(FittedMethod):
         self.learned.check_inputs(inputs)
         start = self.learned.facts["start"]
         with torch.no_grad():
-            part = of_image(lambda some, _: find_part(self.model, some, start), inputs)
-            values = part.values(self.model, inputs)
+            part = of_image(lambda some, _: find_part(self.network, some, start), inputs)
+            values = part.values(self.network, inputs)
         fitted = self.parameters(inputs[0])
         missing = [name for name in part.regressions if name not in fitted]
         if missing:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import log10
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,9 +14,9 @@ from torch.nn import functional as F
 from backlit.capture import Propagation, propagate
 from backlit.inverse import FitStep, Patterns, fit_patterns
 from backlit.inverse.data import Data
-from backlit.methods.base import Maps, activation_bytes, check
-from backlit.methods.fitted import FittedMethod, FittedOptions, check_fit
-from backlit.methods.inputs import pick, probability
+from backlit.methods.base import check
+from backlit.methods.fitted import FittedMethod, check_fit
+from backlit.methods.job import Job, Maps, scores_of
 from backlit.methods.named import Named
 from backlit.methods.steps import told_of_fit
 from backlit.rules.patterns import pattern_table
@@ -26,27 +25,15 @@ _SEEDS = (1.0, 1e-10, 1e-20, 1e-30)
 """What the logit is taken times before it goes back, as long as the map is not finite."""
 
 
-@dataclass(frozen=True)
-class PatternOptions(FittedOptions):
-    """Options of the pattern methods.
-
-    Attributes:
-        estimator: "two_component" (a+ where a neuron is positive, a- elsewhere) or "linear" (one a for both).
-    """
-
-    estimator: Literal["two_component", "linear"] = "two_component"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        known = ("two_component", "linear")
-        check(self.estimator in known, "estimator", self.estimator, "'two_component' or 'linear'")
-
-
 class PatternNet(FittedMethod):
     """PatternNet (Kindermans et al. 2018, Sec. 4): the signal, the logit back-propagated with patterns for weights.
 
     The map has a shape, not a unit: each is divided by its largest magnitude, and ``completeness["log10_scale"]`` is the
     logarithm of that. ``parts["source"]`` is the map itself: an estimate of the part of the input that the logit follows.
+
+    Attributes:
+        estimator: "two_component" (a+ where a neuron is positive, a- elsewhere) or "linear" (one a for both).
+        fitted: What :meth:`fit` returned, or a file that it or ``backlit fit`` wrote.
     """
 
     name = "pattern_net"
@@ -55,8 +42,14 @@ class PatternNet(FittedMethod):
     summary = "signal of the logit, by patterns learned from data"
     source = "Kindermans et al. 2018"
     artefact = "pattern"
-    Options = PatternOptions
     times_weight: ClassVar[bool] = False
+
+    estimator: Literal["two_component", "linear"] = "two_component"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = ("two_component", "linear")
+        check(self.estimator in known, "estimator", self.estimator, "'two_component' or 'linear'")
 
     @classmethod
     def fit(
@@ -77,23 +70,21 @@ class PatternNet(FittedMethod):
         with told_of_fit("Patterns", progress) as tell:
             return fit_patterns(network, data, out=out, description=description, progress=tell, **options)
 
-    def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
+    def explain(self, job: Job) -> Maps:
+        inputs = job.inputs
         self.learned.check_inputs(inputs)
-        names = ("linear",) if self.options.estimator == "linear" else ("positive", "negative")
+        names = ("linear",) if self.estimator == "linear" else ("positive", "negative")
         layers = self.parameters(inputs[0])
         chosen = {layer: {name: found[name] for name in names} for layer, found in layers.items()}
         table = pattern_table(chosen, times_weight=self.times_weight)
-        run = propagate(self.model, inputs, table.over(self.options.rules), fold=True)
-        targets = pick(run.output, targets)
-        output = run.output.detach().gather(1, targets).T
+        run = propagate(self.network, inputs, table.over(self.rules), fold=True)
+        targets = job.pick(run.output)
+        output = scores_of(run.output, targets)
         values, scale = self._back(run, F.one_hot(targets.T, run.output.shape[1]).to(output.dtype) * output[..., None])
-        return Maps(
-            values=values,
-            targets=targets,
-            output=output,
-            probability=probability(run.output, targets),
-            coverage=run.coverage,
-            activation_bytes=activation_bytes(run.trace, inputs[0]),
+        return Maps.of_run(
+            run,
+            values,
+            targets,
             parts={} if self.times_weight else {"source": values},
             completeness={"log10_scale": scale},
             notes={"fitted": str(self.learned)},

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import field, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from backlit._errors import InputError, ModelStateError, UnsupportedOp, nearest
 from backlit._forward import of_image
-from backlit._warn import warn
+from backlit._options import NO_OPTION, default_of, option_names
+from backlit._warn import Once, warn
 from backlit.capture import Propagation, RuleLike, Trace, propagate
 from backlit.capture.record import Recording, record
 from backlit.methods.audit import Leak, audit
-from backlit.methods.base import Kind, Maps, Method, Options, activation_bytes, check, check_positive, is_number
+from backlit.methods.base import Kind, Method, check, check_positive, is_number
 from backlit.methods.box import box_of
-from backlit.methods.chunks import FIRST
-from backlit.methods.inputs import pick, probability
-from backlit.methods.named import Named
+from backlit.methods.job import Job, Maps, scores_of
 from backlit.methods.targets import gradients
 from backlit.rules import RuleTable, attention, presets
 from backlit.rules.linear import Bound, Contrast, Gamma
@@ -28,144 +27,43 @@ from backlit.rules.pooling import proportional
 from backlit.rules.relevance import RelevanceTable
 
 
-@dataclass(frozen=True)
-class RelevanceOptions(Options):
-    """Options of relevance propagation.
+class Relevance(Method):
+    """A method of this family: a table of multipliers, and an account of where the logit went.
 
     Attributes:
         tolerance: Warn, once, when this share of a logit is neither in the map nor in the biases.
     """
 
+    source = "Bach et al. 2015"
+
     tolerance: float = 0.01
+
+    _said: Once = field(default_factory=Once, init=False, metadata=NO_OPTION)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive("tolerance", self.tolerance)
 
-
-@dataclass(frozen=True)
-class LRPOptions(RelevanceOptions):
-    """Options of LRP.
-
-    Attributes:
-        preset: A name of :data:`backlit.rules.presets.RELEVANCE`.
-        rules: A table of your own instead, as :func:`backlit.rules.relevance.relevance` makes them; or rules by primitive,
-            ``{"softmax": rule}``, put over the preset.
-        epsilon: Stabiliser of the epsilon rule, as a share of the layer's mean magnitude.
-        gamma: Weight of the favoured sign in ``epsilon_gamma_box``.
-        low: What black pixels are in the network's input, a number or one a channel, for the presets with a box; None
-            for each image's least value in each channel. ``LoadedModel.preprocess.bounds`` has both.
-        high: What white pixels are.
-        attention: "held" takes attention weights as constants (conserves relevance), "attnlrp" propagates through them.
-        pool: "winner" gives a max-pool's relevance to the input that it picked, "proportional" shares it out.
-    """
-
-    preset: str = "epsilon_plus"
-    rules: RuleTable | Mapping[str, RuleLike | None] | None = None  # type: ignore[assignment]
-    epsilon: float = 1e-7
-    gamma: float = 0.25
-    low: Bound | None = None
-    high: Bound | None = None
-    attention: Literal["held", "attnlrp"] = "held"
-    pool: Literal["winner", "proportional"] = "winner"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        known = list(presets.RELEVANCE)
-        if self.preset not in known:
-            raise InputError(
-                f"preset must be one of {', '.join(known)}, but is {self.preset!r}.{nearest(str(self.preset), known)}"
-            )
-        check(self.attention in ("held", "attnlrp"), "attention", self.attention, "'held' or 'attnlrp'")
-        check(self.pool in ("winner", "proportional"), "pool", self.pool, "'winner' or 'proportional'")
-        others = [f.name for f in fields(self) if f.name in _OF_PRESETS and getattr(self, f.name) != f.default]
-        check(
-            not isinstance(self.rules, RuleTable) or not others,
-            "rules",
-            f"a table, beside {', '.join(others)}, which it would not read",
-            "alone, for it says all of that itself",
-        )
-        check(is_number(self.gamma), "gamma", self.gamma, "a number of at least 0")
-        check_positive("epsilon", self.epsilon)
-        Gamma(self.gamma)
-        for name, argument in (("epsilon", "value"), ("gamma", "gamma")):
-            if getattr(self, name) != getattr(type(self), name) and argument not in self._arguments:
-                raise InputError(
-                    f"{name} must be left out with preset={self.preset!r}, which has no such rule, but is "
-                    f"{getattr(self, name)!r}. Choose a preset with one, or give rules=relevance(...) of your own."
-                )
-        for name in ("low", "high"):
-            check(_is_bound(getattr(self, name)), name, getattr(self, name), "a number, one for each channel, or None")
-        self.table()  # its parameters are checked where they are used
-
-    def _check_rules(self) -> None:
-        if self.rules is None or isinstance(self.rules, Mapping):
-            return super()._check_rules()
-        check(
-            isinstance(self.rules, RelevanceTable),
-            "rules",
-            f"the table {self.rules.name!r}" if isinstance(self.rules, RuleTable) else self.rules,
-            "rules by primitive, a table made by backlit.rules.relevance.relevance(name, dense=..., convolution=...), or None",
-        )
-
-    @property
-    def has_box(self) -> bool:
-        """Whether the preset reads ``low`` and ``high``."""
-        return not isinstance(self.rules, RuleTable) and "low" in self._arguments
-
-    @property
-    def _arguments(self) -> frozenset[str]:
-        """What the preset takes."""
-        code = presets.RELEVANCE[self.preset].__code__
-        return frozenset(code.co_varnames[: code.co_argcount])
-
-    def table(self, low: Bound | None = None, high: Bound | None = None) -> RuleTable:
-        """The rule table that these options ask for, with the box of the first layer."""
-        if isinstance(self.rules, RuleTable):
-            return self.rules
-        takes = {"value": self.epsilon, "gamma": self.gamma, "low": low, "high": high}
-        table = presets.RELEVANCE[self.preset](**{k: v for k, v in takes.items() if k in self._arguments})
-        return presets.with_choices(table, self.attention, proportional if self.pool == "proportional" else None)
-
-
-class Relevance(Method):
-    """What the methods of this family share: a table of multipliers, and an account of where the logit went."""
-
-    source = "Bach et al. 2015"
-    Options: ClassVar[type[Options]] = RelevanceOptions
-
     def table(self, inputs: tuple[Tensor, ...]) -> RuleTable:
         """The rules of every site."""
         raise NotImplementedError
 
-    def __init__(self, model: torch.nn.Module | Named, **options: Any) -> None:
-        super().__init__(model, **options)
-        self._warned = False
-
-    def explain(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
-        table = self.table(inputs)
-        if isinstance(self.options.rules, Mapping):
-            table = table.over(self.options.rules)
+    def explain(self, job: Job) -> Maps:
+        inputs, table = job.inputs, self.table(job.inputs)
+        if isinstance(self.rules, Mapping):
+            table = table.over(self.rules)
         run = self.propagated(inputs, table)
-        targets = pick(run.output, targets)
-        *values, biases = gradients(run, targets, to=(*run.inputs, run.unit))
-        output = run.output.detach().gather(1, targets).T
+        asked = replace(job, targets=job.pick(run.output))
+        *values, biases = gradients(run, asked.classes, to=(*run.inputs, run.unit))
+        output = scores_of(run.output, asked.classes)
         self._check_end(run, tuple(values), table)
-        self._check_flow(run, tuple(values), inputs, targets, table)
-        if len(inputs[0]) > 1:
-            biases = self._of_each(run, inputs, targets, table, tuple(values), biases, output)
+        self._check_flow(run, tuple(values), asked, table)
+        if len(job) > 1:
+            biases = self._of_each(run, asked, table, tuple(values), biases, output)
         values, completeness = self.account(tuple(values), biases, output)
-        self._warn(completeness, values, output, inputs, targets, table)
-        return Maps(
-            values=values,
-            targets=targets,
-            output=output,
-            probability=probability(run.output, targets),
-            coverage=run.coverage,
-            activation_bytes=activation_bytes(run.trace, inputs[0]),
-            completeness=completeness,
-            notes={"rules": table.name},
-        )
+        self._warn(completeness, values, output, asked, table)
+        notes = {"rules": table.name}
+        return Maps.of_run(run, values, asked.classes, completeness=completeness, notes=notes)
 
     def propagated(self, inputs: tuple[Tensor, ...], table: RuleTable) -> Propagation:
         """The forward pass with the table behind it.
@@ -174,7 +72,7 @@ class Relevance(Method):
             UnsupportedOp: With all the sites that have no rule, and how to add one; if there are no weights at all.
         """
         try:
-            run = propagate(self.model, inputs, table)
+            run = propagate(self.network, inputs, table)
         except UnsupportedOp:
             self._list_missing(inputs, table)
             raise
@@ -203,8 +101,7 @@ class Relevance(Method):
     def _of_each(
         self,
         run: Propagation,
-        inputs: tuple[Tensor, ...],
-        targets: Tensor,
+        job: Job,
         table: RuleTable,
         values: tuple[Tensor, ...],
         biases: Tensor,
@@ -225,12 +122,12 @@ class Relevance(Method):
 
         def absorbed(some: tuple[Tensor, ...], place: int, i: int) -> Tensor:
             run = self.propagated(some, table)
-            weights = run.output.new_zeros(targets.shape[1], *run.output.shape)
-            weights[torch.arange(len(weights)), place, targets[i]] = 1
+            weights = run.output.new_zeros(job.classes.shape[1], *run.output.shape)
+            weights[torch.arange(len(weights)), place, job.classes[i]] = 1
             found = run.gradient(weights if len(weights) > 1 else weights[0], to=(run.unit,))[0]
             return found.reshape(len(weights), -1).sum(1)
 
-        return torch.stack([of_image(partial(absorbed, i=i), inputs, i) for i in range(len(inputs[0]))], 1)
+        return torch.stack([of_image(partial(absorbed, i=i), job.inputs, i) for i in range(len(job))], 1)
 
     def account(
         self, values: tuple[Tensor, ...], biases: Tensor, output: Tensor
@@ -242,7 +139,7 @@ class Relevance(Method):
         return values, {"relevance": relevance, "ratio": ratio, "biases": biases, "gap": gap}
 
     def _list_missing(self, inputs: tuple[Tensor, ...], table: RuleTable) -> None:
-        trace = record(self.model, inputs, lambda call, signals, result: call.without_signals().run)[0].trace
+        trace = record(self.network, inputs, lambda call, signals, result: call.without_signals().run)[0].trace
         missing = table.missing(trace)
         if missing:
             raise UnsupportedOp(
@@ -251,14 +148,7 @@ class Relevance(Method):
                 "what is linear or picks among its inputs."
             )
 
-    def _check_flow(
-        self,
-        run: Propagation,
-        values: tuple[Tensor, ...],
-        inputs: tuple[Tensor, ...],
-        targets: Tensor,
-        table: RuleTable,
-    ) -> None:
+    def _check_flow(self, run: Propagation, values: tuple[Tensor, ...], job: Job, table: RuleTable) -> None:
         """Name the site where relevance overflows.
 
         Raises:
@@ -267,10 +157,10 @@ class Relevance(Method):
         if all(bool(v.isfinite().all()) for v in values) or not bool(run.output.isfinite().all()):
             return
         t, i = (~torch.stack([v.isfinite().flatten(2).all(2) for v in values]).all(0)).nonzero()[0].tolist()
-        leaks = self._audited(inputs, targets, table, t, i)
+        leaks = self._audited(job, table, t, i)
         where = next((str(leak.site) for leak in leaks if not leak.finite), "a site that could not be found")
         raise ModelStateError(
-            f"The relevance of image {FIRST.get() + i} overflows at {where} in {self.title}. Use float64, a larger epsilon, or "
+            f"The relevance of image {job.first + i} overflows at {where} in {self.title}. Use float64, a larger epsilon, or "
             "rules that do not divide by small sums (preset='epsilon_gamma_box')."
         )
 
@@ -279,56 +169,129 @@ class Relevance(Method):
         completeness: dict[str, Tensor],
         values: tuple[Tensor, ...],
         output: Tensor,
-        inputs: tuple[Tensor, ...],
-        targets: Tensor,
+        job: Job,
         table: RuleTable,
     ) -> None:
         whole = completeness["relevance"] + completeness["biases"] + completeness["gap"]
         rounding = 100 * torch.finfo(output.dtype).eps * _sums(tuple(v.abs() for v in values))
         lost = (completeness["gap"].abs() - rounding).clamp(min=0)
         share = lost / torch.where(whole == 0, 1, whole).abs()
-        if self._warned or float(share.max()) <= self.options.tolerance:
+        if float(share.max()) <= self.tolerance or not self._said.first():
             return
-        self._warned = True
         t, i = divmod(int(share.argmax()), share.shape[1])
-        leaks = sorted(self._audited(inputs, targets, table, t, i), key=lambda leak: -abs(leak.lost))[:5]
+        leaks = sorted(self._audited(job, table, t, i), key=lambda leak: -abs(leak.lost))[:5]
         size = max(abs(float(output[t, i])), 1e-30)
         leaks = [leak for leak in leaks if abs(leak.lost) > 0.01 * float(share[t, i]) * size]
         named = "; ".join(f"{leak.site} ({leak.rule}) {leak.lost / size:+.1%}" for leak in leaks)
         warn(
             f"{self.title}: {float(share.max()):.1%} of the output is neither in the map nor in the biases (image "
-            f"{FIRST.get() + i}, more than tolerance={self.options.tolerance:g}). It is lost at "
+            f"{job.first + i}, more than tolerance={self.tolerance:g}). It is lost at "
             f"{named or 'sites that could not be told apart'}."
         )
 
-    def _audited(
-        self, inputs: tuple[Tensor, ...], targets: Tensor, table: RuleTable, t: int, i: int
-    ) -> tuple[Leak, ...]:
-        target = int(targets[i, t])
-        return of_image(lambda some, place: audit(self.model, some, table, target, image=place), inputs, i)
+    def _audited(self, job: Job, table: RuleTable, t: int, i: int) -> tuple[Leak, ...]:
+        target = int(job.classes[i, t])
+        return of_image(lambda some, place: audit(self.network, some, table, target, image=place), job.inputs, i)
 
 
 class LRP(Relevance):
     """Layer-wise relevance propagation (Bach et al. 2015) by a preset or a rule table of one's own.
 
     The map sums to the logit, but for what the biases absorb; ``completeness`` has both.
+
+    Attributes:
+        preset: A name of :data:`backlit.rules.presets.RELEVANCE`.
+        rules: A table of your own instead, as :func:`backlit.rules.relevance.relevance` makes them; or rules by primitive,
+            ``{"softmax": rule}``, put over the preset.
+        epsilon: Stabiliser of the epsilon rule, as a share of the layer's mean magnitude.
+        gamma: Weight of the favoured sign in ``epsilon_gamma_box``.
+        low: What black pixels are in the network's input, a number or one a channel, for the presets with a box; None
+            for each image's least value in each channel. ``LoadedModel.preprocess.bounds`` has both.
+        high: What white pixels are.
+        attention: "held" takes attention weights as constants (conserves relevance), "attnlrp" propagates through them.
+        pool: "winner" gives a max-pool's relevance to the input that it picked, "proportional" shares it out.
     """
 
     name = "lrp"
     title = "LRP"
     kind = "signed"
     summary = "logit handed down layer by layer, by a rule for each role"
-    Options: ClassVar[type[Options]] = LRPOptions
+
+    preset: str = "epsilon_plus"
+    rules: RuleTable | Mapping[str, RuleLike | None] | None = None  # type: ignore[assignment]
+    epsilon: float = 1e-7
+    gamma: float = 0.25
+    low: Bound | None = None
+    high: Bound | None = None
+    attention: Literal["held", "attnlrp"] = "held"
+    pool: Literal["winner", "proportional"] = "winner"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = list(presets.RELEVANCE)
+        if self.preset not in known:
+            raise InputError(
+                f"preset must be one of {', '.join(known)}, but is {self.preset!r}.{nearest(str(self.preset), known)}"
+            )
+        check(self.attention in ("held", "attnlrp"), "attention", self.attention, "'held' or 'attnlrp'")
+        check(self.pool in ("winner", "proportional"), "pool", self.pool, "'winner' or 'proportional'")
+        others = [n for n in option_names(self) if n in _OF_PRESETS and getattr(self, n) != default_of(self, n)]
+        check(
+            not isinstance(self.rules, RuleTable) or not others,
+            "rules",
+            f"a table, beside {', '.join(others)}, which it would not read",
+            "alone, for it says all of that itself",
+        )
+        check(is_number(self.gamma), "gamma", self.gamma, "a number of at least 0")
+        check_positive("epsilon", self.epsilon)
+        Gamma(self.gamma)
+        for name, argument in (("epsilon", "value"), ("gamma", "gamma")):
+            if getattr(self, name) != getattr(type(self), name) and argument not in self._arguments:
+                raise InputError(
+                    f"{name} must be left out with preset={self.preset!r}, which has no such rule, but is "
+                    f"{getattr(self, name)!r}. Choose a preset with one, or give rules=relevance(...) of your own."
+                )
+        for name in ("low", "high"):
+            check(_is_bound(getattr(self, name)), name, getattr(self, name), "a number, one for each channel, or None")
+        self._table()  # its parameters are checked where they are used
+
+    def _check_rules(self) -> None:
+        if self.rules is None or isinstance(self.rules, Mapping):
+            return super()._check_rules()
+        check(
+            isinstance(self.rules, RelevanceTable),
+            "rules",
+            f"the table {self.rules.name!r}" if isinstance(self.rules, RuleTable) else self.rules,
+            "rules by primitive, a table made by backlit.rules.relevance.relevance(name, dense=..., convolution=...), or None",
+        )
+
+    @property
+    def has_box(self) -> bool:
+        """Whether the preset reads ``low`` and ``high``."""
+        return not isinstance(self.rules, RuleTable) and "low" in self._arguments
+
+    @property
+    def _arguments(self) -> frozenset[str]:
+        """What the preset takes."""
+        code = presets.RELEVANCE[self.preset].__code__
+        return frozenset(code.co_varnames[: code.co_argcount])
+
+    def _table(self, low: Bound | None = None, high: Bound | None = None) -> RuleTable:
+        """The rule table that these options ask for, with the box of the first layer."""
+        if isinstance(self.rules, RuleTable):
+            return self.rules
+        takes = {"value": self.epsilon, "gamma": self.gamma, "low": low, "high": high}
+        table = presets.RELEVANCE[self.preset](**{k: v for k, v in takes.items() if k in self._arguments})
+        return presets.with_choices(table, self.attention, proportional if self.pool == "proportional" else None)
 
     def table(self, inputs: tuple[Tensor, ...]) -> RuleTable:
-        if not self.options.has_box:
-            return self.options.table()
-        return self.options.table(*box_of(self.model, inputs, self.options.low, self.options.high))
+        if not self.has_box:
+            return self._table()
+        return self._table(*box_of(self.network, inputs, self.low, self.high))
 
 
-@dataclass(frozen=True)
-class DeepTaylorOptions(RelevanceOptions):
-    """Options of deep Taylor decomposition.
+class DeepTaylor(Relevance):
+    """Deep Taylor decomposition (Montavon et al. 2017): z+ in hidden layers, z-box or w-square at the pixels.
 
     Attributes:
         bounded: Pixels have bounds (z-box in the first layer); else w-square.
@@ -336,6 +299,12 @@ class DeepTaylorOptions(RelevanceOptions):
             value in each channel. ``LoadedModel.preprocess.bounds`` has both.
         high: What white pixels are.
     """
+
+    name = "deep_taylor"
+    title = "Deep Taylor"
+    kind = "one-sided"
+    summary = "logit by what speaks for each unit, pixels between black and white"
+    source = "Montavon et al. 2017"
 
     bounded: bool = True
     low: Bound | None = None
@@ -347,43 +316,18 @@ class DeepTaylorOptions(RelevanceOptions):
         for name in ("low", "high"):
             check(_is_bound(getattr(self, name)), name, getattr(self, name), "a number, one for each channel, or None")
 
-
-class DeepTaylor(Relevance):
-    """Deep Taylor decomposition (Montavon et al. 2017): z+ in hidden layers, z-box or w-square at the pixels."""
-
-    name = "deep_taylor"
-    title = "Deep Taylor"
-    kind = "one-sided"
-    summary = "logit by what speaks for each unit, pixels between black and white"
-    source = "Montavon et al. 2017"
-    Options: ClassVar[type[Options]] = DeepTaylorOptions
-
     def table(self, inputs: tuple[Tensor, ...]) -> RuleTable:
-        if not self.options.bounded:
+        if not self.bounded:
             return presets.deep_taylor_unbounded()
-        return presets.deep_taylor(*box_of(self.model, inputs, self.options.low, self.options.high))
-
-
-@dataclass(frozen=True)
-class ExcitationOptions(RelevanceOptions):
-    """Options of excitation backprop.
-
-    Attributes:
-        contrastive: Subtract the probabilities that the negated class weights give (Sec. 3.3): the map is then what the
-            class has more than its opposite, and sums to zero.
-    """
-
-    contrastive: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(isinstance(self.contrastive, bool), "contrastive", self.contrastive, "True or False")
+        return presets.deep_taylor(*box_of(self.network, inputs, self.low, self.high))
 
 
 class ExcitationBackprop(Relevance):
     """Excitation backprop (Zhang et al. 2016): the probability that a top-down walk by positive weights ends at a pixel.
 
-    ``ExcitationBackprop.contrastive(model)`` is the contrastive form.
+    Attributes:
+        contrastive: Subtract the probabilities that the negated class weights give (Sec. 3.3): the map is then what the
+            class has more than its opposite, and sums to zero.
     """
 
     name = "excitation_backprop"
@@ -391,22 +335,22 @@ class ExcitationBackprop(Relevance):
     kind = "one-sided"
     summary = "where a winner-take-all walk from the class ends"
     source = "Zhang et al. 2016"
-    Options: ClassVar[type[Options]] = ExcitationOptions
 
-    @classmethod
-    def contrastive(cls, model: torch.nn.Module | Named, **options: Any) -> ExcitationBackprop:
-        """Contrastive excitation backprop: the class against its opposite."""
-        return cls(model, **{"contrastive": True, **options})
+    contrastive: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(isinstance(self.contrastive, bool), "contrastive", self.contrastive, "True or False")
 
     @property
     def kind_of_map(self) -> Kind:
-        return "contrast" if self.options.contrastive else self.kind
+        return "contrast" if self.contrastive else self.kind
 
     def table(self, inputs: tuple[Tensor, ...]) -> RuleTable:
         table = presets.excitation_backprop()
-        if not self.options.contrastive:
+        if not self.contrastive:
             return table
-        last = _last_layers(record(self.model, inputs, _kept_call)[0])
+        last = _last_layers(record(self.network, inputs, _kept_call)[0])
         return table.where(lambda site: site.name in last, Contrast())
 
     def account(
@@ -415,7 +359,7 @@ class ExcitationBackprop(Relevance):
         """Probabilities: the target starts with 1, whatever its logit, unless that is 0."""
         size = torch.where(output == 0, 1, output)
         found = tuple(v / size[:, :, None, None, None] for v in values)
-        whole = torch.zeros_like(output) if self.options.contrastive else (output != 0).to(output.dtype)
+        whole = torch.zeros_like(output) if self.contrastive else (output != 0).to(output.dtype)
         return found, super().account(found, biases / size, whole)[1]
 
 

@@ -7,21 +7,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 from backlit._errors import check
 from backlit.inverse import FitStep
-from backlit.methods.base import Options
-from backlit.methods.chunks import FIRST, IMAGES
+from backlit.methods.base import Method
+from backlit.methods.job import Job
 
 _BAR = 24  # letters
 _PAUSE = 0.1  # seconds between two drawings of the line
 
 
-@dataclass(frozen=True)
-class SteppedOptions(Options):
-    """Options of methods that take many steps for each image.
+class Stepped(Method):
+    """A method that takes many steps for each image.
 
     Attributes:
         callback: Called with what the method knows after each step.
@@ -39,9 +37,9 @@ class SteppedOptions(Options):
         check(isinstance(self.progress, bool), "progress", self.progress, "True or False")
 
     @contextmanager
-    def watched(self, title: str, steps: int) -> Iterator[Callable[[int], None]]:
+    def watched(self, steps: int, job: Job) -> Iterator[Callable[[int], None]]:
         """Give what is to be called with the number of each step that is done, from 1; the line is gone at the end."""
-        line = Line(f"{title}{_images()}") if self.progress else None
+        line = Line(f"{self.title}{_images(job)}") if self.progress else None
         try:
             yield (lambda done: None) if line is None else (lambda done: line.say(done, steps, "step"))
         finally:
@@ -129,10 +127,9 @@ def is_seen(stream: Any) -> bool:
         return False
 
 
-def _images() -> str:
+def _images(job: Job) -> str:
     """Which images of the batch run, where there are several."""
-    n, first = IMAGES.get(), FIRST.get()
-    return "" if n is None or n == 1 else f", from image {first + 1} of {n}"
+    return "" if job.images is None or job.images == 1 else f", from image {job.first + 1} of {job.images}"
 
 
 def _clock(seconds: float) -> str:

@@ -15,9 +15,9 @@ from backlit._errors import InputError
 from backlit._warn import warn
 from backlit.capture import Call, Propagation, Tap
 from backlit.capture.geometry import Geometry
-from backlit.methods.base import Kind, Maps, Options, activation_bytes, check
+from backlit.methods.base import Kind, check
 from backlit.methods.biases import BiasMethod, Channels, bias_of, enlarged, propagated, site_names, with_biases
-from backlit.methods.inputs import pick, probability
+from backlit.methods.job import Job, Maps
 from backlit.rules import presets
 
 _SPREAD: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -28,9 +28,12 @@ _BARE = (
 )
 
 
-@dataclass(frozen=True)
-class TRGBPOptions(Options):
-    """Options of TR-GBP.
+class TRGBP(BiasMethod):
+    """TR-GBP (submitted to ICLR 2022, Eq. 8 to 10): guided back-propagation to the image and to every bias.
+
+    The map has one channel. Each layer's bias is an input of ones behind filters filled with it (Eq. 8); the guided
+    gradient of that input, bilinearly enlarged, is added to the image's (Eq. 9). What the likeliest classes have in
+    common is subtracted (Eq. 10). The parts are the summands, each contrasted: their sum is the map.
 
     Attributes:
         contrast: Over how many of the likeliest classes the mean is taken that is subtracted (Eq. 10): a number from 2
@@ -45,6 +48,14 @@ class TRGBPOptions(Options):
         layers: Return each layer's map as a part, next to the input's; otherwise their sum, as one part. On ResNet-50
             the layers' maps are 11 MB an image.
     """
+
+    name = "tr_gbp"
+    title = "TR-GBP"
+    kind = "contrast"
+    summary = "guided backprop to the image and every bias, minus the mean of the likeliest classes"
+    source = "TR-GBP, ICLR 2022 submission"
+    cost = "1 pass, 6 back"
+    memory_factor = 6.0
 
     contrast: int | Literal["all"] | None = 5
     ones: Literal["one", "layer"] = "layer"
@@ -61,30 +72,12 @@ class TRGBPOptions(Options):
         for name in ("normalise_kernel", "fold", "layers"):
             check(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
 
-
-class TRGBP(BiasMethod):
-    """TR-GBP (submitted to ICLR 2022, Eq. 8 to 10): guided back-propagation to the image and to every bias.
-
-    The map has one channel. Each layer's bias is an input of ones behind filters filled with it (Eq. 8); the guided
-    gradient of that input, bilinearly enlarged, is added to the image's (Eq. 9). What the likeliest classes have in
-    common is subtracted (Eq. 10). The parts are the summands, each contrasted: their sum is the map.
-    """
-
-    name = "tr_gbp"
-    title = "TR-GBP"
-    kind = "contrast"
-    summary = "guided backprop to the image and every bias, minus the mean of the likeliest classes"
-    source = "TR-GBP, ICLR 2022 submission"
-    cost = "1 pass, 6 back"
-    Options = TRGBPOptions
-    memory_factor = 6.0
-
     @property
     def kind_of_map(self) -> Kind:
-        return "magnitude" if self.options.contrast in (None, 1) else self.kind
+        return "magnitude" if self.contrast in (None, 1) else self.kind
 
-    def explain_together(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
-        options: TRGBPOptions = self.options
+    def explain_together(self, job: Job) -> Maps:
+        inputs = job.inputs
         sizes: list[Tensor] = []
         channels = Channels()
 
@@ -94,16 +87,15 @@ class TRGBP(BiasMethod):
             if bias is None:
                 return None
             sizes.append(bias.abs().amax())
-            size = inputs[0].shape[0]
-            filled = bias * _filling(call, options)
-            return ones_input(call, output, filled, self.model, size, channels.last)
+            filled = bias * self._filling(call)
+            return ones_input(call, output, filled, self.network, len(job), channels.last)
 
-        run = with_biases(self.model, inputs, presets.guided.over(options.rules), reader, fold=options.fold)
+        run = with_biases(self.network, inputs, presets.guided.over(self.rules), reader, fold=self.fold)
         if not sizes or not bool(torch.stack(sizes).any()):
-            bare = options.contrast in (None, 1)
+            bare = self.contrast in (None, 1)
             less = "" if bare else ", less the mean of the likeliest classes"
             warn(_BARE.format(less, "with its colours" if bare else "without that contrast"))
-        targets = pick(run.output, targets)
+        targets = job.pick(run.output)
         leaves = (*run.inputs, *(t.inputs[0] for t in run.taps.values()))
         maps = self._contrasted(run, targets, leaves)
         images = [m.sum(2, keepdim=True) for m in maps[: len(inputs)]]
@@ -111,22 +103,25 @@ class TRGBP(BiasMethod):
         parts = {"input": tuple(images)} | {
             name: tuple(enlarged(m, x) for x in inputs) for name, m in zip(names, maps[len(inputs) :], strict=True)
         }
-        if not options.layers:
+        if not self.layers:
             parts = _summed(parts)
-        return Maps(
-            values=tuple(sum(p[i] for p in parts.values()) for i in range(len(inputs))),  # type: ignore[misc]
-            targets=targets,
-            output=run.output.detach().gather(1, targets).T,
-            probability=probability(run.output, targets),
-            coverage=run.coverage,
-            activation_bytes=activation_bytes(run.trace, inputs[0]),
-            parts=parts,
-            notes={"biases": len(sizes)},
-        )
+        values: Any = tuple(sum(p[i] for p in parts.values()) for i in range(len(inputs)))
+        return Maps.of_run(run, values, targets, parts=parts, notes={"biases": len(sizes)})
+
+    def _filling(self, call: Call) -> float:
+        """What a bias is multiplied by for its input of ones of one channel to stand for the one that the options ask for."""
+        if not call.primitive.has("convolution"):
+            return _features(call) if self.ones == "layer" and not self.normalise_kernel else 1
+        weight = call["weight"]
+        if self.normalise_kernel:
+            return 1 / prod(weight.shape[2:])
+        if self.ones == "one":
+            return 1
+        return weight.shape[0] // call.get("groups", 1) if call.primitive.has("transposed") else weight.shape[1]
 
     def _contrasted(self, run: Propagation, targets: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor]:
         """Eq. 9's summands for the targets less their mean over the contrasted classes: a (t, n, ...) for each leaf."""
-        output, contrast = run.output.detach(), self.options.contrast
+        output, contrast = run.output.detach(), self.contrast
         k = output.shape[1]
         if contrast in (None, 1):
             return propagated(run, targets, leaves)
@@ -168,18 +163,6 @@ def _summed(parts: Mapping[str, tuple[Tensor, ...]]) -> dict[str, tuple[Tensor, 
     others = [p for name, p in parts.items() if name != "input"]
     whole = tuple(sum(p[i] for p in others) for i in range(len(parts["input"]))) if others else ()
     return {"input": parts["input"], **({"biases": whole} if others else {})}  # type: ignore[dict-item]
-
-
-def _filling(call: Call, options: TRGBPOptions) -> float:
-    """What a bias is multiplied by for its input of ones of one channel to stand for the one that the options ask for."""
-    if not call.primitive.has("convolution"):
-        return _features(call) if options.ones == "layer" and not options.normalise_kernel else 1
-    weight = call["weight"]
-    if options.normalise_kernel:
-        return 1 / prod(weight.shape[2:])
-    if options.ones == "one":
-        return 1
-    return weight.shape[0] // call.get("groups", 1) if call.primitive.has("transposed") else weight.shape[1]
 
 
 def _features(call: Call) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -74,9 +74,7 @@ class _Reset(Metric):
         for i, stage in enumerate(stages):
             blank = reset(network, stage, seed=self.seed, draw=self.draw)
             for name, before in heat.items():
-                method = case.methods[name]
-                values = {f.name: getattr(method.options, f.name) for f in fields(method.options)}
-                again = type(method)(blank, **values)
+                again = replace(case.methods[name], model=blank)
                 with torch.enable_grad():
                     after = self.heatmap(name, again.attribute(examples.inputs, examples.target), examples)
                 for measure, number in _alike(before, after, measures).items():

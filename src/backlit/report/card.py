@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from backlit._errors import InputError, nearest
+from backlit._options import default_of
 from backlit.attribution import Attribution
 from backlit.methods.base import is_number
 from backlit.report.canvas import INK, SOFT, WARNING, WARNING_GROUND, Canvas, fitted, line_height, width_of, wrapped
@@ -94,7 +95,7 @@ def _told(value: Any) -> bool:
 
 
 def _default(method: Any, name: str) -> Any:
-    return getattr(method.Options, name, None)
+    return default_of(method, name)
 
 
 class _Card:

@@ -18,7 +18,7 @@ from backlit.attribution import Reduce
 from backlit.bench.roar.ranks import LARGEST, Explain
 from backlit.bench.roar.result import ORIGINAL, RANDOM
 from backlit.bench.roar.training import MakeNetwork, TrainingOptions, new_network
-from backlit.methods.base import Method, check
+from backlit.methods.base import NO_NETWORK, Method, check
 from backlit.metrics.examples import Examples
 
 Methods = Mapping[str, Callable[[nn.Module], Explain]]
@@ -188,6 +188,6 @@ def asked_of(name: str, make: Callable[[nn.Module], Explain]) -> JsonObject:
     argument = f"methods[{name!r}]"
     inner = make.func if isinstance(make, partial) else make
     if isinstance(inner, type) and issubclass(inner, Method) and not getattr(make, "args", ()):
-        options = inner.Options(**(make.keywords if isinstance(make, partial) else {}))
-        return kind_of(inner, options, f"{argument}.")
+        blank = inner(NO_NETWORK, **(make.keywords if isinstance(make, partial) else {}))
+        return kind_of(inner, blank, f"{argument}.")
     return {"method": plain(make, argument=argument, exact=True)}
