@@ -20,7 +20,7 @@ from backlit.cli.console import console
 from backlit.cli.settings import Compute, methods
 from backlit.cli.targets import Target, targets
 from backlit.methods import METHODS, FittedMethod
-from backlit.models import LoadedModel, contrast
+from backlit.models import LoadedModel
 from backlit.report import folder as pages
 
 LINEAR = ("gradient", "gradient_x_input", "lrp", "deep_taylor", "deeplift", "deep_shap", "bbp")
@@ -105,7 +105,7 @@ class TestContrast:
         bounds = dict(zip(("low", "high"), model.preprocess.bounds, strict=True))
         options = bounds if method.name == "deep_taylor" else {}
         first, second = method(model, **options).each(x, [[a, b]])
-        found = method(contrast(model, a, b), **options)(x, 0)
+        found = method(model, **options)(x, backlit.Contrast(a, b))
         assert torch.allclose(found.values, first.values - second.values, atol=1e-5 * float(first.values.abs().max()))
         assert torch.equal(found.output, first.output - second.output)
 
@@ -131,16 +131,14 @@ class TestContrast:
         assert len(rows(out)) == 2
 
     @pytest.mark.parametrize("method", ["excitation_backprop", "tr_gbp"])
-    def test_is_refused_where_a_method_does_not_start_from_one_logit(
+    def test_is_one_map_less_the_other_where_a_method_has_more_to_do_with_a_class(
         self, method: str, scene: Path, tmp_path: Path
     ) -> None:
-        done = command("explain", scene, "--method", method, "--target", "3-5", "--out", tmp_path / "out")
-        assert done.returncode == 1
-        assert "cannot explain a contrast (3-5)" in done.stdout
-
-    def test_of_a_class_with_itself(self, model: LoadedModel) -> None:
-        with pytest.raises(InputError, match="needs two different classes, but both are '3'"):
-            contrast(model, 3, "3")
+        out = tmp_path / "out"
+        done = command("explain", scene, "--method", method, "--target", "3-5,3,5", "--out", out)
+        assert done.returncode == 0, done.stdout
+        both, one, other = (backlit.Attribution.load(out / row["map"]).values for row in rows(out))
+        assert torch.allclose(both, one - other, atol=1e-5 * float(one.abs().max()))
 
 
 class TestMethods:

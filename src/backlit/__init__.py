@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     )
     from backlit.methods.function import explain_func
     from backlit.methods.lookup import find_method
+    from backlit.methods.scored import scored
+    from backlit.methods.target import Contrast, Unit
     from backlit.metrics import METRICS, Examples
     from backlit.models import LoadedModel, load_model
     from backlit.rules import RuleTable, check_rule
@@ -63,6 +65,7 @@ __all__ = [
     "BBp",
     "BacklitError",
     "Comparison",
+    "Contrast",
     "Deconvnet",
     "DeepLIFT",
     "DeepSHAP",
@@ -84,6 +87,7 @@ __all__ = [
     "RuleMismatch",
     "RuleTable",
     "Saliency",
+    "Unit",
     "UnsupportedOp",
     "__version__",
     "capture",
@@ -96,6 +100,7 @@ __all__ = [
     "metrics",
     "models",
     "rules",
+    "scored",
 ]
 
 _HOMES = {
@@ -109,6 +114,8 @@ _HOMES = {
     ),
     "methods.function": "explain_func",
     "methods.lookup": "find_method",
+    "methods.scored": "scored",
+    "methods.target": "Contrast Unit",
     "metrics": "METRICS Examples",
     "models": "LoadedModel load_model",
     "rules": "RuleTable check_rule",

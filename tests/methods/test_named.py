@@ -72,19 +72,7 @@ def test_no_method_runs_the_network_once_more_for_it(kind: type[Method], monkeyp
     counts = []
     for known in (True, False):
         if not known:
-            for name in (
-                "gradient",
-                "relevance",
-                "cam",
-                "tr_gbp",
-                "lpr",
-                "dmbp",
-                "deeplift",
-                "fullgrad",
-                "bbp",
-                "random",
-            ):
-                monkeypatch.setattr(f"backlit.methods.{name}.probability", lambda output, targets: None)
+            monkeypatch.setattr("backlit.methods.job.probability", lambda output, targets: None)
         network = backlit.load_model("digits", dtype="float64").network
         passes: list[int] = []
         method = made(kind, network)

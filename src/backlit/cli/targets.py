@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from backlit._errors import InputError
 from backlit.attribution import Attribution
 from backlit.cli.settings import Chosen
-from backlit.methods import TRGBP, ExcitationBackprop, FittedMethod
+from backlit.methods.target import Contrast, classes_of, read_target
 from backlit.models import LoadedModel
-from backlit.models.contrast import contrast
 
 _LIKELIEST = "top:"
-_SIGNS = "-−"
 _MORE = "Several go by comma; top:K are the K likeliest classes, A-B is one class against another."
 
 
@@ -85,72 +82,25 @@ def _choice(word: str, loaded: LoadedModel) -> Choice:
 def _target(word: str, loaded: LoadedModel) -> Target:
     """The class of this name; where there is none, the contrast of the two classes beside a dash."""
     try:
-        return Target(loaded.class_index(word))
+        target = read_target(word, loaded)
     except InputError as error:
-        halves = [(word[:i].strip(), word[i + 1 :].strip()) for i in range(1, len(word)) if word[i] in _SIGNS]
-        pairs = [(_index(a, loaded), _index(b, loaded)) for a, b in halves]
-        found = {Target(a, b) for a, b in pairs if a is not None and b is not None}
-        if len(found) > 1:
-            raise InputError(
-                f"target: {word!r} can be read as {len(found)} contrasts. Give indices, such as 340-292."
-            ) from None
-        if not found:
-            raise InputError(f"{error} {_MORE}") from None
-    target = found.pop()
-    if target.index == target.less:
-        raise InputError(f"target: a contrast needs two different classes, but {word!r} names one twice.")
-    return target
-
-
-def _index(word: str, loaded: LoadedModel) -> int | None:
-    try:
-        return loaded.class_index(word) if word else None
-    except InputError:
-        return None
+        raise InputError(str(error) if str(error).startswith("target: a contrast") else f"{error} {_MORE}") from None
+    if not isinstance(target, Contrast):
+        return Target(target)
+    return Target(*classes_of(target, loaded))
 
 
 def explained(
     chosen: Chosen, loaded: LoadedModel, x: Tensor, asked: list[Target], options: dict
 ) -> dict[Target, Attribution]:
-    """The targets' maps of one image (1, c, h, w): of all classes from one forward pass, of each contrast from its own.
-
-    Raises:
-        InputError: If the method cannot explain a contrast.
-    """
+    """The targets' maps of one image (1, c, h, w): of all classes from one forward pass, of each contrast from its own."""
+    method = chosen.method(loaded, **options)
     classes = [target for target in asked if target.less is None]
     found: dict[Target, Attribution] = {}
     if classes:
-        maps = chosen.method(loaded, **options).each(x, [[target.index for target in classes]])
+        maps = method.each(x, [[target.index for target in classes]])
         found = dict(zip(classes, maps, strict=True))
     for target in asked:
         if target.less is not None:
-            found[target] = _contrasted(chosen, loaded, x, target, options)
+            found[target] = method(x, Contrast(target.index, target.less))
     return {target: found[target] for target in asked}
-
-
-def _contrasted(chosen: Chosen, loaded: LoadedModel, x: Tensor, target: Target, options: dict) -> Attribution:
-    for kind, why in _NO_CONTRAST:
-        if issubclass(chosen.method, kind):
-            raise InputError(
-                f"target: {chosen.method.title} cannot explain a contrast ({target.key}): {why}. Explain its two classes, or "
-                "leave the method out."
-            )
-    assert target.less is not None
-    both = contrast(loaded, target.index, target.less)
-    explanation: Attribution = chosen.method(both, **options)(x, 0)
-    return replace(  # the class that it speaks for; of one output alone there is no probability
-        explanation,
-        target=torch.full_like(explanation.target, target.index),
-        probability=None,
-        provenance={**explanation.provenance, "model": type(loaded.network).__name__, "less": target.less},
-    )
-
-
-_NO_CONTRAST = (
-    (FittedMethod, "it was learned for the network's own outputs"),
-    (
-        ExcitationBackprop,
-        "it starts from a probability, not from a logit; its option contrastive=True is a contrast of its own",
-    ),
-    (TRGBP, "it contrasts a class with the likeliest others itself, by its option contrast"),
-)

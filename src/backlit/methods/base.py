@@ -25,9 +25,11 @@ from backlit.capture.refuse import check_model
 from backlit.methods.chunks import first_size, out_of_memory, run_in_chunks
 from backlit.methods.inputs import check_images, check_runs, check_targets, chunk_of, not_finite
 from backlit.methods.job import Job, Maps
-from backlit.methods.named import Named, indices_of, network_of
+from backlit.methods.named import Named, network_of
+from backlit.methods.scored import maps_of_score
+from backlit.methods.target import Score, indices_of, is_score
 
-Target = int | str | Sequence[int] | Sequence[str] | Tensor | None
+Target = int | str | Sequence[int] | Sequence[str] | Tensor | Score | None
 Kind = Literal["signed", "contrast", "one-sided", "magnitude", "signal", "noise"]
 """What a value of a map says: "signed", for the class or against it; "contrast", more or less for it than for others;
 "one-sided", for the class or nothing; "magnitude", how much a pixel matters, for or against; "signal", an estimate of the
@@ -128,6 +130,10 @@ class Method(Configured, ABC):
     """What its maps say with the default options; :attr:`kind_of_map` knows the others."""
     cost: ClassVar[str] = "1 pass"
     """Passes through the network and back for one image and class; a method of many steps has as many."""
+    subtracts: ClassVar[bool] = False
+    """Whether a contrast is one class's map less another's, as of a method that has more to do with a class than its logit."""
+    takes_scores: ClassVar[bool] = True
+    """Whether the method explains any number of the network, and not its own outputs alone."""
     takes_rules: ClassVar[bool] = True
     """Whether the method propagates by rules, so that the option ``rules`` says something to it."""
     memory_factor: ClassVar[float] = 4.0
@@ -177,7 +183,9 @@ class Method(Configured, ABC):
         Args:
             inputs: Images (n, c, h, w) as the network takes them, on its device; or a tuple, if it takes several inputs.
             target: A class index, or one per image; None for the class that the network predicts. Of a method that was given
-                a :class:`~backlit.LoadedModel`, class names as well.
+                a :class:`~backlit.LoadedModel`, class names as well, and "zebra - tiger" for a contrast. Instead of a class, for
+                all images: a :class:`~backlit.Contrast`, a :class:`~backlit.Unit` inside the network, or a function of the
+                network's output that gives one number for each image.
 
         Returns:
             An :class:`~backlit.Attribution`; for a tuple of inputs, a tuple with one for each.
@@ -214,7 +222,7 @@ class Method(Configured, ABC):
         tensors, maps = self._maps(inputs, target, several=several)
         provenance = {**self._provenance(time.perf_counter() - start, tensors[0]), **maps.notes}
         count = range(maps.targets.shape[1])
-        labels = self._labels(maps.targets)
+        labels = [(maps.notes["score"],) * len(tensors[0])] if "score" in maps.notes else self._labels(maps.targets)
         results = tuple(
             tuple(
                 _attribution(maps, t, i, x, provenance, None if labels is None else labels[t])
@@ -227,12 +235,17 @@ class Method(Configured, ABC):
     def _maps(self, inputs: Any, target: Any, *, several: bool) -> tuple[tuple[Tensor, ...], Maps]:
         tensors = tuple(x.detach() for x in check_images(inputs, self.network))  # the caller's graph is not continued
         check_model(self.network, tensors)
-        n = tensors[0].shape[0]
-        targets = check_targets(indices_of(target, self.loaded), n, several=several)
-        maps = Maps.joined(self._chunks(tensors, targets))
+        target = indices_of(target, self.loaded)
+        if is_score(target) and not several:
+            return tensors, maps_of_score(self, tensors, target)
+        return tensors, self.run(tensors, check_targets(target, len(tensors[0]), several=several))
+
+    def run(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
+        """Compute the maps of a whole batch in chunks, for class indices (n, t) or the predicted class; checked to be finite."""
+        maps = Maps.joined(self._chunks(inputs, targets))
         self._check_finite(maps)
         self.look_at(maps)
-        return tensors, maps
+        return maps
 
     def _chunks(self, tensors: tuple[Tensor, ...], targets: Tensor | None) -> list[Maps]:
         """The maps of all chunks; of all images as one chunk where the network takes no fewer."""

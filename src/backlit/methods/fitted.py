@@ -47,6 +47,8 @@ class FittedMethod(Method):
     """
 
     artefact: ClassVar[str]
+    subtracts = True
+    takes_scores = False
 
     fitted: Fitted | str | Path | None = None
     _copy: list[Placed] = field(default_factory=list, init=False, metadata=NO_OPTION)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -109,6 +109,40 @@ class Maps:
             completeness={k: rows(lambda c, k=k: c.completeness[k]) for k in first.completeness},
             notes=first.notes,
             probability=None if first.probability is None else rows(lambda c: c.probability),  # type: ignore[arg-type, return-value]
+        )
+
+    def of_images(self, order: Tensor) -> Maps:
+        """The maps of these images, in this order."""
+
+        def taken(values: Tensor, dim: int = 1) -> Tensor:
+            return values.index_select(dim, order)
+
+        return replace(
+            self,
+            values=tuple(taken(v) for v in self.values),
+            targets=taken(self.targets, 0),
+            output=taken(self.output),
+            parts={k: tuple(taken(v) for v in part) for k, part in self.parts.items()},
+            trajectory={k: taken(v, 2) for k, v in self.trajectory.items()},
+            completeness={k: taken(v) for k, v in self.completeness.items()},
+            probability=None if self.probability is None else taken(self.probability),
+        )
+
+    def less_others(self) -> Maps:
+        """The first target's maps less the mean of all others', one target (n, 1): what a contrast of maps is."""
+
+        def less(values: Tensor) -> Tensor:
+            return values[:1] - values[1:].mean(0, keepdim=True)
+
+        return replace(
+            self,
+            values=tuple(less(v) for v in self.values),
+            targets=self.targets[:, :1],
+            output=less(self.output),
+            parts={k: tuple(less(v) for v in part) for k, part in self.parts.items()},
+            trajectory={},
+            completeness={},
+            probability=None,
         )
 
 

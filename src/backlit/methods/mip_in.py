@@ -24,8 +24,9 @@ from backlit.methods.base import Target, check
 from backlit.methods.fitted import FittedMethod, check_fit
 from backlit.methods.inputs import check_images, check_targets, pick
 from backlit.methods.job import Job, Maps, activation_bytes
-from backlit.methods.named import Named, indices_of
+from backlit.methods.named import Named
 from backlit.methods.steps import told_of_fit
+from backlit.methods.target import indices_of
 
 
 class MIPIN(FittedMethod):

@@ -6,8 +6,6 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from backlit._errors import InputError
-
 
 class Bounded(Protocol):
     """What says which values black and white pixels have in a network's input, one a channel each."""
@@ -37,21 +35,3 @@ class Named(Protocol):
 def network_of(model: Any) -> Any:
     """Return the network of a loaded model; anything else as it is, for ``check_module`` to refuse."""
     return model.network if isinstance(model, Named) and not isinstance(model, nn.Module) else model
-
-
-def indices_of(target: Any, loaded: Named | None) -> Any:
-    """Return targets with class indices in the place of names, however deep they are nested; anything else as it is.
-
-    Raises:
-        InputError: If a name is none of the network's, or is given where no names are known.
-    """
-    if isinstance(target, str):
-        if loaded is None:
-            raise InputError(
-                f"target must be a class index, but is the label {target!r}, and a bare network has no class names. Give the "
-                "method what backlit.load_model(...) returned, or look the index up: backlit.load_model(...).class_index(label)."
-            )
-        return loaded.class_index(target)
-    if isinstance(target, (list, tuple)) and any(isinstance(part, (str, list, tuple)) for part in target):
-        return [indices_of(part, loaded) for part in target]
-    return target

@@ -335,6 +335,7 @@ class ExcitationBackprop(Relevance):
     kind = "one-sided"
     summary = "where a winner-take-all walk from the class ends"
     source = "Zhang et al. 2016"
+    subtracts = True
 
     contrastive: bool = False
 

@@ -56,6 +56,7 @@ class TRGBP(BiasMethod):
     source = "TR-GBP, ICLR 2022 submission"
     cost = "1 pass, 6 back"
     memory_factor = 6.0
+    subtracts = True
 
     contrast: int | Literal["all"] | None = 5
     ones: Literal["one", "layer"] = "layer"

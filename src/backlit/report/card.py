@@ -15,7 +15,7 @@ from backlit.report.canvas import INK, SOFT, WARNING, WARNING_GROUND, Canvas, fi
 from backlit.report.kinds import check_one, method_of, title_of
 from backlit.report.panels import Panels, as_bytes, check_picture
 from backlit.report.scales import scales
-from backlit.report.trust import Trust, is_contrast, trust
+from backlit.report.trust import Trust, is_contrast, score_word, trust
 
 Style = Literal["card", "overlay", "jet", "bare"]
 _WEAK = 0.99  # of the scale: a map that reaches less of it says so
@@ -71,7 +71,7 @@ def numbers_of(explanation: Attribution) -> str:
     chance = (
         "" if explanation.probability is None else f"p = {probability_text(float(explanation.probability[0]))}     "
     )
-    score = "logit difference" if is_contrast(explanation) else "logit"
+    score = score_word(explanation).replace("logits' difference", "logit difference")
     return f"{chance}{score} = {float(explanation.output[0]):.4g}".replace("= -", "= −")
 
 

@@ -95,9 +95,9 @@ def trust(explanation: Attribution) -> Trust:
     word = "Near nothing." if reasons else _word(explanation, account)
     share, lost, whole = (None, None, None) if account is None else (account.share, account.lost, account.whole)
     said = _NO_PROMISE[kind_of(explanation)][1] if account is None else account.said
-    if is_contrast(explanation):
-        said, whole = said.replace(*_DIFFERENCE), whole and whole.replace(*_DIFFERENCE)
-        reasons = tuple(reason.replace(*_DIFFERENCE) for reason in reasons)
+    other = ("the logit", f"the {score_word(explanation)}")
+    said, whole = said.replace(*other), whole and whole.replace(*other)
+    reasons = tuple(reason.replace(*other) for reason in reasons)
     return Trust(word, said, reasons, FAINTNESS if reasons else 0.0, share, lost, whole)
 
 
@@ -106,7 +106,11 @@ def is_contrast(explanation: Attribution) -> bool:
     return "less" in explanation.provenance
 
 
-_DIFFERENCE = ("the logit", "the logits' difference")
+def score_word(explanation: Attribution) -> str:
+    """What is explained, in a word or two: a logit, the difference of two, or another number of the network."""
+    if is_contrast(explanation):
+        return "logits' difference"
+    return "score" if "score" in explanation.provenance else "logit"
 
 
 def _nothing(explanation: Attribution, account: Account | None) -> list[str]:
