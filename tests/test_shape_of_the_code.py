@@ -22,10 +22,10 @@ BOUNDS = {
     "lines of code of the longest file": 365,
     "lines of code of the longest function": 64,
     "branches of a function, 90th percentile": 6,
-    "public docstrings without a head": 97,
-    "lines with the word found": 402,
-    "lines with Any": 402,
-    "public class names defined twice": 9,
+    "public docstrings without a head": 91,
+    "lines with the word found": 383,
+    "lines with Any": 401,
+    "public class names defined twice": 8,
 }
 """Present numbers, rounded up a little: lower one when the code gets below it, and raise none."""
 

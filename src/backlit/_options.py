@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from backlit._errors import InputError, nearest
 
-NO_OPTION: Mapping[str, Any] = {"option": False}
+NO_OPTION: Mapping[str, bool] = {"option": False}
 """Metadata of a field that is no option: what a value is made for, such as the network, or what it keeps for itself."""
 
 _ATTRIBUTES = "Attributes:\n"
@@ -53,7 +53,7 @@ class Configured:
         return f"{type(self).__name__}({', '.join(made_for + own)})"
 
 
-def option_names(kind: Any) -> list[str]:
+def option_names(kind: object) -> list[str]:
     """The names of a dataclass' options, of the class or of a value."""
     return [f.name for f in _fields(kind) if _is_option(f)]
 
@@ -72,7 +72,7 @@ def default_of(kind: Any, name: str) -> Any:
 
 
 def option_docs(kind: type) -> dict[str, str]:
-    """What the docstrings of a class and its bases say of each option, those of the base classes first."""
+    """Return what the docstrings of a class and its bases say of each option, those of the base classes first."""
     found: dict[str, str] = {}
     for one in reversed(kind.__mro__):
         section = inspect.cleandoc(one.__dict__.get("__doc__") or "").partition(_ATTRIBUTES)[2]
@@ -97,12 +97,12 @@ def _is_option(f: Field[Any]) -> bool:
     return f.init and f.metadata.get("option", True)
 
 
-def _is_default(value: Any, name: str) -> bool:
+def _is_default(value: object, name: str) -> bool:
     own, usual = getattr(value, name), default_of(value, name)
     return own is usual or (type(own) is type(usual) and not isinstance(own, Tensor) and bool(own == usual))
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, Tensor):
         return f"Tensor{tuple(value.shape)}"
     if isinstance(value, nn.Module):

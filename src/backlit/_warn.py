@@ -22,12 +22,12 @@ def warn(text: str, category: type[Warning] = UserWarning) -> None:
 
 
 class Once:
-    """What is to be said once only, however often a method is called."""
+    """A mark of what is to be said once only, however often a method is called."""
 
     def __init__(self) -> None:
         self._said = False
 
     def first(self) -> bool:
-        """Whether it has not been said; from now on it has."""
+        """Return True the first time, False from then on."""
         said, self._said = self._said, True
         return not said

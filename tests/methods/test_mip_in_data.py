@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from backlit import MIPIN, Attribution, FileError, InputError, ModelStateError, PatternNet, UnsupportedOp
 from backlit.inverse import Fitted
 from backlit.inverse.data import Batch, Digest
-from backlit.inverse.job import Job
+from backlit.inverse.fitting import Fitting
 
 
 @pytest.mark.parametrize("samples", ["all", "own"])
@@ -67,17 +67,17 @@ def test_a_fit_does_not_go_on_from_another_one(tmp_path: Path) -> None:
 
 def _stop_after(monkeypatch: pytest.MonkeyPatch, parts: int) -> None:
     """Let the next fit be interrupted when it has written so many parts."""
-    keep, done = Job.keep, []
+    keep, done = Fitting.keep, []
 
-    def keeps(self: Job, *args: object) -> object:
+    def keeps(self: Fitting, *args: object) -> object:
         piece = keep(self, *args)  # type: ignore[arg-type]
         done.append(1)
         if len(done) == parts:
-            monkeypatch.setattr(Job, "keep", keep)
+            monkeypatch.setattr(Fitting, "keep", keep)
             raise Stopped
         return piece
 
-    monkeypatch.setattr(Job, "keep", keeps)
+    monkeypatch.setattr(Fitting, "keep", keeps)
 
 
 def _standardised(x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from backlit.rules import TRUE, linear, presets
 from backlit.rules import attention as attention_rules
 from backlit.rules import relevance as tables
 from backlit.rules.activation import secant
-from backlit.rules.linear import AlphaBeta, Contrast, Epsilon, Flat, Gamma, LayerRule, WSquare, ZBox, ZPlus
+from backlit.rules.linear import AlphaBeta, ClassContrast, Epsilon, Flat, Gamma, LayerRule, WSquare, ZBox, ZPlus
 from backlit.rules.norm import batch_norm, group_norm, layer_norm
 from backlit.rules.pooling import proportional
 from backlit.rules.structural import product, quotient, ratio, shared
@@ -277,7 +277,7 @@ X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0), dtype=to
         Flat(),
         WSquare(),
         ZBox(-4, 4),
-        Contrast(),
+        ClassContrast(),
     ],
     ids=lambda r: r.name,
 )

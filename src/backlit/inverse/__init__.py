@@ -2,7 +2,7 @@
 
 from backlit.inverse.artefact import Fitted
 from backlit.inverse.fit import FitOptions, InverseNetwork, fit_inverse
-from backlit.inverse.job import FitStep
+from backlit.inverse.fitting import FitStep
 from backlit.inverse.patterns import Patterns, fit_patterns
 
 __all__ = ["FitOptions", "FitStep", "Fitted", "InverseNetwork", "Patterns", "fit_inverse", "fit_patterns"]

@@ -22,7 +22,7 @@ from backlit._warn import warn
 from backlit.inverse.artefact import Fitted
 from backlit.inverse.chain import WayBack
 from backlit.inverse.data import Batch, Data, check_values
-from backlit.inverse.job import FitStep, Job, Piece
+from backlit.inverse.fitting import FitStep, Fitting, Piece
 from backlit.inverse.moments import Moments, Ridge, Solution, solve
 from backlit.inverse.part import INPUT, InvertedPart, StepBack, find_part
 from backlit.inverse.regressions import Dense, Regression
@@ -136,7 +136,7 @@ def fit_inverse(
         FileError: If ``out`` cannot be written or is anything but an earlier fit of this kind, or its folder of parts belongs
             to another fit or is in use.
     """
-    job = Job("mip_in", model, data, out, progress)
+    job = Fitting("mip_in", model, data, out, progress)
     part = find_part(model, job.sample, options.start)
     classes = _classes(options.classes, part.classes)
     fit = _Fit(job, part, options)
@@ -199,7 +199,7 @@ def _classes(wanted: Sequence[int] | None, count: int) -> list[int]:
 class _Fit:
     """A fit of one part; ``said`` is how well each layer was determined."""
 
-    job: Job
+    job: Fitting
     part: InvertedPart
     options: FitOptions
     said: dict[str, JsonObject] = field(default_factory=dict)

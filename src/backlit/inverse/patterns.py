@@ -34,7 +34,7 @@ from backlit.capture.sites import Trace
 from backlit.inverse.artefact import Fitted
 from backlit.inverse.calls import Calls
 from backlit.inverse.data import Data, check_values
-from backlit.inverse.job import FitStep, Job
+from backlit.inverse.fitting import FitStep, Fitting
 from backlit.inverse.part import INPUT
 from backlit.inverse.patches import patches
 from backlit.rules.patterns import LAYERS, is_sum, pattern_table, summed_with
@@ -127,7 +127,7 @@ def fit_patterns(
         FileError: If ``out`` cannot be written or is anything but an earlier fit of this kind, or its folder of parts belongs
             to another fit or is in use.
     """
-    job = Job("pattern", model, data, out, progress)
+    job = Fitting("pattern", model, data, out, progress)
     known = precision in (torch.float32, torch.float64)
     check(known, "precision", precision, "torch.float32 or torch.float64")
     calls = Calls.of(model, job.sample)
@@ -146,7 +146,7 @@ def fit_patterns(
         return job.result(Patterns, patterns, tuple(range(calls.logits.shape[1])), facts)
 
 
-def _summed(job: Job, calls: Calls, layers: dict[str, Node], precision: torch.dtype) -> dict[str, Sums]:
+def _summed(job: Fitting, calls: Calls, layers: dict[str, Node], precision: torch.dtype) -> dict[str, Sums]:
     """Go over the data once; the sums so far are kept every so often, and gone on from."""
     piece = job.read(_SUMS)
     kept = piece.layers if piece else {}

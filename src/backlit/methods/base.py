@@ -92,7 +92,7 @@ def check_common(chunk: Any, seed: Any) -> None:
 
 
 class NoNetwork(nn.Module):
-    """What stands in a method's place for a network where only its options are looked at: it cannot run."""
+    """A stand-in for the network of a method of which only the options are looked at: it cannot run."""
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Refuse.
@@ -282,7 +282,7 @@ class Method(Configured, ABC):
 
     @property
     def kind_of_map(self) -> Kind:
-        """What the maps say with this method's own options."""
+        """Tell what the maps say with this method's own options."""
         return self.kind
 
     def _labels(self, targets: Tensor) -> list[tuple[str, ...]] | None:

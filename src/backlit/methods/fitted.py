@@ -79,12 +79,12 @@ class FittedMethod(Method):
 
     @property
     def learned(self) -> Fitted:
-        """What was fitted."""
+        """The fit, read from its file."""
         assert isinstance(self.fitted, Fitted)
         return self.fitted
 
     def parameters(self, x: Tensor) -> Layers:
-        """What was learned, on the device and in the dtype of ``x``; copied there once, not for every map."""
+        """Return what was learned, on the device and in the dtype of ``x``; copied there once, not for every map."""
         wanted = (x.device, x.dtype)
         for place, layers in tuple(self._copy):  # other threads may write it
             if place == wanted:

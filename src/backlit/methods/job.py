@@ -56,7 +56,7 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class Maps:
-    """What a method computes for one chunk of n images with t targets each.
+    """The maps that a method computes for one chunk of n images with t targets each.
 
     ``values`` and each part hold one tensor per input of the network, (t, n, c, h, w); ``targets`` is (n, t), ``output``,
     ``probability`` and each number of ``completeness`` (t, n), each ``trajectory`` (t, steps, n). ``activation_bytes`` is the

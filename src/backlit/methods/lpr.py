@@ -171,7 +171,7 @@ class LPR(Stepped):
         check_sites(self.choice("sites"))
 
     def choice(self, name: str) -> Any:
-        """What an option is: as it was given, or as the reading has it."""
+        """Return an option as it was given, or as the reading has it."""
         given = getattr(self, name)
         return _CHOICES[name][self.reading == PAPER] if given is None else given
 

@@ -22,7 +22,7 @@ from backlit.methods.box import box_of
 from backlit.methods.job import Job, Maps, scores_of
 from backlit.methods.targets import gradients
 from backlit.rules import RuleTable, attention, presets
-from backlit.rules.linear import Bound, Contrast, Gamma
+from backlit.rules.linear import Bound, ClassContrast, Gamma
 from backlit.rules.pooling import proportional
 from backlit.rules.relevance import RelevanceTable
 
@@ -352,7 +352,7 @@ class ExcitationBackprop(Relevance):
         if not self.contrastive:
             return table
         last = _last_layers(record(self.network, inputs, _kept_call)[0])
-        return table.where(lambda site: site.name in last, Contrast())
+        return table.where(lambda site: site.name in last, ClassContrast())
 
     def account(
         self, values: tuple[Tensor, ...], biases: Tensor, output: Tensor

@@ -64,9 +64,11 @@ class Scored(nn.Module):
             )
         return scores if scores.dim() == 2 else scores[:, None]
 
-    def named_modules(self, *arguments: Any, **options: Any) -> Generator[tuple[str, nn.Module], None, None]:
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Generator[tuple[str, nn.Module], None, None]:
         """Yield the network's modules by their paths there, and this one beside them."""
-        yield from self.network.named_modules(*arguments, **options)
+        yield from self.network.named_modules(memo, prefix, remove_duplicate)
         yield SCORE, self
 
     def get_submodule(self, target: str) -> nn.Module:
@@ -176,7 +178,7 @@ def with_network(model: Any, network: Scored, label: str) -> Any:
 
 
 def score_of(target: Score, loaded: Named | None) -> Callable[[nn.Module, tuple[Tensor, ...]], Tensor]:
-    """What computes a target's number with the network."""
+    """Return the function of network and inputs that computes a target's number."""
     if isinstance(target, Contrast):
         index, less = classes_of(target, loaded)
         assert less is not None

@@ -72,8 +72,8 @@ class Unit:
 Score = Contrast | Unit | OfOutput
 
 
-def is_score(target: Any) -> bool:
-    """Whether a target is one number of another kind than a class's logit."""
+def is_score(target: object) -> bool:
+    """Tell whether a target is one number of another kind than a class's logit."""
     return isinstance(target, (Contrast, Unit)) or (callable(target) and not isinstance(target, (type, Tensor)))
 
 
@@ -101,7 +101,7 @@ def _index_of(label: int | str, loaded: Named | None) -> int:
 
 
 def label_of(target: Score, loaded: Named | None) -> str:
-    """What a target is called: "zebra − tiger", "features.12[5]", or the function's name."""
+    """Return what a target is called: "zebra − tiger", "features.12[5]", or the function's name."""
     if isinstance(target, Contrast):
         index, less = classes_of(target, loaded)
         other = f"mean of the {target.top} likeliest others" if less is None else _name(less, loaded)
@@ -149,7 +149,7 @@ def _known(word: str, loaded: Named) -> int | None:
     return None
 
 
-def indices_of(target: Any, loaded: Named | None) -> Any:
+def indices_of(target: object, loaded: Named | None) -> Any:
     """Return targets with class indices in the place of names, however deep they are nested; anything else as it is.
 
     The name of a contrast, "zebra - tiger", becomes a :class:`Contrast`.

@@ -107,7 +107,7 @@ def is_contrast(explanation: Attribution) -> bool:
 
 
 def score_word(explanation: Attribution) -> str:
-    """What is explained, in a word or two: a logit, the difference of two, or another number of the network."""
+    """Say what is explained, in a word or two: a logit, the difference of two, or another number of the network."""
     if is_contrast(explanation):
         return "logits' difference"
     return "score" if "score" in explanation.provenance else "logit"

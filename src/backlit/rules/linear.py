@@ -123,7 +123,7 @@ class ZPlus(LayerRule):
 
 
 @dataclass(frozen=True)
-class Contrast(LayerRule):
+class ClassContrast(LayerRule):
     """``P / sum P - N / sum N``: a class against the unit with its weights negated (Zhang et al. 2016, Sec. 3.3).
 
     For the last layer of excitation backprop, both shares of the class's own relevance; they sum to zero.

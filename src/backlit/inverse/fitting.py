@@ -47,7 +47,7 @@ class Piece:
     data: Digest
 
 
-class Job:
+class Fitting:
     """A fit of a network to data.
 
     Attributes:
