@@ -105,6 +105,7 @@ def _is_default(value: object, name: str) -> bool:
 def _shown(value: object) -> str:
     if isinstance(value, Tensor):
         return f"Tensor{tuple(value.shape)}"
-    if isinstance(value, nn.Module):
-        return type(value).__name__
+    network = getattr(value, "network", value)  # of a loaded model
+    if isinstance(network, nn.Module):
+        return type(network).__name__
     return value.__qualname__ if callable(value) and hasattr(value, "__qualname__") else repr(value)

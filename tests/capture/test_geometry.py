@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.methods._fit_networks import drawn
 from torch import Tensor
 from torch.nn import functional as F
 
 from backlit.capture import Call
 from backlit.capture.geometry import Geometry
 from backlit.capture.record import record
+from methods._fit_networks import drawn
 
 KERNEL = drawn(3, 4, 3, 5)
 LAYERS: dict[str, tuple[Callable[[Tensor], Tensor], Geometry]] = {

@@ -96,6 +96,7 @@ def test_a_contrast_is_the_difference_of_two_maps_where_the_method_is_linear_or_
     found = kind(net)(X, Contrast(5, 0))
     torch.testing.assert_close(found.values, one.values - other.values)
     torch.testing.assert_close(found.output, one.output - other.output)
+    assert found.provenance["kind"] == ("contrast" if one.provenance["kind"] == "one-sided" else one.provenance["kind"])
 
 
 @pytest.mark.parametrize("kind", EVERY, ids=lambda m: m.name)

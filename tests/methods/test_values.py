@@ -77,6 +77,7 @@ def test_a_loaded_model_stays_what_a_method_was_made_for() -> None:
     method = replace(GuidedBackprop(digits), times_input=True)
     assert method.model is digits
     assert method.network is digits.network
+    assert repr(method) == "GuidedBackprop(DigitsNet, times_input=True)"
     found = method(torch.rand(1, 1, 32, 32), target="3")
     assert found.labels == ("3",)
 

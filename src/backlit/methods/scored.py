@@ -221,6 +221,8 @@ def maps_of_score(method: Method, inputs: tuple[Tensor, ...], target: Score) -> 
         )
     else:
         maps = _scored(method, inputs, Scored(method.network, score_of(target, method.loaded)), notes["score"])
+    if "less" in notes and method.subtracts and method.kind_of_map == "one-sided":
+        notes["kind"] = "contrast"  # one map less another has two sides
     targets = torch.full_like(maps.targets, index)
     return replace(maps, targets=targets, probability=None, notes={**maps.notes, **notes})
 
