@@ -74,6 +74,13 @@ def test_a_docstring_tells_the_options_of_the_bases() -> None:
     assert Heir.__doc__ == f"{head}\n\nAttributes:\n{options}"
 
 
+def test_the_names_of_earlier_versions_still_lead_to_the_options() -> None:
+    toy = Heir(nn.ReLU(), steps=5)
+    assert toy.options is toy
+    assert Heir.Options is Heir
+    assert {"seed", "steps", "mask"} <= set(Heir.Options.__dataclass_fields__)
+
+
 def test_an_unknown_option_is_named_with_the_nearest() -> None:
     with pytest.raises(
         InputError, match=r"'stepz' is no option of Toy: it has seed, steps, mask\. Did you mean 'steps'\?"

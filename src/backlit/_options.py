@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Self, dataclass_transform
 
 from torch import Tensor, nn
 
@@ -29,12 +29,20 @@ class Configured:
     """
 
     title: ClassVar[str]
+    Options: ClassVar[type]
+    """The class itself, by the name that the class of its options had: code that reads their fields there goes on."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         if cls.__doc__ is not None:
             cls.__doc__ = _with_attributes(cls)
         dataclass(frozen=True, eq=False, repr=False, kw_only=True)(cls)
+        cls.Options = cls
+
+    @property
+    def options(self) -> Self:
+        """The value itself, by the name that its options had: ``method.options.steps`` is ``method.steps``."""
+        return self
 
     if not TYPE_CHECKING:  # a type checker sees the dataclass' own __init__ alone
 
