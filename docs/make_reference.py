@@ -1,0 +1,96 @@
+"""Write docs/metrics.md and docs/methods/every.md, the references of every metric and method, from the classes themselves.
+
+python docs/make_reference.py
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+from backlit._options import default_of, option_docs, option_names
+from backlit.methods import BASELINES, METHODS, Method
+from backlit.metrics import METRICS, Metric
+from backlit.metrics.base import WHO_HAS_IT
+
+DOCS = Path(__file__).parent
+_ROLE = re.compile(r":class:`~[\w.]*?(\w+)`")
+_BAR = "\\|"  # in a cell
+_WRITTEN = "<!-- Written by docs/make_reference.py; change the docstrings, not this page. -->"
+METRICS_HEAD = f"""# Every metric
+
+{_WRITTEN}
+
+A metric is a frozen dataclass whose fields are its options: `Insertion(steps=25)` prints as itself, and
+`dataclasses.replace(metric, seed=1)` makes another one. [Protocols](protocols/index.md) says what they have in common and how
+to call them; `backlit metrics NAME` shows the same as this page.
+"""
+METHODS_HEAD = f"""# Every method
+
+{_WRITTEN}
+
+A method is a frozen dataclass: `model` is the network, in eval mode, or what `load_model` returned, and the other fields are its
+options, given by keyword. `DMBP(network, steps=40)` prints as itself, and `dataclasses.replace(method, lr=0.05)` makes another
+one, also on another `model`. Call it on images and [targets](../targets.md); `backlit methods NAME` shows the same as this page.
+"""
+
+
+def pages() -> dict[Path, str]:
+    """Return the text of each page by its path."""
+    return {
+        DOCS / "metrics.md": "\n".join([METRICS_HEAD, *(line for kind in METRICS for line in _metric(kind))]),
+        DOCS / "methods" / "every.md": "\n".join(
+            [METHODS_HEAD, *(line for kind in (*METHODS, *BASELINES) for line in _method(kind))]
+        ),
+    }
+
+
+def _metric(kind: type[Metric]) -> Iterator[str]:
+    metric = kind()
+    yield from _told(kind)
+    yield f"`{metric.name}`: {metric.summary}. {metric.source}.\n"
+    yield f"- {metric.direction.capitalize()}; from {metric.range[0]:g} to {metric.range[1]:g}."
+    yield f"- Forward passes a map: {metric.forward_passes}."
+    yield f"- Ties: {metric.ties}."
+    yield from (f"- Needs {WHO_HAS_IT[need]}." for need in metric.needs)
+    types = get_type_hints(kind)
+    yield from _options(kind, {field.name: _type(types[field.name]) for field in fields(kind)})
+
+
+def _method(kind: type[Method]) -> Iterator[str]:
+    yield from _told(kind)
+    yield f"`{kind.name}`: {kind.summary}. {kind.source}.\n"
+    steps = default_of(kind, "steps")
+    yield f"- Maps: {kind.kind}. Cost for one image and class: {kind.cost if steps is None else f'{steps} steps'}."
+    yield f"- Rules of your own: {'yes' if kind.takes_rules else 'no, it propagates by none'}."
+    if kind.subtracts:
+        yield "- A contrast of two classes is the one map less the other."
+    yield from _options(kind, {field.name: str(field.type) for field in fields(kind)})
+
+
+def _told(kind: type) -> Iterator[str]:
+    yield f"## {kind.__name__}\n"
+    text = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:")[0].strip()
+    yield _ROLE.sub(r"`\1`", text) + "\n"
+
+
+def _options(kind: type, types: dict[str, str]) -> Iterator[str]:
+    yield "\n| option | type | default | meaning |\n|---|---|---|---|"
+    meanings = option_docs(kind)
+    for name in option_names(kind):
+        cells = (f"`{name}`", f"`{types[name]}`", f"`{default_of(kind, name)!r}`", meanings[name])
+        yield f"| {' | '.join(cell.replace('|', _BAR) for cell in cells)} |"
+    yield ""
+
+
+def _type(kind: object) -> str:
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
