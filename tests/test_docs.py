@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import importlib.util
 import re
 from pathlib import Path
@@ -47,6 +48,17 @@ def test_the_metrics_page_is_what_the_metrics_say() -> None:
     spec.loader.exec_module(made)
     for path, text in made.pages().items():
         assert path.read_text(encoding="utf-8") == text, "run: python docs/make_reference.py"
+
+
+def test_the_reference_names_what_is_there() -> None:
+    names = re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / "reference.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(names) > 20
+    for name in names:
+        home, _, last = name.rpartition(".")
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            assert hasattr(importlib.import_module(home), last), name
 
 
 def test_at_least_four_pages_have_code() -> None:
