@@ -58,18 +58,6 @@ class GradCAM(CAM):
     """Grad-CAM (Selvaraju et al. 2017, Eq. 1 and 2): ReLU of the feature map's channels, weighted by their mean gradient.
 
     The map has one channel, bilinearly enlarged to the image's size.
-
-    Attributes:
-        layer: The feature map: a module's path ("features.12", whose last feature map counts; of a module that is called
-            twice, the last call's) or a site ("relu[25]"). It must lie on the way from the image to the score. None finds it:
-            what the last layer with weights on that way ends in before anything is pooled (its activation, its norm, its
-            block's residual add or concat), leaving out a layer whose channels are the scores themselves. Where a class token
-            alone is read after the last attention, it is the norm that this attention reads. The result's provenance says
-            which it was, how its axes were read, and how it was found.
-        channels: "first" or "last", how to read a named layer: (n, c, h, w) or (n, h, w, c), (n, c, t) or (n, t, c). None
-            follows the image's rows and columns through the network and refuses where it cannot tell.
-        grid: Height and width of the grid of a named layer's tokens (n, t, c), row by row; those in front of it, such as a
-            class token, are left out. None follows the network, as above.
     """
 
     name = "grad_cam"

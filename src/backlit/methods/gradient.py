@@ -91,11 +91,7 @@ class TimesInput(Method):
 
 
 class Deconvnet(TimesInput, Gradient):
-    """Deconvnet (Zeiler and Fergus 2014): the gradient rectified at every ReLU, whatever the ReLU's own gate says.
-
-    Attributes:
-        times_input: Multiply the propagated gradient by the image, as the papers do before they rank pixels.
-    """
+    """Deconvnet (Zeiler and Fergus 2014): the gradient rectified at every ReLU, whatever the ReLU's own gate says."""
 
     name = "deconvnet"
     title = "Deconvnet"
@@ -106,11 +102,7 @@ class Deconvnet(TimesInput, Gradient):
 
 
 class GuidedBackprop(TimesInput, Gradient):
-    """Guided back-propagation (Springenberg et al. 2015): the gradient gated by each ReLU and by its own sign.
-
-    Attributes:
-        times_input: Multiply the propagated gradient by the image, as the papers do before they rank pixels.
-    """
+    """Guided back-propagation (Springenberg et al. 2015): the gradient gated by each ReLU and by its own sign."""
 
     name = "guided_backprop"
     title = "Guided backprop"
