@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -115,6 +116,21 @@ def test_every_method_explains_every_kind_of_score(kind: type[Method], target: A
     torch.testing.assert_close(method.attribute(X[1:2], target)[0], whole.values[1])
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert method.model is net
+
+
+def test_the_likeliest_others_are_looked_up_in_chunks() -> None:
+    net, sizes = made(), list[int]()
+    net.head.register_forward_pre_hook(lambda _, x: sizes.append(len(x[0])))
+    x = torch.randn(9, 2, 8, 8, dtype=torch.float64)
+    Gradient(net, chunk=2)(x, Contrast(2, top=3))
+    assert max(sizes) == 2
+
+
+def test_the_provenance_tells_two_targets_apart() -> None:
+    net = made()
+    targets = [Contrast(1, 2), Contrast(1, top=2), Unit("mix", 2), lambda out: out[:, 1], lambda out: out[:, 2]]
+    told = [json.dumps(Gradient(net)(X, target).provenance["target"]) for target in targets]
+    assert len(set(told)) == len(targets)
 
 
 def test_a_unit_is_a_number_inside_the_network() -> None:

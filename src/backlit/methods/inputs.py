@@ -133,10 +133,18 @@ def pick(output: Tensor, targets: Tensor | None) -> Tensor:
     k = output.shape[1]
     wrong = targets[(targets < 0) | (targets >= k)]
     if wrong.numel():
-        raise InputError(
-            f"target must be a class index from 0 to {k - 1}, but is {int(wrong[0])}; the model has {k} classes."
-        )
+        check_class(int(wrong[0]), k)
     return targets.to(output.device)
+
+
+def check_class(index: int, k: int) -> None:
+    """Refuse an index that is none of k classes.
+
+    Raises:
+        InputError: With the classes that there are.
+    """
+    if not 0 <= index < k:
+        raise InputError(f"target must be a class index from 0 to {k - 1}, but is {index}; the model has {k} classes.")
 
 
 def probability(output: Tensor, targets: Tensor) -> Tensor | None:

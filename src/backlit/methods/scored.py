@@ -17,7 +17,10 @@ from torch.overrides import TorchFunctionMode
 from backlit._draws import module_path
 from backlit._errors import InputError, check, nearest
 from backlit._forward import forward
+from backlit._plain import plain
 from backlit.capture.refuse import check_output
+from backlit.methods.chunks import first_size, run_in_chunks
+from backlit.methods.inputs import check_class, chunk_of
 from backlit.methods.job import Maps
 from backlit.methods.named import Named
 from backlit.methods.target import Contrast, OfOutput, Score, Unit, classes_of, is_score, label_of
@@ -86,12 +89,8 @@ class Difference:
     def __call__(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         logits = network(*inputs)
         check_output(logits, len(inputs[0]))
-        k = logits.shape[1]
-        wrong = [c for c in (self.index, *self.others) if not 0 <= c < k]
-        if wrong:
-            raise InputError(
-                f"target must be a class index from 0 to {k - 1}, but is {wrong[0]}; the model has {k} classes."
-            )
+        for index in (self.index, *self.others):
+            check_class(index, logits.shape[1])
         if len(self.others) == 1:
             return logits[:, self.index : self.index + 1] - logits[:, self.others[0] : self.others[0] + 1]
         return logits[:, self.index : self.index + 1] - logits[:, list(self.others)].mean(1, keepdim=True)
@@ -193,8 +192,7 @@ def likeliest_others(logits: Tensor, index: int, count: int) -> Tensor:
         InputError: If there are not as many.
     """
     k = logits.shape[1]
-    if not 0 <= index < k:
-        raise InputError(f"target must be a class index from 0 to {k - 1}, but is {index}; the model has {k} classes.")
+    check_class(index, k)
     if count >= k:
         raise InputError(f"top must be at most {k - 1}, the number of other classes, but is {count}.")
     others = logits.detach().clone()
@@ -208,7 +206,7 @@ def maps_of_score(method: Method, inputs: tuple[Tensor, ...], target: Score) -> 
     Raises:
         InputError: If the method explains classes only, and the score is no contrast of them.
     """
-    notes: dict[str, Any] = {"score": label_of(target, method.loaded)}
+    notes: dict[str, Any] = {"score": label_of(target, method.loaded), "target": plain(target, argument="target")}
     index = 0
     if isinstance(target, Contrast):
         index, less = classes_of(target, method.loaded)
@@ -232,12 +230,24 @@ def _scored(method: Method, inputs: tuple[Tensor, ...], network: Scored, label: 
     return replace(method, model=with_network(method.model, network, label)).run(inputs, zeros)
 
 
+def _logits(method: Method, inputs: tuple[Tensor, ...]) -> Tensor:
+    """The network's logits of a whole batch (n, k), in chunks."""
+    x, n = inputs[0], len(inputs[0])
+
+    def run(rows: slice) -> Tensor:
+        logits = forward(method.network, *(part[rows] for part in inputs))
+        check_output(logits, rows.stop - rows.start)
+        return logits
+
+    chunk = chunk_of(method.network, inputs, method.chunk) if n > first_size(method.chunk, x.device) else n
+    size = 64.0 * x[0].numel() * x.element_size()  # a guess: a forward pass alone does not tell what it needed
+    return torch.cat(run_in_chunks(run, lambda _: size, n=n, chunk=chunk, device=x.device))
+
+
 def _of_contrast(method: Method, inputs: tuple[Tensor, ...], index: int, less: int | None, target: Contrast) -> Maps:
     others = torch.full((len(inputs[0]), 1), 0 if less is None else less)
     if less is None:
-        logits = forward(method.network, *inputs)
-        check_output(logits, len(inputs[0]))
-        others = likeliest_others(logits, index, target.top or 1).cpu()
+        others = likeliest_others(_logits(method, inputs), index, target.top or 1).cpu()
     if method.subtracts:
         return method.run(inputs, torch.cat([torch.full_like(others[:, :1], index), others], 1)).less_others()
     label = label_of(target, method.loaded)
