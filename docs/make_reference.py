@@ -14,6 +14,7 @@ from typing import get_args, get_type_hints
 
 from backlit._options import default_of, option_docs, option_names
 from backlit.methods import BASELINES, METHODS, Method
+from backlit.methods.base import NO_NETWORK
 from backlit.metrics import METRICS, Metric
 from backlit.metrics.base import WHO_HAS_IT
 
@@ -64,8 +65,8 @@ def _metric(kind: type[Metric]) -> Iterator[str]:
 def _method(kind: type[Method]) -> Iterator[str]:
     yield from _told(kind)
     yield f"`{kind.name}`: {kind.summary}. {kind.source}.\n"
-    steps = default_of(kind, "steps")
-    yield f"- Maps: {kind.kind}. Cost for one image and class: {kind.cost if steps is None else f'{steps} steps'}."
+    passes = kind(NO_NETWORK).forward_passes
+    yield f"- Maps: {kind.kind}. Cost for one image and class: {passes:,.0f} forward passes; a pass back counts as two."
     yield f"- Rules of your own: {'yes' if kind.takes_rules else 'no, it propagates by none'}."
     if kind.subtracts:
         yield "- A contrast of two classes is the one map less the other."

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backlit import DMBP, LPR, DeepSHAP, InputError
+from _methods import quick
+from backlit import DeepSHAP, InputError
 from backlit.capture import freeze
 from backlit.methods import BASELINES, METHODS, FittedMethod, Method, Random
 from backlit.methods.biases import BiasMethod
@@ -99,10 +99,6 @@ class Any1(nn.Module):
         return self.net(x)
 
 
-def _options(kind: type[Method]) -> dict[str, Any]:
-    return {"steps": 3, "lr": 0.1} if kind in (DMBP, LPR) else {}
-
-
 KINDS = [m for m in METHODS + BASELINES if not issubclass(m, FittedMethod)]
 
 
@@ -116,10 +112,10 @@ def test_every_method_explains_it(kind: type[Method], join: str, n: int) -> None
             kind(Net(join, META[:n]))(X[:n], 1)  # it would run them one by one
         return
     target = torch.arange(n) % 5
-    found = kind(Net(join, META[:n]), **_options(kind)).attribute(X[:n], target)
+    found = kind(Net(join, META[:n]), **quick(kind)).attribute(X[:n], target)
     for i in (0, n - 1):
         alone = Any1(Net(join, META[i : i + 1]))
-        torch.testing.assert_close(found[i], kind(alone, **_options(kind)).attribute(X[i : i + 1], int(target[i]))[0])
+        torch.testing.assert_close(found[i], kind(alone, **quick(kind)).attribute(X[i : i + 1], int(target[i]))[0])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -131,9 +127,9 @@ def test_a_chunk_size_that_cannot_be_says_so_and_its_ways_out_work(kind: type[Me
         r"\(.*\)\. Does it hold a constant for each image\? One of shape \(1, d\), expanded to len\(x\) in forward"
     )
     with pytest.raises(InputError, match=message):
-        kind(model, chunk=4, **_options(kind))(X, 1)
-    kind(model, chunk=N, **_options(kind))(X, 1)
-    kind(Any1(Net("cat", META[:1])), chunk=4, **_options(kind))(X, 1)
+        kind(model, chunk=4, **quick(kind))(X, 1)
+    kind(model, chunk=N, **quick(kind))(X, 1)
+    kind(Any1(Net("cat", META[:1])), chunk=4, **quick(kind))(X, 1)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda m: m.name)
@@ -141,7 +137,7 @@ def test_another_number_of_images_than_the_models_is_called_what_it_is(kind: typ
     with pytest.raises(
         InputError, match=r"inputs of shape \(3, 2, 8, 8\) do not run through the model: .*Sizes of tensors"
     ):
-        kind(Net("cat", META), **_options(kind))(X[:3], 1)
+        kind(Net("cat", META), **quick(kind))(X[:3], 1)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda m: m.name)
@@ -150,7 +146,7 @@ def test_a_chunk_that_happens_to_fit_is_not_taken_for_the_batch(kind: type[Metho
     images = torch.cat([X, X])[: 8 if bound == 4 else 4]  # chunks of 4, or 2 and 3 times as many as copies
     model = Net("cat", torch.cat([META, META])[:bound])
     with pytest.raises(InputError, match=rf"inputs of shape \({len(images)}, 2, 8, 8\) do not run through the model"):
-        kind(model, **_options(kind))(images, 1)
+        kind(model, **quick(kind))(images, 1)
 
 
 def test_given_references_run_image_by_image() -> None:

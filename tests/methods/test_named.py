@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import backlit
+from _methods import quick
 from backlit import Attribution, InputError
 from backlit._forward import forward
 from backlit.inverse import Fitted
@@ -23,10 +24,6 @@ from backlit.report.trust import trust
 LOADED = backlit.load_model("digits", dtype="float64")
 IMAGES, LABELS = (part[:6] for part in backlit.models.digits.digits_images())
 X = LOADED.preprocess.batch(IMAGES).double()
-SHORT: dict[type[Method], dict[str, Any]] = {
-    backlit.DMBP: {"steps": 3, "lr": 0.1},
-    backlit.LPR: {"steps": 3, "lr": 0.1},
-}
 
 
 @cache
@@ -38,7 +35,7 @@ def learned(kind: str) -> Fitted:
 
 def made(kind: type[Method], model: Any = LOADED, **options: Any) -> Method:
     fitted = {"fitted": learned(kind.artefact)} if issubclass(kind, FittedMethod) else {}
-    return kind(model, **SHORT.get(kind, {}), **fitted, **options)
+    return kind(model, **quick(kind), **fitted, **options)
 
 
 @pytest.fixture(params=METHODS + BASELINES, ids=lambda m: m.name)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import pytest
 import torch
 
 import _properties as properties
 import backlit
+from _methods import quick
 from backlit.inverse import Fitted
 from backlit.methods import BASELINES, METHODS, FittedMethod, Method
 
@@ -18,7 +18,7 @@ from backlit.methods import BASELINES, METHODS, FittedMethod, Method
 @pytest.fixture(scope="module", params=METHODS + BASELINES, ids=lambda m: m.name)
 def method(request: pytest.FixtureRequest) -> Method:
     network = backlit.load_model("digits", dtype="float64").network
-    short: dict[str, Any] = {"steps": 3, "lr": 0.1} if request.param in (backlit.DMBP, backlit.LPR) else {}
+    short = quick(request.param)
     if issubclass(request.param, FittedMethod):
         short["fitted"] = _learned(request.param.artefact)
     return request.param(network, **short)
@@ -71,7 +71,7 @@ def test_threads_do_not_disturb_each_other(method: Method, x: torch.Tensor) -> N
 
 def test_every_site_is_covered_and_the_result_says_where_it_comes_from(method: Method, x: torch.Tensor) -> None:
     explanation = method(x)
-    assert len(explanation.coverage.rows) == (0 if isinstance(method, BASELINES) else 17)
+    assert len(explanation.coverage.rows) == (17 if method.traces else 0)
     assert explanation.target.tolist() == method.model(x).argmax(1).tolist()
     torch.testing.assert_close(explanation.output, method.model(x).amax(1).detach())
     assert explanation.provenance["method"] == method.name

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import backlit
+from _methods import quick
 from backlit import InputError, UnsupportedOp
 from backlit.capture import extend
 from backlit.capture.primitives import BY_NAME, SPELLINGS
@@ -38,8 +39,7 @@ class Net(nn.Module):
 
 
 def made(kind: type[Method], part: Callable[[Tensor], Tensor], **options: Any) -> Method:
-    short: dict[str, Any] = {"steps": 2} if kind in (backlit.DMBP, backlit.LPR) else {}
-    short |= {"contrast": None} if kind is backlit.TRGBP else {}
+    short = quick(kind, **({"contrast": None} if kind is backlit.TRGBP else {}))
     return kind(Net(part).double().eval(), **short, **options)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import backlit
+from _methods import quick
 from backlit import METHODS, Contrast, GradientXInput, InputError, Unit, scored
 from backlit._fingerprint import fingerprint
 from backlit.methods import BASELINES, TRGBP, BBp, DeepLIFT, ExcitationBackprop, GradCAM, Gradient, Method
@@ -54,7 +55,6 @@ def made(kind: type[nn.Module] = Net) -> Any:
 
 
 X = torch.randn(3, 2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-SHORT = {"dmbp": {"steps": 3, "lr": 0.1}, "lpr": {"steps": 2}}
 EVERY = [m for m in (*METHODS, *BASELINES) if not issubclass(m, FittedMethod)]
 
 
@@ -109,7 +109,7 @@ def test_a_contrast_is_the_difference_of_two_maps_where_the_method_is_linear_or_
 def test_every_method_explains_every_kind_of_score(kind: type[Method], target: Any) -> None:
     net = made()
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    method = kind(net, **SHORT.get(kind.name, {}), **({"contrast": None} if kind is TRGBP else {}))
+    method = kind(net, **quick(kind, **({"contrast": None} if kind is TRGBP else {})))
     whole = method(X, target)
     assert whole.values.shape[0] == 3
     assert whole.values.isfinite().all()

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import _properties as properties
-from backlit import DMBP, LPR, TRGBP, ModelStateError
+from _methods import quick
+from backlit import TRGBP, ModelStateError
 from backlit._forward import forward
 from backlit.methods import BASELINES, METHODS, FittedMethod, Method
 
@@ -48,7 +49,7 @@ class Part(nn.Module):
 @pytest.fixture(params=METHODS + BASELINES, ids=lambda m: m.name)
 def method(request: pytest.FixtureRequest) -> Method:
     kind, net = request.param, Net()
-    options: dict[str, Any] = {"steps": 2} if kind in (DMBP, LPR) else {"contrast": 2} if kind is TRGBP else {}
+    options = quick(kind, **({"contrast": 2} if kind is TRGBP else {}))
     if issubclass(kind, FittedMethod):
         generator = torch.Generator().manual_seed(2)
         images = torch.randn(40, 1, 8, 8, generator=generator)

@@ -48,8 +48,8 @@ def unknown(name: str, where: str) -> str:
     return text.format(where, name, word, word)
 
 
-def check_model(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Refuse what would be explained wrongly, before anything runs.
+def check_model(model: nn.Module, inputs: tuple[Tensor, ...], *, seen: bool = True) -> None:
+    """Refuse what would be explained wrongly, before anything runs; ``seen`` says whether the model's operations must be seen.
 
     Raises:
         InputError: If ``model`` is no ``nn.Module``, or the inputs cannot have gradients.
@@ -65,7 +65,9 @@ def check_model(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     for name, module in model.named_modules():
         where = name or "<model>"
         scripted = isinstance(module, torch.jit.ScriptModule)
-        if scripted or type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None):
+        if seen and (
+            scripted or type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None)
+        ):
             raise UnsupportedOp(
                 f"The module {where!r} is {'scripted' if scripted else 'compiled'}; its calls cannot be seen. Use the "
                 "original nn.Module: model._orig_mod, or after model.compile() a copy, copy.deepcopy(model)."

@@ -15,6 +15,7 @@ from backlit.cli.complete import FAST
 from backlit.cli.console import console
 from backlit.cli.settings import settable, short_schedule
 from backlit.methods import BASELINES, DMBP, METHODS, FittedMethod, Method
+from backlit.methods.base import NO_NETWORK
 from backlit.methods.lookup import find_method, same_name
 from backlit.metrics import METRICS, Metric
 from backlit.metrics.lookup import find_metric
@@ -34,12 +35,12 @@ def print_methods(name: str | None = None) -> None:
         fast = same_name(name, FAST)
         _print_method(DMBP if fast else find_method(name, METHODS + BASELINES), short=fast)
         return
-    rows = [(method.name, method.summary, _cost(method)) for method in METHODS + BASELINES]
-    rows.insert(
-        1, (FAST, "DMBP's short schedule, what `backlit explain` does unasked", f"{short_schedule()['steps']} steps")
-    )
+    rows = [(method.name, method.summary, _cost(method(NO_NETWORK))) for method in METHODS + BASELINES]
+    rows.insert(1, (FAST, "DMBP's short schedule, what `backlit explain` does unasked", _cost(DMBP.fast(NO_NETWORK))))
     _print_rows(("method", "what the map is", "cost"), rows)
-    _say("Cost: passes through the network and back for one image and class; a fit reads a data set once, beforehand.")
+    _say(
+        "Cost: forward passes for one image and class, a pass back counts as two; a fit reads a data set once, beforehand."
+    )
     _say("Options and sources: backlit methods NAME.")
 
 
@@ -58,11 +59,9 @@ def print_metrics(name: str | None = None) -> None:
     _say("Options, direction and sources: backlit metrics NAME.")
 
 
-def _cost(method: type[Method]) -> str:
-    steps = default_of(method, "steps")
-    if steps is not None:
-        return f"{steps} steps"
-    return f"fit, {method.cost}" if issubclass(method, FittedMethod) else method.cost
+def _cost(method: Method) -> str:
+    passes = f"{method.forward_passes:,.0f}"
+    return f"fit, {passes}" if isinstance(method, FittedMethod) else passes
 
 
 def _with_needs(metric: type[Metric]) -> str:
@@ -112,7 +111,8 @@ def _print_method(method: type[Method], *, short: bool) -> None:
         _say(f"Ten times as fast, by a short schedule: --method {FAST}.")
     if issubclass(method, FittedMethod):
         _say(f"It learns from data first: backlit fit --method {method.artefact} ... --out FILE, then --fitted FILE.")
-    _say(f"Cost for one image and class: {_cost(method)}.")
+    cost = _cost(DMBP.fast(NO_NETWORK) if short else method(NO_NETWORK))
+    _say(f"Cost for one image and class: {cost} forward passes; a pass back counts as two.")
     _print_options(method, {name: default_of(method, name) for name in option_names(method)})
 
 

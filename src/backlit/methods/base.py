@@ -128,14 +128,19 @@ class Method(Configured, ABC):
     source: ClassVar[str]
     kind: ClassVar[Kind] = "magnitude"
     """What its maps say with the default options; :attr:`kind_of_map` knows the others."""
-    cost: ClassVar[str] = "1 pass"
-    """Passes through the network and back for one image and class; a method of many steps has as many."""
     subtracts: ClassVar[bool] = False
     """Whether a contrast is one class's map less another's, as of a method that has more to do with a class than its logit."""
     takes_scores: ClassVar[bool] = True
     """Whether the method explains any number of the network, and not its own outputs alone."""
     takes_rules: ClassVar[bool] = True
     """Whether the method propagates by rules, so that the option ``rules`` says something to it."""
+    traces: ClassVar[bool] = True
+    """Whether the method follows the network's operations, all of which must then be known, and tells its coverage; one that
+    only runs the network takes scripted and compiled ones as well."""
+    answers: ClassVar[str] = ""
+    """The question that its map answers, a sentence for the table of all methods."""
+    needs: ClassVar[str] = "gradients"
+    """What it needs beside images and a network, in a few words for the same table."""
     memory_factor: ClassVar[float] = 4.0
     """Bytes that an image takes at the peak, over the bytes of its activations in one forward pass."""
 
@@ -166,6 +171,11 @@ class Method(Configured, ABC):
                     f"rules must name primitives, as `backlit trace` lists them, but {primitive!r} is none."
                     f"{nearest(str(primitive), BY_NAME)} An operation of your own is declared by backlit.capture.extend."
                 )
+
+    @property
+    def forward_passes(self) -> float:
+        """Tell about how many forward passes a map of one image and class costs; a pass back counts as two."""
+        return 3.0
 
     @property
     def network(self) -> nn.Module:
@@ -234,7 +244,7 @@ class Method(Configured, ABC):
 
     def _maps(self, inputs: Any, target: Any, *, several: bool) -> tuple[tuple[Tensor, ...], Maps]:
         tensors = tuple(x.detach() for x in check_images(inputs, self.network))  # the caller's graph is not continued
-        check_model(self.network, tensors)
+        check_model(self.network, tensors, seen=self.traces)
         target = indices_of(target, self.loaded)
         if is_score(target) and not several:
             return tensors, maps_of_score(self, tensors, target)

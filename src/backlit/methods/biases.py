@@ -199,11 +199,3 @@ def site_names(sites: list[Any]) -> list[str]:
         else f"{site.module} {site.name}"
         for site in sites
     ]
-
-
-def enlarged(maps: Tensor, x: Tensor, *, corners: bool = False) -> Tensor:
-    """Maps (t, n, 1, h, w) at the image's size, bilinearly."""
-    size: Any = x.shape[-2:]
-    if tuple(maps.shape[-2:]) == tuple(size):
-        return maps
-    return F.interpolate(maps.flatten(0, 1), size, mode="bilinear", align_corners=corners).unflatten(0, maps.shape[:2])

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from backlit._errors import InputError, nearest
 from backlit._features import Features, Node, find_features
@@ -16,6 +14,7 @@ from backlit._places import Layout, given_layout, is_somewhere
 from backlit.capture import Propagation, Site, propagate
 from backlit.methods.base import Method, check
 from backlit.methods.gradient import TimesInput
+from backlit.methods.images import enlarged
 from backlit.methods.job import Job, Maps
 from backlit.methods.targets import gradients
 from backlit.rules import presets
@@ -76,7 +75,7 @@ class GradCAM(CAM):
             cam = class_activation(run, targets, layer)
             own = torch.tensor([k for k, v in layers.items() if v == layer], device=targets.device)
             mine = torch.isin(targets.T, own)[:, :, None, None, None]
-            values = [torch.where(mine, _enlarged(cam, x), v) for x, v in zip(inputs, values, strict=True)]
+            values = [torch.where(mine, enlarged(cam, x.shape[-2:]), v) for x, v in zip(inputs, values, strict=True)]
         return Maps.of_run(run, tuple(values), targets, notes=_notes(layers))
 
 
@@ -91,7 +90,10 @@ class GuidedGradCAM(CAM, TimesInput):
     kind = "magnitude"
     summary = "guided backprop where Grad-CAM is positive"
     source = "Selvaraju et al. 2017"
-    cost = "2 passes"
+
+    @property
+    def forward_passes(self) -> float:
+        return 6.0
 
     def explain(self, job: Job) -> Maps:
         own = {name: value for name, value in options_of(self).items() if name in option_names(GradCAM)}
@@ -231,9 +233,3 @@ def _notes(layers: dict[int, Layer]) -> dict[str, str]:
 def _may_be_one(site: Site) -> bool:
     """Asked before the call, when the output's shape is not known."""
     return any(len(shape) >= 3 for shape in site.input_shapes)
-
-
-def _enlarged(cam: Tensor, x: Tensor) -> Tensor:
-    """Bilinear, (t, n, 1, h, w) to the image's height and width."""
-    size: Any = x.shape[-2:]
-    return torch.stack([F.interpolate(c, size, mode="bilinear", align_corners=False) for c in cam])

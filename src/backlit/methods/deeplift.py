@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from backlit._errors import InputError
 from backlit._forward import of_image
@@ -17,14 +15,12 @@ from backlit._warn import Once, warn
 from backlit.capture import propagate
 from backlit.methods.audit import Leak, audit
 from backlit.methods.base import Method, check, check_positive
+from backlit.methods.images import BASELINE_IMAGES, Baseline, baselines_of, check_baseline, image_sets, require
 from backlit.methods.inputs import alike
 from backlit.methods.job import Job, Maps, scores_of
 from backlit.methods.targets import gradients
 from backlit.rules import RuleTable, lift
 from backlit.rules.reference import Reference
-
-Given = str | Tensor | tuple[Tensor, ...] | Callable[[Tensor], Tensor]
-_BLUR = 10.0  # pixels, standard deviation: what the insertion protocol hides pixels with
 
 
 class _Lift(Method):
@@ -36,7 +32,6 @@ class _Lift(Method):
     """
 
     source = "Shrikumar et al. 2017"
-    cost = "2 passes"
     memory_factor = 8.0
 
     rule: Literal["rescale", "reveal_cancel"] = "rescale"
@@ -48,6 +43,10 @@ class _Lift(Method):
         super().__post_init__()
         check(self.rule in ("rescale", "reveal_cancel"), "rule", self.rule, "'rescale' or 'reveal_cancel'")
         check_positive("tolerance", self.tolerance)
+
+    @property
+    def forward_passes(self) -> float:
+        return 4.0
 
     def lifted(self, job: Job, references: tuple[Tensor, ...], *, each: int = 1) -> tuple[Maps, Tensor]:
         """Maps of images against as many references, and the logits at the references (t, n).
@@ -110,21 +109,14 @@ class DeepLIFT(_Lift):
     kind = "signed"
     summary = "difference from a reference, by finite slopes instead of gradients"
 
-    reference: Given = "zero"
+    reference: Baseline = "zero"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = self.reference
-        good = given in _REFERENCES if isinstance(given, str) else isinstance(given, (Tensor, tuple)) or callable(given)
-        _require(
-            good,
-            "reference",
-            given,
-            f"one of {', '.join(_REFERENCES)}, a tensor (c, h, w) or (n, c, h, w), or a function from images to references",
-        )
+        check_baseline("reference", self.reference)
 
     def explain(self, job: Job) -> Maps:
-        return self.lifted(job, references_of(job, self.reference))[0]
+        return self.lifted(job, baselines_of(job, self.reference, "reference"))[0]
 
 
 class DeepSHAP(_Lift):
@@ -140,7 +132,6 @@ class DeepSHAP(_Lift):
     kind = "signed"
     summary = "DeepLIFT averaged over a set of references"
     source = "Lundberg and Lee 2017"
-    cost = "6 passes"
 
     references: Tensor | tuple[Tensor, ...] | None = None
 
@@ -149,13 +140,17 @@ class DeepSHAP(_Lift):
         sets = self.sets
         good = all(isinstance(s, Tensor) and s.dim() == 4 and len(s) == len(sets[0]) > 0 for s in sets)
         must = "images (r, c, h, w), or a tuple of as many for each input"
-        _require(good and (bool(sets) or self.references is None), "references", self.references, must)
+        require(good and (bool(sets) or self.references is None), "references", self.references, must)
 
     @property
     def sets(self) -> tuple[Tensor, ...]:
         """The sets that were given."""
         given = self.references
         return () if given is None else given if isinstance(given, tuple) else (given,)
+
+    @property
+    def forward_passes(self) -> float:
+        return 4.0 * (len(self.sets[0]) if self.sets else len(BASELINE_IMAGES))
 
     def explain(self, job: Job) -> Maps:
         sets = self._sets(job)  # (n, r, c, h, w) each
@@ -204,99 +199,9 @@ class DeepSHAP(_Lift):
 
     def _sets(self, job: Job) -> list[Tensor]:
         """References of each image, (n, r, c, h, w) for each input."""
-        given, inputs = self.sets, job.inputs
-        if not given:
-            return [torch.stack([make(x) for make in _REFERENCES.values()], 1) for x in inputs]
-        if not isinstance(self.references, tuple):
-            given = given * len(inputs)
-        if len(given) != len(inputs):
-            raise InputError(f"references must be one set for each of {len(inputs)} inputs, but has {len(given)}.")
-        return [_set_for(s, x) for s, x in zip(given, inputs, strict=True)]
-
-
-def _set_for(references: Tensor, x: Tensor) -> Tensor:
-    if references.shape[1:] != x.shape[1:]:
-        raise InputError(
-            f"references must be shaped as the images, (r, {', '.join(map(str, x.shape[1:]))}), but have shape "
-            f"{tuple(references.shape)}. For inputs of several shapes give a tuple, a set for each."
-        )
-    return _finite("references", references).to(x)[None].expand(len(x), *references.shape)
-
-
-def references_of(job: Job, given: Given) -> tuple[Tensor, ...]:
-    """One reference for each image of each input, as constants.
-
-    Raises:
-        InputError: If a reference is not shaped as the images, or not finite.
-    """
-    inputs = job.inputs
-    if isinstance(given, str):
-        return tuple(_REFERENCES[given](x) for x in inputs)
-    several = given if isinstance(given, tuple) else (given,)
-    found = tuple(given(x) for x in inputs) if callable(given) else several
-    if len(found) != len(inputs):
-        raise InputError(f"reference must be one tensor for each of {len(inputs)} inputs, but has {len(found)}.")
-    return tuple(_fitting(r, x, job, function=callable(given)) for r, x in zip(found, inputs, strict=True))
-
-
-def _fitting(reference: Any, x: Tensor, job: Job, *, function: bool) -> Tensor:
-    """A reference for each image: the same, or those of a function, or this chunk's of one for each image of the batch."""
-    shape, one = _found(reference), tuple(x.shape[1:])
-    n = len(x) if function else job.images or len(x)
-    if shape not in (one, (1, *one), (n, *one)):
-        way_out = (
-            "A function is called with a chunk of the images; for fixed references give the tensor itself."
-            if function
-            else "For several references an image use DeepSHAP."
-        )
-        raise InputError(
-            f"reference must be shaped as one image, {one}, or be one for each, {(n, *one)}, but is {shape}. {way_out}"
-        )
-    reference = _finite("reference", reference).to(x)
-    if shape == (n, *one) and not function:
-        reference = reference[job.first :][: len(x)]
-    return reference.expand_as(x)
-
-
-def _finite(name: str, given: Tensor) -> Tensor:
-    if not bool(given.isfinite().all()):
-        raise InputError(f"{name} must be finite, but {'hold' if name.endswith('s') else 'holds'} NaN or Inf.")
-    return given.detach()
-
-
-def _blurred(x: Tensor) -> Tensor:
-    """A Gaussian of 10 pixels, edges mirrored as far as they reach."""
-    for dim in (-2, -1):
-        radius = min(int(3 * _BLUR), x.shape[dim] - 1)
-        offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
-        kernel = torch.exp(-(offsets**2) / (2 * _BLUR**2))
-        pad = (0, 0, radius, radius) if dim == -2 else (radius, radius, 0, 0)
-        rows = F.pad(x, pad, mode="reflect")
-        shape = (1, 1, -1, 1) if dim == -2 else (1, 1, 1, -1)
-        weight = (kernel / kernel.sum()).view(shape).expand(x.shape[1], -1, -1, -1)
-        x = F.conv2d(rows, weight, groups=x.shape[1])
-    return x
-
-
-_REFERENCES: dict[str, Callable[[Tensor], Tensor]] = {
-    "zero": torch.zeros_like,
-    "blur": _blurred,
-    "mean": lambda x: x.mean((2, 3), keepdim=True).expand_as(x),
-}
-
-
-def _found(given: Any) -> Any:
-    """What was given, for a message: never a tensor's values."""
-    if isinstance(given, Tensor):
-        return tuple(given.shape)
-    if isinstance(given, (tuple, list)):
-        return f"a {type(given).__name__} of {', '.join(str(_found(g)) for g in given) or 'nothing'}"
-    return repr(given) if isinstance(given, (str, int, float)) else type(given).__name__
-
-
-def _require(holds: bool, name: str, given: Any, must_be: str) -> None:
-    if not holds:
-        raise InputError(f"{name} must be {must_be}, but is {_found(given)}.")
+        if not self.sets:
+            return [torch.stack([make(x) for make in BASELINE_IMAGES.values()], 1) for x in job.inputs]
+        return image_sets(job, self.sets, "references")
 
 
 def _wide(values: Tensor) -> Tensor:

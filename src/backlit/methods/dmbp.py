@@ -104,6 +104,10 @@ class DMBP(Stepped):
         """The short schedule: 20 steps of 0.1 from theta = 1, chosen by insertion (``benchmarks/readings.py dmbp``)."""
         return cls(model, **{"steps": 20, "lr": 0.1, "init": 1.0, **options})
 
+    @property
+    def forward_passes(self) -> float:
+        return 3.0 if self.variant == "nd" else 3.0 + 6 * self.steps  # y+ and y-, forward and back
+
     def explain(self, job: Job) -> Maps:
         n, inputs = len(job), job.inputs
         frozen = self.frozen(inputs)

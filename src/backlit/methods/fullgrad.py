@@ -14,12 +14,12 @@ from backlit.methods.biases import (
     BiasMethod,
     Channels,
     check_told,
-    enlarged,
     offset,
     propagated,
     site_names,
     with_biases,
 )
+from backlit.methods.images import enlarged
 from backlit.methods.job import Job, Maps, scores_of
 from backlit.rules import presets
 
@@ -131,7 +131,7 @@ class FullGrad(BiasMethod):
 
     def _at(self, plane: Tensor, x: Tensor) -> Tensor:
         """A layer's map (t, n, 1, h, w) at the image's size: enlarged as the authors do it, or spread with its sum kept."""
-        return spread(plane, x) if self.process == "raw" else enlarged(plane, x, corners=True)
+        return spread(plane, x) if self.process == "raw" else enlarged(plane, x.shape[-2:], corners=True)
 
 
 def spread(plane: Tensor, x: Tensor) -> Tensor:

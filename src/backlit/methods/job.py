@@ -88,6 +88,12 @@ class Maps:
         return cls.of(values, run.output, targets, **{"coverage": run.coverage, "activation_bytes": size, **more})
 
     @classmethod
+    def of_outputs(cls, output: Tensor, values: tuple[Tensor, ...], targets: Tensor, job: Job, **more: Any) -> Maps:
+        """The same of plain forward passes, which tell no coverage; ``output`` (n, k) is the images' own."""
+        size = guessed_bytes(job.inputs[0])
+        return cls.of(values, output, targets, **{"coverage": Coverage(), "activation_bytes": size, **more})
+
+    @classmethod
     def joined(cls, chunks: Sequence[Maps]) -> Maps:
         """The maps of all images, from those of their chunks; only the images' axis grows."""
         first = chunks[0]
@@ -154,6 +160,11 @@ def scores_of(logits: Tensor, targets: Tensor) -> Tensor:
 def activation_bytes(trace: Trace, x: Tensor) -> float:
     """Bytes of one image's activations: what its sites put out."""
     return sum(prod(site.output_shape) for site in trace) * x.element_size() / x.shape[0]
+
+
+def guessed_bytes(x: Tensor) -> float:
+    """A guess at the bytes of one image's activations, where no pass told."""
+    return 64.0 * x[0].numel() * x.element_size()
 
 
 def _padded(curves: list[Tensor]) -> Tensor:

@@ -189,6 +189,10 @@ class LPR(Stepped):
         """The short schedule: 20 steps, half as many, chosen by MoRF and LeRF (``benchmarks/readings.py lpr_steps``)."""
         return cls(model, **{"steps": 20, "lr": 0.2, **options})
 
+    @property
+    def forward_passes(self) -> float:
+        return 3.0 + 6 * self.steps
+
     def explain(self, job: Job) -> Maps:
         inputs = job.inputs
         fast = tuple(fast_layout(self.network, x) for x in inputs) if len(inputs) == 1 else inputs

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from backlit._errors import InputError
 from backlit._forward import of_image
@@ -22,6 +21,7 @@ from backlit.inverse.regressions import Parameters
 from backlit.inverse.signals import Who
 from backlit.methods.base import Target, check
 from backlit.methods.fitted import FittedMethod, check_fit
+from backlit.methods.images import enlarged
 from backlit.methods.inputs import check_images, check_targets, pick
 from backlit.methods.job import Job, Maps, activation_bytes
 from backlit.methods.named import Named
@@ -168,8 +168,7 @@ def _enlarged(signal: Tensor, size: Any) -> Tensor:
             f"fitted begins at a value of shape {tuple(signal.shape[2:])}, which is no feature map (c, h, w) and cannot be drawn. "
             "Use MIPIN.signals for the bare signals, or fit from a feature map."
         )
-    maps = signal.mean(2, keepdim=True)
-    return torch.stack([F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps])
+    return enlarged(signal.mean(2, keepdim=True), size)
 
 
 __all__ = ["INPUT", "MIPIN"]

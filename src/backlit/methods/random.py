@@ -7,7 +7,6 @@ from torch import Tensor
 
 from backlit._forward import forward
 from backlit._random import image_bytes, stable_seed
-from backlit.capture import Coverage
 from backlit.capture.refuse import check_output
 from backlit.methods.base import Method
 from backlit.methods.job import Job, Maps
@@ -21,16 +20,19 @@ class Random(Method):
     kind = "noise"
     summary = "noise that looks at neither image nor network"
     source = "baseline"
-    cost = "none"
     takes_rules = False
+    traces = False
+
+    @property
+    def forward_passes(self) -> float:
+        return 1.0
 
     def explain(self, job: Job) -> Maps:
         output = forward(self.network, *job.inputs)
         check_output(output, len(job))
         targets = job.pick(output)
         values = tuple(self._noise(x).expand(targets.shape[1], *x.shape).clone() for x in job.inputs)
-        size = 64.0 * job.inputs[0][0].numel() * job.inputs[0].element_size()
-        return Maps.of(values, output, targets, coverage=Coverage(), activation_bytes=size)
+        return Maps.of_outputs(output, values, targets, job)
 
     def _noise(self, x: Tensor) -> Tensor:
         """(n, c, h, w); an image's noise does not depend on its batch."""

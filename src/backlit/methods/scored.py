@@ -21,7 +21,7 @@ from backlit._plain import plain
 from backlit.capture.refuse import check_output
 from backlit.methods.chunks import first_size, run_in_chunks
 from backlit.methods.inputs import check_class, chunk_of
-from backlit.methods.job import Maps
+from backlit.methods.job import Maps, guessed_bytes
 from backlit.methods.named import Named
 from backlit.methods.target import Contrast, OfOutput, Score, Unit, classes_of, is_score, label_of
 
@@ -240,8 +240,7 @@ def _logits(method: Method, inputs: tuple[Tensor, ...]) -> Tensor:
         return logits
 
     chunk = chunk_of(method.network, inputs, method.chunk) if n > first_size(method.chunk, x.device) else n
-    size = 64.0 * x[0].numel() * x.element_size()  # a guess: a forward pass alone does not tell what it needed
-    return torch.cat(run_in_chunks(run, lambda _: size, n=n, chunk=chunk, device=x.device))
+    return torch.cat(run_in_chunks(run, lambda _: guessed_bytes(x), n=n, chunk=chunk, device=x.device))
 
 
 def _of_contrast(method: Method, inputs: tuple[Tensor, ...], index: int, less: int | None, target: Contrast) -> Maps:

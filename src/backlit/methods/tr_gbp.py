@@ -16,7 +16,8 @@ from backlit._warn import warn
 from backlit.capture import Call, Propagation, Tap
 from backlit.capture.geometry import Geometry
 from backlit.methods.base import Kind, check
-from backlit.methods.biases import BiasMethod, Channels, bias_of, enlarged, propagated, site_names, with_biases
+from backlit.methods.biases import BiasMethod, Channels, bias_of, propagated, site_names, with_biases
+from backlit.methods.images import enlarged
 from backlit.methods.job import Job, Maps
 from backlit.rules import presets
 
@@ -54,7 +55,6 @@ class TRGBP(BiasMethod):
     kind = "contrast"
     summary = "guided backprop to the image and every bias, minus the mean of the likeliest classes"
     source = "TR-GBP, ICLR 2022 submission"
-    cost = "1 pass, 6 back"
     memory_factor = 6.0
     subtracts = True
 
@@ -76,6 +76,11 @@ class TRGBP(BiasMethod):
     @property
     def kind_of_map(self) -> Kind:
         return "magnitude" if self.contrast in (None, 1) else self.kind
+
+    @property
+    def forward_passes(self) -> float:
+        likeliest = 1000 if self.contrast == "all" else self.contrast or 1
+        return 3.0 + 2 * (likeliest if likeliest > 1 else 0)  # a pass back for the class and for each of the likeliest
 
     def explain_together(self, job: Job) -> Maps:
         inputs = job.inputs
@@ -102,7 +107,8 @@ class TRGBP(BiasMethod):
         images = [m.sum(2, keepdim=True) for m in maps[: len(inputs)]]
         names = site_names([t.site for t in run.taps.values()])
         parts = {"input": tuple(images)} | {
-            name: tuple(enlarged(m, x) for x in inputs) for name, m in zip(names, maps[len(inputs) :], strict=True)
+            name: tuple(enlarged(m, x.shape[-2:]) for x in inputs)
+            for name, m in zip(names, maps[len(inputs) :], strict=True)
         }
         if not self.layers:
             parts = _summed(parts)

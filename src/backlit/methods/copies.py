@@ -1,0 +1,91 @@
+"""Passes over many altered copies of the images: points of a path, noisy, masked and blurred ones.
+
+A block holds some copies of *all* images of a chunk, (v, n, c, h, w) as one batch of v * n images: a network that holds a
+constant for each image of its batch then runs with one copy of each at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from backlit._forward import unchanged
+from backlit.capture.refuse import check_output
+from backlit.methods.chunks import run_in_chunks
+from backlit.methods.inputs import probability
+from backlit.methods.job import scores_of
+
+Result = TypeVar("Result")
+Score = Literal["logit", "probability"]
+"""What is read from a copy's output: the target's logit, or its probability among the network's classes."""
+
+_TOGETHER = {"cpu": 16, "cuda": 64}  # copies that run at once, where no chunk size was given
+
+
+def in_blocks(
+    run: Callable[[slice], Result], count: int, inputs: tuple[Tensor, ...], chunk: int | None = None
+) -> list[Result]:
+    """Run copies 0 to ``count`` - 1 of all images in blocks, and return the blocks' results in order.
+
+    Memory that runs out halves a block; what has been done stays. A network that takes its images only together is run with
+    one copy of them at a time.
+
+    Args:
+        run: What to do with the copies of a block; it may be called again for a block that failed.
+        count: Number of copies of each image.
+        inputs: The images, a chunk of n.
+        chunk: How many images may run at once; None for a number that suits the device.
+    """
+    n, device = len(inputs[0]), inputs[0].device
+    together = max(1, (chunk or _TOGETHER.get(device.type, 16)) // n)
+
+    def blocks(size: int) -> list[Result]:
+        return run_in_chunks(run, lambda _: 0.0, n=count, chunk=size, device=device)
+
+    if min(together, count) > 1:
+        try:
+            return blocks(together)
+        except Exception:  # of a network that takes no other number of images; another fault comes again, as itself
+            pass
+    return blocks(1)
+
+
+@contextmanager
+def plain_passes(network: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[Callable[..., Tensor]]:
+    """Give a function from copies, a tensor for each input, to the network's output (v * n, k), without gradients.
+
+    Args:
+        network: The network.
+        inputs: The images, a chunk of n; they must not be written.
+
+    Raises:
+        ModelStateError: At the end, if the network drew at random or wrote to itself.
+    """
+    with torch.no_grad(), unchanged(network, inputs):
+
+        def output_of(*copies: Tensor) -> Tensor:
+            output = network(*copies)
+            check_output(output, len(copies[0]))
+            return output
+
+        yield output_of
+
+
+def repeated(values: Tensor, count: int) -> Tensor:
+    """Values (n, ...) of n images, for ``count`` copies of all: (count * n, ...)."""
+    return values.expand(count, *values.shape).flatten(0, 1)
+
+
+def target_scores(output: Tensor, targets: Tensor, score: Score) -> Tensor:
+    """The targets' scores (t, v, n) in the output (v * n, k) of v copies, for targets (n, t).
+
+    A network of one output has no probabilities: its score is taken as it is.
+    """
+    count = len(output) // len(targets)
+    wanted = repeated(targets, count)
+    chances = probability(output, wanted) if score == "probability" else None
+    return (scores_of(output, wanted) if chances is None else chances).unflatten(1, (count, len(targets)))

@@ -1,0 +1,18 @@
+"""Options with which a method runs in a moment: what the tests over all methods run it with. A slow new method is one row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from backlit.methods import Method
+
+QUICK: dict[str, dict[str, Any]] = {
+    "dmbp": {"steps": 3, "lr": 0.1},
+    "lpr": {"steps": 3, "lr": 0.1},
+}
+"""By the method's name; one that is not here runs with its defaults."""
+
+
+def quick(method: type[Method], **more: Any) -> dict[str, Any]:
+    """Options of a method that make it quick, and more that are given."""
+    return {**QUICK.get(method.name, {}), **more}
