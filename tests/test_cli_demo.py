@@ -140,7 +140,7 @@ def test_a_method_that_a_network_has_nothing_for_does_not_stop_the_others(photo:
 def test_the_page_begins_with_photographs(
     photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "METHODS", (Saliency, GradCAM))
+    monkeypatch.setattr(demo, "SHOWN", ("saliency", "grad_cam"))
     page = demo.run(tmp_path / "demo", CPU, Photographs([photo], backlit.load_model("digits")))
     html = page.read_text(encoding="utf-8")
     assert 0 < html.index("Photograph: why") < html.index("Digit: why")

@@ -13,6 +13,7 @@ from PIL import Image
 
 import backlit
 from _commands import command
+from _methods import QUICK
 from backlit._errors import InputError
 from backlit.bench.explain import MapFolder
 from backlit.cli import output, progress
@@ -23,6 +24,12 @@ from backlit.methods import METHODS, FittedMethod
 from backlit.models import LoadedModel
 from backlit.report import folder as pages
 
+QUICK_OPTIONS = [
+    part
+    for name, options in QUICK.items()
+    for key, value in options.items()
+    for part in ("--option", f"{name}.{key}={value}")
+]
 LINEAR = ("gradient", "gradient_x_input", "lrp", "deep_taylor", "deeplift", "deep_shap", "bbp")
 
 
@@ -163,7 +170,7 @@ class TestMethods:
 
     def test_all_on_the_command_line(self, scene: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
-        done = command("explain", scene, "--method", "all", "--option", "steps=1", "--out", out)
+        done = command("explain", scene, "--method", "all", *QUICK_OPTIONS, "--out", out)
         learned = {method.name for method in METHODS if issubclass(method, FittedMethod)}
         assert all(f"{name} is left out: it learns from data first" in done.stdout for name in learned)
         assert {row["method"] for row in rows(out)} == {method.name for method in METHODS} - learned
