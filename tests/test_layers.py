@@ -13,6 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "backlit"
 ORDER = [
     *(
         "_errors",
+        "_other_names",
         "_options",
         "_types",
         "_version",

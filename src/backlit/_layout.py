@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from backlit._errors import BacklitError
-from backlit._forward import forward
+from backlit._forward import forward, of_image
 
 _TAKES_IT: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
@@ -24,13 +24,17 @@ def fast_layout(network: nn.Module, x: Tensor) -> Tensor:
         return x
     if network not in _TAKES_IT:
         try:
-            other = forward(network, x[:1].contiguous(memory_format=torch.channels_last))
-            _TAKES_IT[network] = _same(forward(network, x[:1].contiguous()), other)
+            _TAKES_IT[network] = of_image(lambda some, _: _takes_it(network, some[0]), (x,))
         except BacklitError:
             raise
-        except Exception:  # whatever the network raises for one image alone, or in this layout
+        except Exception:  # whatever the network raises in this layout
             _TAKES_IT[network] = False
     return x.contiguous(memory_format=torch.channels_last) if _TAKES_IT[network] else x
+
+
+def _takes_it(network: nn.Module, x: Tensor) -> bool:
+    other = forward(network, x.contiguous(memory_format=torch.channels_last))
+    return _same(forward(network, x.contiguous()), other)
 
 
 def _same(output: Tensor, other: Tensor) -> bool:

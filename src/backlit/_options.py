@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, dataclass_transform
 from torch import Tensor, nn
 
 from backlit._errors import InputError, nearest
+from backlit._other_names import written_here
 
 NO_OPTION: Mapping[str, bool] = {"option": False}
 """Metadata of a field that is no option: what a value is made for, such as the network, or what it keeps for itself."""
@@ -52,7 +53,8 @@ class Configured:
                 if key not in known:
                     names = option_names(cls)
                     has = f"it has {', '.join(names)}" if names else "it has none"
-                    raise InputError(f"{key!r} is no option of {cls.title}: {has}.{nearest(key, names)}")
+                    other = written_here(key) or nearest(key, names)
+                    raise InputError(f"{key!r} is no option of {cls.title}: {has}.{other}")
             return super().__new__(cls)
 
     def __repr__(self) -> str:

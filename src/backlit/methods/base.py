@@ -6,8 +6,8 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import field
-from typing import Any, ClassVar, Literal
+from dataclasses import field, replace
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +15,19 @@ from torch import Tensor, nn
 from backlit._errors import BacklitError, InputError, check, nearest
 from backlit._fingerprint import fingerprint
 from backlit._options import NO_OPTION, Configured
-from backlit._plain import described
+from backlit._other_names import says_what_to_write
+from backlit._plain import described, plain
 from backlit._state import check_module
 from backlit._version import __version__
 from backlit.attribution import Attribution
 from backlit.capture import RuleLike
 from backlit.capture.primitives import BY_NAME
 from backlit.capture.refuse import check_model
+from backlit.methods.around import bound, further_arguments
 from backlit.methods.chunks import first_size, out_of_memory, run_in_chunks
 from backlit.methods.inputs import check_images, check_runs, check_targets, chunk_of, not_finite
 from backlit.methods.job import Job, Maps
-from backlit.methods.named import Named, network_of
+from backlit.methods.named import Named, in_place, network_of
 from backlit.methods.scored import maps_of_score
 from backlit.methods.target import Score, indices_of, is_score
 
@@ -187,7 +189,10 @@ class Method(Configured, ABC):
         """The model with the names of its classes, where it was given so."""
         return None if isinstance(self.model, nn.Module) else self.model
 
-    def __call__(self, inputs: Tensor | tuple[Tensor, ...], target: Target = None) -> Any:
+    @says_what_to_write
+    def __call__(
+        self, inputs: Tensor | tuple[Tensor, ...], target: Target = None, *, additional_forward_args: object = None
+    ) -> Any:
         """Explain the score of one target per image.
 
         Args:
@@ -196,6 +201,9 @@ class Method(Configured, ABC):
                 a :class:`~backlit.LoadedModel`, class names as well, and "zebra - tiger" for a contrast. Instead of a class, for
                 all images: a :class:`~backlit.Contrast`, a :class:`~backlit.Unit` inside the network, or a function of the
                 network's output that gives one number for each image.
+            additional_forward_args: What the network takes after the images, as constants that are not explained: one value or
+                a tuple. A tensor with a row for each image follows its images into chunks and copies; anything else is
+                handed on as it is.
 
         Returns:
             An :class:`~backlit.Attribution`; for a tuple of inputs, a tuple with one for each.
@@ -206,17 +214,25 @@ class Method(Configured, ABC):
                 or holds NaN.
             UnsupportedOp: If an operation of the model cannot be seen or has no rule.
         """
-        return self._explained(inputs, target, several=False)[0]
+        return self._explained(inputs, target, further_arguments(additional_forward_args), several=False)[0]
 
+    @says_what_to_write
     def each(
-        self, inputs: Tensor | tuple[Tensor, ...], targets: Sequence[Sequence[int]] | Sequence[Sequence[str]] | Tensor
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        targets: Sequence[Sequence[int]] | Sequence[Sequence[str]] | Tensor,
+        *,
+        additional_forward_args: object = None,
     ) -> tuple[Any, ...]:
         """Explain t targets per image, (n, t) class indices or names, from the same forward pass; one result per target."""
-        return self._explained(inputs, targets, several=True)
+        return self._explained(inputs, targets, further_arguments(additional_forward_args), several=True)
 
-    def attribute(self, inputs: Tensor | tuple[Tensor, ...], target: Target = None) -> Any:
+    @says_what_to_write
+    def attribute(
+        self, inputs: Tensor | tuple[Tensor, ...], target: Target = None, *, additional_forward_args: object = None
+    ) -> Any:
         """The map alone: a tensor shaped as ``inputs`` (one channel for class activation maps), or a tuple of them."""
-        _, maps = self._maps(inputs, target, several=False)
+        _, maps = self._maps(inputs, target, further_arguments(additional_forward_args), several=False)
         values = tuple(v[0] for v in maps.values)
         return values if isinstance(inputs, tuple) else values[0]
 
@@ -227,9 +243,9 @@ class Method(Configured, ABC):
     def look_at(self, maps: Maps) -> None:
         """Warn of what the maps of the whole batch show; nothing by default."""
 
-    def _explained(self, inputs: Any, target: Any, *, several: bool) -> tuple[Any, ...]:
+    def _explained(self, inputs: Any, target: Any, arguments: tuple[object, ...], *, several: bool) -> tuple[Any, ...]:
         start = time.perf_counter()
-        tensors, maps = self._maps(inputs, target, several=several)
+        tensors, maps = self._maps(inputs, target, arguments, several=several)
         provenance = {**self._provenance(time.perf_counter() - start, tensors[0]), **maps.notes}
         count = range(maps.targets.shape[1])
         labels = [(maps.notes["score"],) * len(tensors[0])] if "score" in maps.notes else self._labels(maps.targets)
@@ -242,43 +258,67 @@ class Method(Configured, ABC):
         )
         return results if isinstance(inputs, tuple) else tuple(r[0] for r in results)
 
-    def _maps(self, inputs: Any, target: Any, *, several: bool) -> tuple[tuple[Tensor, ...], Maps]:
+    def _maps(
+        self, inputs: Any, target: Any, arguments: tuple[object, ...], *, several: bool
+    ) -> tuple[tuple[Tensor, ...], Maps]:
         tensors = tuple(x.detach() for x in check_images(inputs, self.network))  # the caller's graph is not continued
         check_model(self.network, tensors, seen=self.traces)
         target = indices_of(target, self.loaded)
         if is_score(target) and not several:
-            return tensors, maps_of_score(self, tensors, target)
-        return tensors, self.run(tensors, check_targets(target, len(tensors[0]), several=several))
+            maps = maps_of_score(self, tensors, target, arguments)
+        else:
+            maps = self.run(tensors, check_targets(target, len(tensors[0]), several=several), arguments)
+        if arguments:
+            told = plain(arguments, argument="additional_forward_args")
+            maps = replace(maps, notes={**maps.notes, "additional_forward_args": told})
+        return tensors, maps
 
-    def run(self, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Maps:
-        """Compute the maps of a whole batch in chunks, for class indices (n, t) or the predicted class; checked to be finite."""
-        maps = Maps.joined(self._chunks(inputs, targets))
+    def run(self, inputs: tuple[Tensor, ...], targets: Tensor | None, arguments: tuple[object, ...] = ()) -> Maps:
+        """Compute the maps of a whole batch in chunks, for class indices (n, t) or the predicted class; checked to be finite.
+
+        ``arguments`` are what the network takes after the images.
+        """
+        maps = Maps.joined(self._chunks(inputs, targets, arguments))
         self._check_finite(maps)
         self.look_at(maps)
         return maps
 
-    def _chunks(self, tensors: tuple[Tensor, ...], targets: Tensor | None) -> list[Maps]:
+    def _chunks(self, tensors: tuple[Tensor, ...], targets: Tensor | None, arguments: tuple[object, ...]) -> list[Maps]:
         """The maps of all chunks; of all images as one chunk where the network takes no fewer."""
         n, device = tensors[0].shape[0], tensors[0].device
 
         def explain(rows: slice) -> Maps:
             some = tuple(x[rows] for x in tensors)
-            return self.explain(Job(some, None if targets is None else targets[rows], rows.start, n))
+            return self._with(arguments, rows, n).explain(
+                Job(some, None if targets is None else targets[rows], rows.start, n)
+            )
+
+        chunk = n
+        if arguments:
+            chunk = self.chunk
+        elif n > first_size(self.chunk, device):
+            chunk = chunk_of(self.network, tensors, self.chunk)
 
         try:
             return run_in_chunks(
                 explain,
                 lambda maps: maps.activation_bytes * self.memory_factor * maps.targets.shape[1],
                 n=n,
-                chunk=chunk_of(self.network, tensors, self.chunk) if n > first_size(self.chunk, device) else n,
+                chunk=chunk,
                 device=device,
             )
         except BacklitError:
             raise
         except Exception as error:
             if not out_of_memory(error):
-                check_runs(self.network, tensors, error)
+                check_runs(self._with(arguments, slice(n), n).network, tensors, error)
             raise
+
+    def _with(self, arguments: tuple[object, ...], rows: slice, n: int) -> Self:
+        """The method for a network whose further arguments are those of these rows of n images."""
+        if not arguments:
+            return self
+        return replace(self, model=in_place(self.model, bound(self.network, arguments, rows, n)))
 
     def _check_finite(self, maps: Maps) -> None:
         if not bool(maps.output.isfinite().all()):

@@ -15,6 +15,7 @@ from backlit._warn import Once, warn
 from backlit.capture import propagate
 from backlit.methods.audit import Leak, audit
 from backlit.methods.base import Method, check, check_positive
+from backlit.methods.copies import repeated
 from backlit.methods.images import BASELINE_IMAGES, Baseline, baselines_of, check_baseline, image_sets, require
 from backlit.methods.inputs import alike
 from backlit.methods.job import Job, Maps, scores_of
@@ -48,10 +49,10 @@ class _Lift(Method):
     def forward_passes(self) -> float:
         return 4.0
 
-    def lifted(self, job: Job, references: tuple[Tensor, ...], *, each: int = 1) -> tuple[Maps, Tensor]:
+    def lifted(self, job: Job, references: tuple[Tensor, ...], *, images: int | None = None) -> tuple[Maps, Tensor]:
         """Maps of images against as many references, and the logits at the references (t, n).
 
-        An image stands there ``each`` times in a row.
+        They are copies of ``images`` images, all of them once and then again.
         """
         inputs, reveal = job.inputs, self.rule == "reveal_cancel"
         reference = Reference(self.network, references, images=inputs, layers=reveal)
@@ -61,14 +62,14 @@ class _Lift(Method):
         values = tuple(m * (x - r) for m, x, r in zip(gradients(run, targets), inputs, references, strict=True))
         output, start = (scores_of(logits, targets) for logits in (run.output, reference.output))
         maps = Maps.of_run(run, values, targets, completeness=_account(values, output, start))
-        self._check_sum(job, references, maps, start, each)
+        self._check_sum(job, references, maps, start, images or len(job))
         return maps, start
 
     def _table(self, reference: Reference) -> RuleTable:
         table = lift.table(reference, reveal_cancel=self.rule == "reveal_cancel")
         return table.over(self.rules)
 
-    def _check_sum(self, job: Job, references: tuple[Tensor, ...], maps: Maps, start: Tensor, each: int) -> None:
+    def _check_sum(self, job: Job, references: tuple[Tensor, ...], maps: Maps, start: Tensor, images: int) -> None:
         """Warn if a map misses its difference, and more than the logits' rounding; a tiny one counts as a thousandth of them."""
         gap, difference = maps.completeness["gap"].abs(), maps.completeness["difference"].abs()
         sizes = _wide(maps.output).abs(), _wide(start).abs()
@@ -90,7 +91,7 @@ class _Lift(Method):
         worst = sorted((x for x in leaks if abs(x.lost) > 0.01 * float(gap[t, i])), key=lambda x: -abs(x.lost))[:5]
         warn(
             f"{self.title}: the map misses {float(share[t, i]):.1%} of the difference from the reference (image "
-            f"{job.first + i // each}, more than tolerance={self.tolerance:g}). The largest differences are at "
+            f"{job.first + i % images}, more than tolerance={self.tolerance:g}). The largest differences are at "
             f"{'; '.join(f'{x.site} {x.lost:+.3g}' for x in worst) or 'values that the network computes as constants'}."
         )
 
@@ -171,22 +172,24 @@ class DeepSHAP(_Lift):
         sums: list[Tensor] = []  # of the maps, then of the logits at the references
         for some in zip(*(s.split(group, 1) for s in sets), strict=True):
             each = some[0].shape[1]
-            pairs = tuple(x.repeat_interleave(each, 0) for x in inputs)
-            wanted = None if targets is None else targets.repeat_interleave(each, 0)
-            maps, start = self.lifted(Job(pairs, wanted, job.first), tuple(s.flatten(0, 1) for s in some), each=each)
-            copies = maps.output.unflatten(1, (n, each))
-            if not alike(copies, copies[..., :1]):
+            pairs = tuple(repeated(x, each) for x in inputs)
+            wanted = None if targets is None else repeated(targets, each)
+            maps, start = self.lifted(
+                Job(pairs, wanted, job.first), tuple(s.transpose(0, 1).flatten(0, 1) for s in some), images=n
+            )
+            copies = maps.output.unflatten(1, (each, n))
+            if not alike(copies, copies[:, :1]):
                 raise InputError(
                     "references must meet the same image, but the model gives it other logits elsewhere in the batch."
                 )
-            found = [_wide(v).unflatten(1, (n, each)).sum(2) for v in (*maps.values, start)]
+            found = [_wide(v).unflatten(1, (each, n)).sum(1) for v in (*maps.values, start)]
             sums = [s + v for s, v in zip(sums, found, strict=True)] if sums else found
             if first is None:
                 first = replace(
                     maps,
-                    targets=maps.targets[::each],
-                    output=maps.output[:, ::each],
-                    probability=None if maps.probability is None else maps.probability[:, ::each],
+                    targets=maps.targets[:n],
+                    output=maps.output[:, :n],
+                    probability=None if maps.probability is None else maps.probability[:, :n],
                     activation_bytes=maps.activation_bytes * each,
                 )
                 targets = first.targets  # the predicted class, if none was asked for, whatever the group

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -35,3 +36,8 @@ class Named(Protocol):
 def network_of(model: Any) -> Any:
     """Return the network of a loaded model; anything else as it is, for ``check_module`` to refuse."""
     return model.network if isinstance(model, Named) and not isinstance(model, nn.Module) else model
+
+
+def in_place(model: nn.Module | Named, network: nn.Module) -> nn.Module | Named:
+    """The model with another network: that network alone, or the loaded model that holds it."""
+    return network if isinstance(model, nn.Module) else replace(model, network=network)  # type: ignore[type-var]

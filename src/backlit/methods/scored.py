@@ -6,7 +6,7 @@ comparison takes it as it takes any other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from backlit._errors import InputError, check, nearest
 from backlit._forward import forward
 from backlit._plain import plain
 from backlit.capture.refuse import check_output
+from backlit.methods.around import Around, bound, rows_of
 from backlit.methods.chunks import first_size, run_in_chunks
 from backlit.methods.inputs import check_class, chunk_of
 from backlit.methods.job import Maps, guessed_bytes
@@ -28,20 +29,16 @@ from backlit.methods.target import Contrast, OfOutput, Score, Unit, classes_of, 
 if TYPE_CHECKING:
     from backlit.methods.base import Method
 
-SCORE = "<score>"
-"""The module path of the operations that make the number."""
 
-
-class Scored(nn.Module):
+class Scored(Around):
     """A network followed by what makes one number of its output, or of a value inside: a network of one output (n, 1).
 
     Its modules have the paths that they have in the network, and its weights are the network's own.
     """
 
     def __init__(self, network: nn.Module, score: Callable[[nn.Module, tuple[Tensor, ...]], Tensor]) -> None:
-        super().__init__()
-        self.network, self.score = network, score
-        self.training = network.training
+        super().__init__(network)
+        self.score = score
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return the score (n, 1) of each image.
@@ -66,17 +63,6 @@ class Scored(nn.Module):
                 "Take a mean or one entry of what is more: lambda output: output[:, 3].mean((1, 2))."
             )
         return scores if scores.dim() == 2 else scores[:, None]
-
-    def named_modules(
-        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
-    ) -> Generator[tuple[str, nn.Module], None, None]:
-        """Yield the network's modules by their paths there, and this one beside them."""
-        yield from self.network.named_modules(memo, prefix, remove_duplicate)
-        yield SCORE, self
-
-    def get_submodule(self, target: str) -> nn.Module:
-        """Return the module of a path in the network."""
-        return self if target == SCORE else self.network.get_submodule(target)
 
 
 @dataclass(frozen=True)
@@ -200,8 +186,10 @@ def likeliest_others(logits: Tensor, index: int, count: int) -> Tensor:
     return others.topk(count).indices.sort(1).values
 
 
-def maps_of_score(method: Method, inputs: tuple[Tensor, ...], target: Score) -> Maps:
-    """The maps of one score for every image, with one target.
+def maps_of_score(
+    method: Method, inputs: tuple[Tensor, ...], target: Score, arguments: tuple[object, ...] = ()
+) -> Maps:
+    """The maps of one score for every image, with one target; ``arguments`` follow the images into the network.
 
     Raises:
         InputError: If the method explains classes only, and the score is no contrast of them.
@@ -211,50 +199,63 @@ def maps_of_score(method: Method, inputs: tuple[Tensor, ...], target: Score) -> 
     if isinstance(target, Contrast):
         index, less = classes_of(target, method.loaded)
         notes["less"] = less if less is not None else f"top {target.top}"
-        maps = _of_contrast(method, inputs, index, less, target)
+        maps = _of_contrast(method, inputs, index, less, target, arguments)
     elif not method.takes_scores:
         raise InputError(
             f"target must be a class or a contrast of classes for {method.title}, which explains the network's own outputs, but is "
             f"{notes['score']!r}. Use another method."
         )
     else:
-        maps = _scored(method, inputs, Scored(method.network, score_of(target, method.loaded)), notes["score"])
+        network = Scored(method.network, score_of(target, method.loaded))
+        maps = _scored(method, inputs, network, notes["score"], arguments)
     if "less" in notes and method.subtracts and method.kind_of_map == "one-sided":
         notes["kind"] = "contrast"  # one map less another has two sides
     targets = torch.full_like(maps.targets, index)
     return replace(maps, targets=targets, probability=None, notes={**maps.notes, **notes})
 
 
-def _scored(method: Method, inputs: tuple[Tensor, ...], network: Scored, label: str) -> Maps:
+def _scored(
+    method: Method, inputs: tuple[Tensor, ...], network: Scored, label: str, arguments: tuple[object, ...]
+) -> Maps:
     zeros = torch.zeros(len(inputs[0]), 1, dtype=torch.long)
-    return replace(method, model=with_network(method.model, network, label)).run(inputs, zeros)
+    return replace(method, model=with_network(method.model, network, label)).run(inputs, zeros, arguments)
 
 
-def _logits(method: Method, inputs: tuple[Tensor, ...]) -> Tensor:
+def _logits(method: Method, inputs: tuple[Tensor, ...], arguments: tuple[object, ...]) -> Tensor:
     """The network's logits of a whole batch (n, k), in chunks."""
     x, n = inputs[0], len(inputs[0])
 
     def run(rows: slice) -> Tensor:
-        logits = forward(method.network, *(part[rows] for part in inputs))
+        logits = forward(bound(method.network, arguments, rows, n), *(part[rows] for part in inputs))
         check_output(logits, rows.stop - rows.start)
         return logits
 
-    chunk = chunk_of(method.network, inputs, method.chunk) if n > first_size(method.chunk, x.device) else n
+    fits = arguments or n <= first_size(method.chunk, x.device)
+    chunk = method.chunk if arguments else n if fits else chunk_of(method.network, inputs, method.chunk)
     return torch.cat(run_in_chunks(run, lambda _: guessed_bytes(x), n=n, chunk=chunk, device=x.device))
 
 
-def _of_contrast(method: Method, inputs: tuple[Tensor, ...], index: int, less: int | None, target: Contrast) -> Maps:
+def _of_contrast(
+    method: Method,
+    inputs: tuple[Tensor, ...],
+    index: int,
+    less: int | None,
+    target: Contrast,
+    arguments: tuple[object, ...],
+) -> Maps:
     others = torch.full((len(inputs[0]), 1), 0 if less is None else less)
     if less is None:
-        others = likeliest_others(_logits(method, inputs), index, target.top or 1).cpu()
+        others = likeliest_others(_logits(method, inputs, arguments), index, target.top or 1).cpu()
     if method.subtracts:
-        return method.run(inputs, torch.cat([torch.full_like(others[:, :1], index), others], 1)).less_others()
+        asked = torch.cat([torch.full_like(others[:, :1], index), others], 1)
+        return method.run(inputs, asked, arguments).less_others()
     label = label_of(target, method.loaded)
     groups, group = others.unique(dim=0, return_inverse=True)  # images with the same classes run together
     chunks, order = [], []
     for i, classes in enumerate(groups.tolist()):
         rows = (group == i).nonzero().flatten()
         network = Scored(method.network, Difference(index, tuple(classes)))
-        chunks.append(_scored(method, tuple(x[rows.to(x.device)] for x in inputs), network, label))
+        some = tuple(x[rows.to(x.device)] for x in inputs)
+        chunks.append(_scored(method, some, network, label, rows_of(arguments, rows, len(inputs[0]))))
         order.append(rows)
     return Maps.joined(chunks).of_images(torch.cat(order).argsort().to(inputs[0].device))
