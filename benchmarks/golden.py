@@ -50,6 +50,11 @@ OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {
         {"pool": "proportional", "attention": "attnlrp"},
     ),
     "deeplift": ({}, {"rule": "reveal_cancel"}),
+    "occlusion": (
+        {"window": 20, "stride": 20},
+        {"window": 16, "stride": 16, "baseline": "mean", "score": "probability"},
+    ),
+    "rise": ({"masks": 16}, {"masks": 16, "cells": 4, "p": 0.3, "score": "logit"}),
     "guided_backprop": ({}, {"times_input": True}),
     "deconvnet": ({}, {"times_input": True}),
     "guided_grad_cam": ({}, {"times_input": True}),

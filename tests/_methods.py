@@ -9,6 +9,8 @@ from backlit.methods import Method
 QUICK: dict[str, dict[str, Any]] = {
     "dmbp": {"steps": 3, "lr": 0.1},
     "lpr": {"steps": 3, "lr": 0.1},
+    "occlusion": {"stride": 4, "window": 4},
+    "rise": {"masks": 64},
 }
 """By the method's name; one that is not here runs with its defaults."""
 

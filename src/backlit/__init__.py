@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         LRP,
         METHODS,
         MIPIN,
+        RISE,
         TRGBP,
         BBp,
         Deconvnet,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         GradientXInput,
         GuidedBackprop,
         GuidedGradCAM,
+        Occlusion,
         PatternAttribution,
         PatternNet,
         Saliency,
@@ -60,6 +62,7 @@ __all__ = [
     "METHODS",
     "METRICS",
     "MIPIN",
+    "RISE",
     "TRGBP",
     "Attribution",
     "BBp",
@@ -82,6 +85,7 @@ __all__ = [
     "InputError",
     "LoadedModel",
     "ModelStateError",
+    "Occlusion",
     "PatternAttribution",
     "PatternNet",
     "RuleMismatch",
@@ -110,7 +114,7 @@ _HOMES = {
     "comparison": "Comparison",
     "methods": (
         "DMBP LPR LRP METHODS MIPIN TRGBP BBp Deconvnet DeepLIFT DeepSHAP DeepTaylor ExcitationBackprop FullGrad GradCAM "
-        "Gradient GradientXInput GuidedBackprop GuidedGradCAM PatternAttribution PatternNet Saliency"
+        "Gradient GradientXInput GuidedBackprop GuidedGradCAM PatternAttribution PatternNet Occlusion RISE Saliency"
     ),
     "methods.function": "explain_func",
     "methods.lookup": "find_method",

@@ -8,7 +8,7 @@ FAST = "fast"
 METHOD_NAMES = tuple(
     (
         "dmbp lpr tr_gbp mip_in pattern_net pattern_attribution fullgrad bbp lrp deep_taylor excitation_backprop deeplift "
-        "deep_shap grad_cam guided_grad_cam guided_backprop deconvnet gradient_x_input saliency gradient random"
+        "deep_shap occlusion rise grad_cam guided_grad_cam guided_backprop deconvnet gradient_x_input saliency gradient random"
     ).split()
 )
 METRIC_NAMES = tuple(

@@ -10,9 +10,11 @@ from backlit.methods.fullgrad import FullGrad
 from backlit.methods.gradient import Deconvnet, Gradient, GradientXInput, GuidedBackprop, Saliency
 from backlit.methods.lpr import LPR
 from backlit.methods.mip_in import MIPIN
+from backlit.methods.occlusion import Occlusion
 from backlit.methods.pattern import PatternAttribution, PatternNet
 from backlit.methods.random import Random
 from backlit.methods.relevance import LRP, DeepTaylor, ExcitationBackprop
+from backlit.methods.rise import RISE
 from backlit.methods.tr_gbp import TRGBP
 
 METHODS: tuple[type[Method], ...] = (
@@ -29,6 +31,8 @@ METHODS: tuple[type[Method], ...] = (
     ExcitationBackprop,
     DeepLIFT,
     DeepSHAP,
+    Occlusion,
+    RISE,
     GradCAM,
     GuidedGradCAM,
     GuidedBackprop,
@@ -47,6 +51,7 @@ __all__ = [
     "LRP",
     "METHODS",
     "MIPIN",
+    "RISE",
     "TRGBP",
     "BBp",
     "Deconvnet",
@@ -62,6 +67,7 @@ __all__ = [
     "GuidedBackprop",
     "GuidedGradCAM",
     "Method",
+    "Occlusion",
     "PatternAttribution",
     "PatternNet",
     "Random",
