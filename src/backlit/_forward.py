@@ -90,7 +90,7 @@ class _State:
                 copies = self._copies[kind].split([buffer.numel() for _, buffer in buffers])
                 written += [path for (path, b), copy in zip(buffers, copies, strict=True) if _put_back(b, copy)]
         for path, table, name, tensor, _ in self._held:
-            now = table[name] if name in table else None  # a scripted module's table has no get
+            now = table[name] if name in table else None  # noqa: SIM401  a scripted module's table has no get
             if now is not tensor:
                 if now is not None and now.shape == tensor.shape and not _same(now, tensor):
                     written.append(path)  # of another shape it is a cache, made for these inputs
