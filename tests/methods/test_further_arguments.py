@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from _methods import quick
 from backlit import DMBP, TRGBP, Contrast, DeepSHAP, Gradient, GradientXInput, InputError, Saliency, load_model
 from backlit.methods import BASELINES, METHODS, FittedMethod, Method
-from backlit.methods.around import Bound
+from backlit.methods.around import Bound, Context
 
 N = 5
 GENERATOR = torch.Generator().manual_seed(0)
@@ -106,12 +106,10 @@ def test_they_are_recorded_and_carry_no_gradient() -> None:
 
 
 def test_a_batch_that_is_no_multiple_is_refused() -> None:
-    bound = Bound(Net(), (META,), N)
+    bound = Bound(Net(), Context((META,)), N)
     torch.testing.assert_close(bound(torch.cat([X, X]))[N:], bound(X))
     for some in (X[:2], torch.cat([X, X[:1]])):
-        with pytest.raises(
-            InputError, match=rf"hold a row for each of {N} images, but {len(some)} of them run alone.*chunk=1"
-        ):
+        with pytest.raises(InputError, match=rf"go with all of {N} images, but {len(some)} of them run alone.*chunk=1"):
             bound(some)
 
 

@@ -1,14 +1,15 @@
-"""A network inside another module that leaves its paths and weights as they are, and further arguments bound to it."""
+"""A network inside another module that leaves its paths and weights as they are, with all bound to it that is not explained."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import dataclass, replace
 from typing import TypeGuard
 
-import torch
 from torch import Tensor, nn
 
 from backlit._errors import InputError
+from backlit.methods.cut import Cut, Replaced
 
 OUTSIDE = "<score>"
 """The module path of the operations that are not the network's own."""
@@ -34,55 +35,74 @@ class Around(nn.Module):
         return self if target == OUTSIDE else self.network.get_submodule(target)
 
 
-class Bound(Around):
-    """A network whose further arguments are fixed: it takes the images alone.
+@dataclass(frozen=True, eq=False)
+class Context:
+    """A batch of n images as far as the network needs them beside what is explained.
 
-    Args:
-        network: The network, called as ``network(*images, *arguments)``.
-        arguments: What follows the images. A tensor of n rows belongs to the n images of a chunk, row by row, and is
-            repeated for a batch of several copies of them all, one copy after the other; anything else is as it is.
-        n: Number of images in the chunk.
+    Attributes:
+        arguments: What the network takes after the images. A tensor of n rows belongs to the images, row by row; anything
+            else is as it is.
+        cut: Where the network is cut, if what is explained is the output of an inner layer.
+        images: The images then, a tensor for each input.
     """
 
-    def __init__(self, network: nn.Module, arguments: tuple[object, ...], n: int) -> None:
-        super().__init__(network)
-        self.arguments, self.n = arguments, n
+    arguments: tuple[object, ...] = ()
+    cut: Cut | None = None
+    images: tuple[Tensor, ...] = ()
 
-    def forward(self, *images: Tensor) -> Tensor:
-        """Return what the network makes of the images and its further arguments.
+    def __bool__(self) -> bool:
+        return bool(self.arguments) or self.cut is not None
+
+    def of(self, rows: slice | Tensor, n: int) -> Context:
+        """The context of some of the n images."""
+        arguments = tuple(a[rows] if _has_rows(a, n) else a for a in self.arguments)
+        return replace(self, arguments=arguments, images=tuple(x[rows] for x in self.images))
+
+    def bound(self, network: nn.Module, n: int) -> nn.Module:
+        """The network as a function of what is explained of these n images; itself, where nothing is beside that."""
+        return Bound(network, self, n) if self else network
+
+
+class Bound(Around):
+    """A network that takes what is explained alone; everything else of the n images of a chunk is fixed.
+
+    A batch of several copies of them all, one copy after the other, gets it repeated.
+    """
+
+    def __init__(self, network: nn.Module, context: Context, n: int) -> None:
+        super().__init__(network)
+        self.context, self.n = context, n
+
+    def forward(self, *explained: Tensor) -> Tensor:
+        """Return what the network makes of it.
 
         Raises:
             InputError: If the batch holds other images than all of the chunk's, some times over.
         """
-        count, rest = divmod(len(images[0]), self.n)
+        count, rest = divmod(len(explained[0]), self.n)
         if rest or not count:
             raise InputError(
-                f"additional_forward_args hold a row for each of {self.n} images, but {len(images[0])} of them run alone here. "
+                f"additional_forward_args and at go with all of {self.n} images, but {len(explained[0])} of them run alone here. "
                 "Make the method with chunk=1."
             )
-        copied = (a.repeat(count, *(1,) * (a.dim() - 1)) if is_row(a, self.n) else a for a in self.arguments)
-        return self.network(*images, *copied)
-
-
-def bound(network: nn.Module, arguments: tuple[object, ...], rows: slice | Tensor, n: int) -> nn.Module:
-    """The network for these rows of n images, with its further arguments bound to it; the network itself where there are none."""
-    if not arguments:
-        return network
-    count = len(range(n)[rows]) if isinstance(rows, slice) else len(rows)
-    return Bound(network, rows_of(arguments, rows, n), count)
-
-
-def is_row(argument: object, n: int) -> TypeGuard[Tensor]:
-    """Tell whether an argument has a row for each of n images."""
-    return isinstance(argument, Tensor) and argument.dim() > 0 and len(argument) == n
-
-
-def rows_of(arguments: tuple[object, ...], rows: slice | Tensor, n: int) -> tuple[object, ...]:
-    """The arguments of some of n images: their rows of what has a row for each image."""
-    return tuple(a[rows] if is_row(a, n) else a for a in arguments)
+        cut, n = self.context.cut, self.n
+        arguments = tuple(_repeated(a, count) if _has_rows(a, n) else a for a in self.context.arguments)
+        if cut is None:
+            return self.network(*explained, *arguments)
+        images = tuple(_repeated(x, count) for x in self.context.images)  # before calls are counted
+        with Replaced(self.network, cut, explained[0]):
+            return self.network(*images, *arguments)
 
 
 def further_arguments(given: object) -> tuple[object, ...]:
     """Return what follows the images as a tuple, tensors without their graph; None is none, another single value is the first."""
     several = () if given is None else given if isinstance(given, tuple) else (given,)
-    return tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in several)
+    return tuple(a.detach() if isinstance(a, Tensor) else a for a in several)
+
+
+def _has_rows(argument: object, n: int) -> TypeGuard[Tensor]:
+    return isinstance(argument, Tensor) and argument.dim() > 0 and len(argument) == n
+
+
+def _repeated(values: Tensor, count: int) -> Tensor:
+    return values if count == 1 else values.repeat(count, *(1,) * (values.dim() - 1))

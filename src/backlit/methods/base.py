@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +23,18 @@ from backlit.attribution import Attribution
 from backlit.capture import RuleLike
 from backlit.capture.primitives import BY_NAME
 from backlit.capture.refuse import check_model
-from backlit.methods.around import bound, further_arguments
+from backlit.methods.around import Context, further_arguments
 from backlit.methods.chunks import first_size, out_of_memory, run_in_chunks
+from backlit.methods.cut import cut_at, output_at
 from backlit.methods.inputs import check_images, check_runs, check_targets, chunk_of, not_finite
-from backlit.methods.job import Job, Maps
+from backlit.methods.job import Job, Maps, guessed_bytes
 from backlit.methods.named import Named, in_place, network_of
 from backlit.methods.scored import maps_of_score
 from backlit.methods.target import Score, indices_of, is_score
 
 Target = int | str | Sequence[int] | Sequence[str] | Tensor | Score | None
+Beside = tuple[object, str | None]
+"""The network's further arguments, and the layer whose output is explained."""
 Kind = Literal["signed", "contrast", "one-sided", "magnitude", "signal", "noise"]
 """What a value of a map says: "signed", for the class or against it; "contrast", more or less for it than for others;
 "one-sided", for the class or nothing; "magnitude", how much a pixel matters, for or against; "signal", an estimate of the
@@ -42,7 +45,7 @@ MOST_STEPS = 1_000_000
 """What an iterative method may be asked for: more is a mistake that would not end."""
 
 
-def check_whole(name: str, found: Any, *, low: int = 1, high: int | None = None, none: bool = False) -> None:
+def check_whole(name: str, found: object, *, low: int = 1, high: int | None = None, none: bool = False) -> None:
     """Refuse what is no whole number from ``low`` to ``high``; a truth value is none.
 
     Raises:
@@ -58,7 +61,7 @@ def check_whole(name: str, found: Any, *, low: int = 1, high: int | None = None,
     )
 
 
-def is_number(found: Any) -> bool:
+def is_number(found: object) -> TypeGuard[float]:
     """Whether it is a finite number; a truth value is none."""
     if not isinstance(found, (int, float)) or isinstance(found, bool):
         return False
@@ -68,7 +71,7 @@ def is_number(found: Any) -> bool:
         return False
 
 
-def check_positive(name: str, found: Any, *, none: bool = False) -> None:
+def check_positive(name: str, found: object, *, none: bool = False) -> None:
     """Refuse what is no finite number above 0.
 
     Raises:
@@ -82,7 +85,7 @@ def check_positive(name: str, found: Any, *, none: bool = False) -> None:
     )
 
 
-def check_common(chunk: Any, seed: Any) -> None:
+def check_common(chunk: object, seed: object) -> None:
     """Refuse what is no chunk size, or no seed as torch takes them.
 
     Raises:
@@ -143,6 +146,8 @@ class Method(Configured, ABC):
     """The question that its map answers, a sentence for the table of all methods."""
     needs: ClassVar[str] = "gradients"
     """What it needs beside images and a network, in a few words for the same table."""
+    explains_inside: ClassVar[bool] = True
+    """Whether it explains the output of an inner layer (``at``) as it does images."""
     memory_factor: ClassVar[float] = 4.0
     """Bytes that an image takes at the peak, over the bytes of its activations in one forward pass."""
 
@@ -191,7 +196,12 @@ class Method(Configured, ABC):
 
     @says_what_to_write
     def __call__(
-        self, inputs: Tensor | tuple[Tensor, ...], target: Target = None, *, additional_forward_args: object = None
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        *,
+        additional_forward_args: object = None,
+        at: str | None = None,
     ) -> Any:
         """Explain the score of one target per image.
 
@@ -204,6 +214,8 @@ class Method(Configured, ABC):
             additional_forward_args: What the network takes after the images, as constants that are not explained: one value or
                 a tuple. A tensor with a row for each image follows its images into chunks and copies; anything else is
                 handed on as it is.
+            at: Path of a module whose output is explained in the place of the images, such as "features.12": the map has a value
+                for each of its numbers, (n, c, h, w), of tokens (n, c, t, 1), of a vector (n, c, 1, 1).
 
         Returns:
             An :class:`~backlit.Attribution`; for a tuple of inputs, a tuple with one for each.
@@ -214,7 +226,7 @@ class Method(Configured, ABC):
                 or holds NaN.
             UnsupportedOp: If an operation of the model cannot be seen or has no rule.
         """
-        return self._explained(inputs, target, further_arguments(additional_forward_args), several=False)[0]
+        return self._explained(inputs, target, (additional_forward_args, at), several=False)[0]
 
     @says_what_to_write
     def each(
@@ -223,16 +235,22 @@ class Method(Configured, ABC):
         targets: Sequence[Sequence[int]] | Sequence[Sequence[str]] | Tensor,
         *,
         additional_forward_args: object = None,
+        at: str | None = None,
     ) -> tuple[Any, ...]:
         """Explain t targets per image, (n, t) class indices or names, from the same forward pass; one result per target."""
-        return self._explained(inputs, targets, further_arguments(additional_forward_args), several=True)
+        return self._explained(inputs, targets, (additional_forward_args, at), several=True)
 
     @says_what_to_write
     def attribute(
-        self, inputs: Tensor | tuple[Tensor, ...], target: Target = None, *, additional_forward_args: object = None
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        *,
+        additional_forward_args: object = None,
+        at: str | None = None,
     ) -> Any:
         """The map alone: a tensor shaped as ``inputs`` (one channel for class activation maps), or a tuple of them."""
-        _, maps = self._maps(inputs, target, further_arguments(additional_forward_args), several=False)
+        _, maps = self._maps(inputs, target, (additional_forward_args, at), several=False)
         values = tuple(v[0] for v in maps.values)
         return values if isinstance(inputs, tuple) else values[0]
 
@@ -243,9 +261,9 @@ class Method(Configured, ABC):
     def look_at(self, maps: Maps) -> None:
         """Warn of what the maps of the whole batch show; nothing by default."""
 
-    def _explained(self, inputs: Any, target: Any, arguments: tuple[object, ...], *, several: bool) -> tuple[Any, ...]:
+    def _explained(self, inputs: Any, target: Any, beside: Beside, *, several: bool) -> tuple[Any, ...]:
         start = time.perf_counter()
-        tensors, maps = self._maps(inputs, target, arguments, several=several)
+        tensors, maps = self._maps(inputs, target, beside, several=several)
         provenance = {**self._provenance(time.perf_counter() - start, tensors[0]), **maps.notes}
         count = range(maps.targets.shape[1])
         labels = [(maps.notes["score"],) * len(tensors[0])] if "score" in maps.notes else self._labels(maps.targets)
@@ -258,43 +276,66 @@ class Method(Configured, ABC):
         )
         return results if isinstance(inputs, tuple) else tuple(r[0] for r in results)
 
-    def _maps(
-        self, inputs: Any, target: Any, arguments: tuple[object, ...], *, several: bool
-    ) -> tuple[tuple[Tensor, ...], Maps]:
+    def _maps(self, inputs: Any, target: Any, beside: Beside, *, several: bool) -> tuple[tuple[Tensor, ...], Maps]:
         tensors = tuple(x.detach() for x in check_images(inputs, self.network))  # the caller's graph is not continued
         check_model(self.network, tensors, seen=self.traces)
         target = indices_of(target, self.loaded)
+        context = Context(further_arguments(beside[0]))
+        if beside[1] is not None:
+            tensors, context = self._inside(tensors, beside[1], context)
         if is_score(target) and not several:
-            maps = maps_of_score(self, tensors, target, arguments)
+            maps = maps_of_score(self, tensors, target, context)
         else:
-            maps = self.run(tensors, check_targets(target, len(tensors[0]), several=several), arguments)
-        if arguments:
-            told = plain(arguments, argument="additional_forward_args")
-            maps = replace(maps, notes={**maps.notes, "additional_forward_args": told})
-        return tensors, maps
+            maps = self.run(tensors, check_targets(target, len(tensors[0]), several=several), context)
+        told = {
+            "at": beside[1],
+            "additional_forward_args": plain(context.arguments, argument="additional_forward_args"),
+        }
+        return tensors, replace(maps, notes={**maps.notes, **{name: value for name, value in told.items() if value}})
 
-    def run(self, inputs: tuple[Tensor, ...], targets: Tensor | None, arguments: tuple[object, ...] = ()) -> Maps:
+    def _inside(self, images: tuple[Tensor, ...], layer: str, context: Context) -> tuple[tuple[Tensor, ...], Context]:
+        """What a layer puts out for the images, and the context in which that is explained.
+
+        Raises:
+            InputError: If there is no such layer, or the method explains images alone.
+        """
+        if not self.explains_inside:
+            raise InputError(
+                f"at must be None for {self.title}, which explains images alone, but is {layer!r}. Use another method."
+            )
+        n = len(images[0])
+        cut = cut_at(context.of(slice(1), n).bound(self.network, 1), layer, images)
+
+        def output(rows: slice) -> Tensor:
+            network = context.of(rows, n).bound(self.network, rows.stop - rows.start)
+            return output_at(network, cut, tuple(x[rows] for x in images))
+
+        size = guessed_bytes(images[0])
+        parts = run_in_chunks(output, lambda _: size, n=n, chunk=self.chunk, device=images[0].device)
+        return (torch.cat(parts),), replace(context, cut=cut, images=images)
+
+    def run(self, inputs: tuple[Tensor, ...], targets: Tensor | None, context: Context | None = None) -> Maps:
         """Compute the maps of a whole batch in chunks, for class indices (n, t) or the predicted class; checked to be finite.
 
-        ``arguments`` are what the network takes after the images.
+        ``context`` is what the network needs beside the inputs.
         """
-        maps = Maps.joined(self._chunks(inputs, targets, arguments))
+        maps = Maps.joined(self._chunks(inputs, targets, context or Context()))
         self._check_finite(maps)
         self.look_at(maps)
         return maps
 
-    def _chunks(self, tensors: tuple[Tensor, ...], targets: Tensor | None, arguments: tuple[object, ...]) -> list[Maps]:
+    def _chunks(self, tensors: tuple[Tensor, ...], targets: Tensor | None, context: Context) -> list[Maps]:
         """The maps of all chunks; of all images as one chunk where the network takes no fewer."""
         n, device = tensors[0].shape[0], tensors[0].device
 
         def explain(rows: slice) -> Maps:
             some = tuple(x[rows] for x in tensors)
-            return self._with(arguments, rows, n).explain(
+            return self._with(context.of(rows, n), len(some[0])).explain(
                 Job(some, None if targets is None else targets[rows], rows.start, n)
             )
 
         chunk = n
-        if arguments:
+        if context:
             chunk = self.chunk
         elif n > first_size(self.chunk, device):
             chunk = chunk_of(self.network, tensors, self.chunk)
@@ -311,14 +352,12 @@ class Method(Configured, ABC):
             raise
         except Exception as error:
             if not out_of_memory(error):
-                check_runs(self._with(arguments, slice(n), n).network, tensors, error)
+                check_runs(self._with(context, n).network, tensors, error)
             raise
 
-    def _with(self, arguments: tuple[object, ...], rows: slice, n: int) -> Self:
-        """The method for a network whose further arguments are those of these rows of n images."""
-        if not arguments:
-            return self
-        return replace(self, model=in_place(self.model, bound(self.network, arguments, rows, n)))
+    def _with(self, context: Context, n: int) -> Self:
+        """The method for the network that takes n images' inputs alone."""
+        return replace(self, model=in_place(self.model, context.bound(self.network, n))) if context else self
 
     def _check_finite(self, maps: Maps) -> None:
         if not bool(maps.output.isfinite().all()):

@@ -49,6 +49,7 @@ class FittedMethod(Method):
     artefact: ClassVar[str]
     subtracts = True
     takes_scores = False
+    explains_inside = False
 
     fitted: Fitted | str | Path | None = None
     _copy: list[Placed] = field(default_factory=list, init=False, metadata=NO_OPTION)

@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from backlit._draws import module_path
-from backlit._errors import InputError, check, nearest
+from backlit._errors import InputError, check
 from backlit._forward import forward
 from backlit._plain import plain
 from backlit.capture.refuse import check_output
-from backlit.methods.around import Around, bound, rows_of
+from backlit.methods.around import Around, Context
 from backlit.methods.chunks import first_size, run_in_chunks
+from backlit.methods.cut import LastOutput, check_layer
 from backlit.methods.inputs import check_class, chunk_of
 from backlit.methods.job import Maps, guessed_bytes
 from backlit.methods.named import Named
@@ -96,7 +95,8 @@ class _OfUnit:
 
     def __call__(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         layer, index = self.unit.layer, self.unit.places
-        with _Seen(network, layer) as seen:
+        check_layer(network, layer, "layer")
+        with LastOutput(network, layer) as seen:
             network(*inputs)
         if seen.last is None:
             raise InputError(
@@ -109,28 +109,6 @@ class _OfUnit:
             )
         values = seen.last[(slice(None), *index)]
         return values if values.dim() == 1 else values.flatten(1).mean(1)
-
-
-class _Seen(TorchFunctionMode):
-    """A function mode that keeps a copy of the last tensor that a module, or one inside it, made."""
-
-    def __init__(self, network: nn.Module, layer: str) -> None:
-        super().__init__()
-        self._paths = {id(module): name for name, module in network.named_modules()}
-        if layer not in self._paths.values():
-            raise InputError(
-                f"layer must be the path of a module, but is {layer!r}.{nearest(layer, list(self._paths.values()))}"
-            )
-        self._layer = layer
-        self.last: Tensor | None = None
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.is_floating_point() and result.dim() > 1:
-            path = module_path(self._paths)
-            if path == self._layer or path.startswith(f"{self._layer}."):
-                self.last = result.clone()  # what follows may write into it
-        return result
 
 
 def scored(model: Any, target: Score) -> Any:
@@ -186,20 +164,19 @@ def likeliest_others(logits: Tensor, index: int, count: int) -> Tensor:
     return others.topk(count).indices.sort(1).values
 
 
-def maps_of_score(
-    method: Method, inputs: tuple[Tensor, ...], target: Score, arguments: tuple[object, ...] = ()
-) -> Maps:
-    """The maps of one score for every image, with one target; ``arguments`` follow the images into the network.
+def maps_of_score(method: Method, inputs: tuple[Tensor, ...], target: Score, context: Context | None = None) -> Maps:
+    """The maps of one score for every image, with one target; ``context`` goes with the images.
 
     Raises:
         InputError: If the method explains classes only, and the score is no contrast of them.
     """
+    context = context or Context()
     notes: dict[str, Any] = {"score": label_of(target, method.loaded), "target": plain(target, argument="target")}
     index = 0
     if isinstance(target, Contrast):
         index, less = classes_of(target, method.loaded)
         notes["less"] = less if less is not None else f"top {target.top}"
-        maps = _of_contrast(method, inputs, index, less, target, arguments)
+        maps = _of_contrast(method, inputs, index, less, target, context)
     elif not method.takes_scores:
         raise InputError(
             f"target must be a class or a contrast of classes for {method.title}, which explains the network's own outputs, but is "
@@ -207,31 +184,31 @@ def maps_of_score(
         )
     else:
         network = Scored(method.network, score_of(target, method.loaded))
-        maps = _scored(method, inputs, network, notes["score"], arguments)
+        maps = _scored(method, inputs, network, notes["score"], context)
     if "less" in notes and method.subtracts and method.kind_of_map == "one-sided":
         notes["kind"] = "contrast"  # one map less another has two sides
     targets = torch.full_like(maps.targets, index)
     return replace(maps, targets=targets, probability=None, notes={**maps.notes, **notes})
 
 
-def _scored(
-    method: Method, inputs: tuple[Tensor, ...], network: Scored, label: str, arguments: tuple[object, ...]
-) -> Maps:
+def _scored(method: Method, inputs: tuple[Tensor, ...], network: Scored, label: str, context: Context) -> Maps:
     zeros = torch.zeros(len(inputs[0]), 1, dtype=torch.long)
-    return replace(method, model=with_network(method.model, network, label)).run(inputs, zeros, arguments)
+    return replace(method, model=with_network(method.model, network, label)).run(inputs, zeros, context)
 
 
-def _logits(method: Method, inputs: tuple[Tensor, ...], arguments: tuple[object, ...]) -> Tensor:
+def _logits(method: Method, inputs: tuple[Tensor, ...], context: Context) -> Tensor:
     """The network's logits of a whole batch (n, k), in chunks."""
     x, n = inputs[0], len(inputs[0])
 
     def run(rows: slice) -> Tensor:
-        logits = forward(bound(method.network, arguments, rows, n), *(part[rows] for part in inputs))
+        logits = forward(
+            context.of(rows, n).bound(method.network, rows.stop - rows.start), *(part[rows] for part in inputs)
+        )
         check_output(logits, rows.stop - rows.start)
         return logits
 
-    fits = arguments or n <= first_size(method.chunk, x.device)
-    chunk = method.chunk if arguments else n if fits else chunk_of(method.network, inputs, method.chunk)
+    fits = n <= first_size(method.chunk, x.device)
+    chunk = method.chunk if context else n if fits else chunk_of(method.network, inputs, method.chunk)
     return torch.cat(run_in_chunks(run, lambda _: guessed_bytes(x), n=n, chunk=chunk, device=x.device))
 
 
@@ -241,14 +218,14 @@ def _of_contrast(
     index: int,
     less: int | None,
     target: Contrast,
-    arguments: tuple[object, ...],
+    context: Context,
 ) -> Maps:
     others = torch.full((len(inputs[0]), 1), 0 if less is None else less)
     if less is None:
-        others = likeliest_others(_logits(method, inputs, arguments), index, target.top or 1).cpu()
+        others = likeliest_others(_logits(method, inputs, context), index, target.top or 1).cpu()
     if method.subtracts:
         asked = torch.cat([torch.full_like(others[:, :1], index), others], 1)
-        return method.run(inputs, asked, arguments).less_others()
+        return method.run(inputs, asked, context).less_others()
     label = label_of(target, method.loaded)
     groups, group = others.unique(dim=0, return_inverse=True)  # images with the same classes run together
     chunks, order = [], []
@@ -256,6 +233,6 @@ def _of_contrast(
         rows = (group == i).nonzero().flatten()
         network = Scored(method.network, Difference(index, tuple(classes)))
         some = tuple(x[rows.to(x.device)] for x in inputs)
-        chunks.append(_scored(method, some, network, label, rows_of(arguments, rows, len(inputs[0]))))
+        chunks.append(_scored(method, some, network, label, context.of(rows, len(inputs[0]))))
         order.append(rows)
     return Maps.joined(chunks).of_images(torch.cat(order).argsort().to(inputs[0].device))
