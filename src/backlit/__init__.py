@@ -38,14 +38,19 @@ if TYPE_CHECKING:
         ExcitationBackprop,
         FullGrad,
         GradCAM,
+        GradCAMPlusPlus,
         Gradient,
         GradientXInput,
         GuidedBackprop,
         GuidedGradCAM,
+        HiResCAM,
+        LayerCAM,
+        NormGrad,
         Occlusion,
         PatternAttribution,
         PatternNet,
         Saliency,
+        XGradCAM,
     )
     from backlit.methods.function import explain_func
     from backlit.methods.lookup import find_method
@@ -78,13 +83,17 @@ __all__ = [
     "FileError",
     "FullGrad",
     "GradCAM",
+    "GradCAMPlusPlus",
     "Gradient",
     "GradientXInput",
     "GuidedBackprop",
     "GuidedGradCAM",
+    "HiResCAM",
     "InputError",
+    "LayerCAM",
     "LoadedModel",
     "ModelStateError",
+    "NormGrad",
     "Occlusion",
     "PatternAttribution",
     "PatternNet",
@@ -93,6 +102,7 @@ __all__ = [
     "Saliency",
     "Unit",
     "UnsupportedOp",
+    "XGradCAM",
     "__version__",
     "capture",
     "check_rule",
@@ -113,8 +123,9 @@ _HOMES = {
     "bench.compare": "compare",
     "comparison": "Comparison",
     "methods": (
-        "DMBP LPR LRP METHODS MIPIN TRGBP BBp Deconvnet DeepLIFT DeepSHAP DeepTaylor ExcitationBackprop FullGrad GradCAM "
-        "Gradient GradientXInput GuidedBackprop GuidedGradCAM PatternAttribution PatternNet Occlusion RISE Saliency"
+        "DMBP LPR LRP METHODS MIPIN RISE TRGBP BBp Deconvnet DeepLIFT DeepSHAP DeepTaylor ExcitationBackprop FullGrad "
+        "GradCAM GradCAMPlusPlus Gradient GradientXInput GuidedBackprop GuidedGradCAM HiResCAM LayerCAM NormGrad "
+        "Occlusion PatternAttribution PatternNet Saliency XGradCAM"
     ),
     "methods.function": "explain_func",
     "methods.lookup": "find_method",

@@ -78,7 +78,7 @@ def test_layers_by_path_by_prefix_and_by_site(network: nn.Sequential, x: Tensor)
         InputError, match=r"layer must name a module or a site with a feature map .* but is '0.44'.*Did you mean '0.4'"
     ):
         GradCAM(nested, layer="0.44")(x, TARGET)
-    with pytest.raises(InputError, match="layer must be a module path, a site, or None, but is 4"):
+    with pytest.raises(InputError, match="layer must be a module path, a site, a tuple of them, or None, but is 4"):
         GradCAM(nested, layer=4)
 
 

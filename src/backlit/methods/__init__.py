@@ -2,12 +2,20 @@
 
 from backlit.methods.base import Method
 from backlit.methods.bbp import BBp
-from backlit.methods.cam import GradCAM, GuidedGradCAM
 from backlit.methods.deeplift import DeepLIFT, DeepSHAP
 from backlit.methods.dmbp import DMBP
 from backlit.methods.fitted import FittedMethod
 from backlit.methods.fullgrad import FullGrad
 from backlit.methods.gradient import Deconvnet, Gradient, GradientXInput, GuidedBackprop, Saliency
+from backlit.methods.gradient_cams import (
+    GradCAM,
+    GradCAMPlusPlus,
+    GuidedGradCAM,
+    HiResCAM,
+    LayerCAM,
+    NormGrad,
+    XGradCAM,
+)
 from backlit.methods.lpr import LPR
 from backlit.methods.mip_in import MIPIN
 from backlit.methods.occlusion import Occlusion
@@ -35,6 +43,11 @@ METHODS: tuple[type[Method], ...] = (
     RISE,
     GradCAM,
     GuidedGradCAM,
+    GradCAMPlusPlus,
+    XGradCAM,
+    HiResCAM,
+    LayerCAM,
+    NormGrad,
     GuidedBackprop,
     Deconvnet,
     GradientXInput,
@@ -62,14 +75,19 @@ __all__ = [
     "FittedMethod",
     "FullGrad",
     "GradCAM",
+    "GradCAMPlusPlus",
     "Gradient",
     "GradientXInput",
     "GuidedBackprop",
     "GuidedGradCAM",
+    "HiResCAM",
+    "LayerCAM",
     "Method",
+    "NormGrad",
     "Occlusion",
     "PatternAttribution",
     "PatternNet",
     "Random",
     "Saliency",
+    "XGradCAM",
 ]

@@ -142,6 +142,10 @@ class Method(Configured, ABC):
     traces: ClassVar[bool] = True
     """Whether the method follows the network's operations, all of which must then be known, and tells its coverage; one that
     only runs the network takes scripted and compiled ones as well."""
+    stops_at_map: ClassVar[bool] = False
+    """Whether the method propagates no further than to a feature map: what stands before it changes nothing but its values."""
+    follows_target: ClassVar[bool] = True
+    """Whether the map is another one for another class; some look at the image's features alone."""
     answers: ClassVar[str] = ""
     """The question that its map answers, a sentence for the table of all methods."""
     needs: ClassVar[str] = "gradients"

@@ -1,27 +1,26 @@
-"""Class activation maps: the last feature map, weighted by what its channels do for the class."""
+"""What class activation maps have in common: the layers that they read, and how maps of several layers become one."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from backlit._errors import InputError, nearest
-from backlit._features import Features, Node, find_features
-from backlit._options import option_names, options_of
-from backlit._places import Layout, given_layout, is_somewhere
-from backlit.capture import Propagation, Site, propagate
+from backlit._errors import InputError
+from backlit._features import find_features
+from backlit.capture import Propagation, propagate
 from backlit.methods.base import Method, check
-from backlit.methods.gradient import TimesInput
+from backlit.methods.cam_layers import Layer, Wanted, last_layers, may_be_one, named_layers, notes_of
 from backlit.methods.images import enlarged
 from backlit.methods.job import Job, Maps
 from backlit.methods.targets import gradients
 from backlit.rules import presets
 
 
-class CAM(Method):
-    """A class activation map of some kind: a feature map, weighted.
+class ActivationMap(Method):
+    """A feature map of the network, weighted and enlarged to the image's size: a map of one channel.
 
     Attributes:
         layer: The feature map: a module's path ("features.12", whose last feature map counts; of a module that is called
@@ -29,21 +28,31 @@ class CAM(Method):
             what the last layer with weights on that way ends in before anything is pooled (its activation, its norm, its
             block's residual add or concat), leaving out a layer whose channels are the scores themselves. Where a class token
             alone is read after the last attention, it is the norm that this attention reads. The result's provenance says
-            which it was, how its axes were read, and how it was found.
+            which it was, how its axes were read, and how it was found. A tuple of names takes several layers, whose maps are
+            enlarged and made one: each divided by its largest magnitude, and their mean, unless the method has its own way.
         channels: "first" or "last", how to read a named layer: (n, c, h, w) or (n, h, w, c), (n, c, t) or (n, t, c). None
-            follows the image's rows and columns through the network and refuses where it cannot tell.
+            follows the image's rows and columns through the network and refuses where it cannot tell. Of several layers it
+            holds for each.
         grid: Height and width of the grid of a named layer's tokens (n, t, c), row by row; those in front of it, such as a
-            class token, are left out. None follows the network, as above.
+            class token, are left out. None follows the network, as above. Of several layers it holds for each.
     """
 
-    layer: str | None = None
+    stops_at_map = True
+
+    layer: str | tuple[str, ...] | None = None
     channels: str | None = None
     grid: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         layer, grid = self.layer, self.grid
-        check(layer is None or isinstance(layer, str), "layer", layer, "a module path, a site, or None")
+        if isinstance(layer, (tuple, list)):
+            named = bool(layer) and all(isinstance(name, str) for name in layer)
+            check(named, "layer", layer, "a module path, a site, a tuple of them, or None")
+            object.__setattr__(self, "layer", tuple(layer))
+        else:
+            must = "a module path, a site, a tuple of them, or None"
+            check(layer is None or isinstance(layer, str), "layer", layer, must)
         check(self.channels in (None, "first", "last"), "channels", self.channels, "'first', 'last', or None")
         if grid is not None:
             pair = isinstance(grid, (tuple, list)) and len(grid) == 2 and all(type(s) is int and s > 0 for s in grid)
@@ -52,184 +61,82 @@ class CAM(Method):
         if layer is None and (self.channels is not None or grid is not None):
             raise InputError("channels and grid say how to read a named layer, but layer is None. Give layer as well.")
 
+    def clean_run(self, inputs: tuple[Tensor, ...]) -> Propagation:
+        """Run the images through the network, by the gradient's rules, and keep what may be a feature map."""
+        return propagate(self.network, inputs, presets.gradient.over(self.rules), keep=may_be_one)
 
-class GradCAM(CAM):
-    """Grad-CAM (Selvaraju et al. 2017, Eq. 1 and 2): ReLU of the feature map's channels, weighted by their mean gradient.
+    def layers(self, run: Propagation, targets: Tensor) -> list[dict[int, Layer]]:
+        """Find the layers that are read, for each target: one, or as many as are named.
 
-    The map has one channel, bilinearly enlarged to the image's size.
-    """
+        Raises:
+            InputError: If a named layer is not there, not on the way to a target's score, or cannot be read as a map.
+            UnsupportedOp: If the network has no feature map, or if it cannot be told how the last one is laid out.
+        """
+        features = find_features(self.network, run.inputs, run.trace)
+        if self.layer is None:
+            return [last_layers(features, targets)]
+        if isinstance(self.layer, str):
+            return [named_layers(features, targets, Wanted(self.layer, self.channels, self.grid))]
+        wanted = [Wanted(n, self.channels, self.grid, f"layer[{i}]") for i, n in enumerate(self.layer)]
+        return [named_layers(features, targets, one) for one in wanted]
 
-    name = "grad_cam"
-    title = "Grad-CAM"
-    kind = "one-sided"
-    summary = "last feature map, its channels weighted by their mean gradient"
-    source = "Selvaraju et al. 2017"
+    def fused(self, maps: Sequence[Tensor]) -> Tensor:
+        """Make one map of those of several layers, each (t, n, 1, h, w) at the image's size."""
+        return torch.stack([over_largest(m) for m in maps]).mean(0)
+
+    def enlarged_to(
+        self, x: Tensor, targets: Tensor, chosen: Sequence[dict[int, Layer]], maps: Mapping[Layer, Tensor]
+    ) -> Tensor:
+        """The maps of all layers at the size of the images ``x``, as one (t, n, 1, h, w).
+
+        Args:
+            x: The images.
+            targets: Classes (n, t).
+            chosen: The layers, each with the targets that it is for.
+            maps: The map (t, n, 1, h, w) of each layer, at its own size.
+        """
+        size = x.shape[-2:]
+        single = [_by_target(targets, layers, lambda layer: enlarged(maps[layer], size)) for layers in chosen]
+        return (single[0] if len(single) == 1 else self.fused(single)).to(x)
+
+
+class GradientMap(ActivationMap):
+    """A class activation map made from a feature map and the gradient of the target's score to it."""
 
     def explain(self, job: Job) -> Maps:
-        inputs = job.inputs
-        run = propagate(self.network, inputs, presets.gradient.over(self.rules), keep=_may_be_one)
+        run = self.clean_run(job.inputs)
         targets = job.pick(run.output)
-        layers = find_layers(find_features(self.network, inputs, run.trace), targets, self)
-        values = [torch.zeros((*targets.T.shape, 1, *x.shape[-2:]), dtype=x.dtype, device=x.device) for x in inputs]
-        for layer in dict.fromkeys(layers.values()):
-            cam = class_activation(run, targets, layer)
-            own = torch.tensor([k for k, v in layers.items() if v == layer], device=targets.device)
-            mine = torch.isin(targets.T, own)[:, :, None, None, None]
-            values = [torch.where(mine, enlarged(cam, x.shape[-2:]), v) for x, v in zip(inputs, values, strict=True)]
-        return Maps.of_run(run, tuple(values), targets, notes=_notes(layers))
+        chosen = self.layers(run, targets)
+        layers = distinct(chosen)
+        outputs = tuple(run.kept[layer.site.name].output for layer in layers)
+        maps = {
+            layer: self.weighed(layer.layout.arrange(output.detach()), layer.layout.arrange(gradient, lead=1))
+            for layer, output, gradient in zip(layers, outputs, gradients(run, targets, to=outputs), strict=True)
+        }
+        values = tuple(self.enlarged_to(x, targets, chosen, maps) for x in job.inputs)
+        return Maps.of_run(run, values, targets, notes=notes_of(chosen))
+
+    @abstractmethod
+    def weighed(self, activation: Tensor, gradient: Tensor) -> Tensor:
+        """Make the map (t, n, 1, h, w) of a feature map (n, c, h, w) and the gradients to it (t, n, c, h, w)."""
 
 
-class GuidedGradCAM(CAM, TimesInput):
-    """Guided Grad-CAM (Selvaraju et al. 2017, Sec. 3.2): guided back-propagation times Grad-CAM, enlarged.
-
-    Its options are those of Grad-CAM, and ``times_input`` as guided back-propagation has it.
-    """
-
-    name = "guided_grad_cam"
-    title = "Guided Grad-CAM"
-    kind = "magnitude"
-    summary = "guided backprop where Grad-CAM is positive"
-    source = "Selvaraju et al. 2017"
-
-    @property
-    def forward_passes(self) -> float:
-        return 6.0
-
-    def explain(self, job: Job) -> Maps:
-        own = {name: value for name, value in options_of(self).items() if name in option_names(GradCAM)}
-        coarse = GradCAM(self.model, **own).explain(job)
-        run = propagate(self.network, job.inputs, presets.guided.over(self.rules))
-        fine = zip(gradients(run, coarse.targets), job.inputs, coarse.values, strict=True)
-        return replace(coarse, values=tuple(self.value(g, x) * c for g, x, c in fine), coverage=run.coverage)
+def distinct(chosen: Sequence[dict[int, Layer]]) -> list[Layer]:
+    """The layers that are read for any target, each once."""
+    return list(dict.fromkeys(layer for layers in chosen for layer in layers.values()))
 
 
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """A feature map to weight: its site, how its output becomes (n, c, h, w), and how it was found."""
-
-    site: Site
-    layout: Layout
-    how: str
-
-    @property
-    def axes(self) -> str:
-        """The names of the output's axes, and its grid."""
-        return self.layout.describe(self.site.output_shape)
+def over_largest(maps: Tensor) -> Tensor:
+    """Maps (t, n, 1, h, w), each divided by its largest magnitude; a map of zeros stays one."""
+    largest = maps.abs().amax((2, 3, 4), keepdim=True)
+    return maps / torch.where(largest == 0, 1, largest)
 
 
-def class_activation(run: Propagation, targets: Tensor, layer: Layer) -> Tensor:
-    """Grad-CAM before it is enlarged, (t, n, 1, h, w)."""
-    output = run.kept[layer.site.name].output
-    (grads,) = gradients(run, targets, to=(output,))
-    channels = layer.layout.arrange(grads, lead=1).mean((3, 4), keepdim=True)
-    return (channels * layer.layout.arrange(output.detach())).sum(2, keepdim=True).relu()
-
-
-def find_layers(features: Features, targets: Tensor, options: CAM) -> dict[int, Layer]:
-    """The layer of each target: one for all, unless their scores read different branches.
-
-    Raises:
-        InputError: If the named layer is not there, not on the way to a target's score, or cannot be read as a map.
-        UnsupportedOp: If the network has no feature map, or if it cannot be told how the last one is laid out.
-    """
-    classes = targets.unique().tolist()
-    if options.layer is not None:
-        node = _named(features, options.layer, classes)
-        return dict.fromkeys(classes, _read_as(features, node, options))
-    common = features.last(classes)
-    nodes = {
-        k: common if len(classes) == 1 or common.name in features.read([k], only=common.name).places else None
-        for k in classes
-    }
-    nodes = {k: features.last([k]) if node is None else node for k, node in nodes.items()}
-    layers: dict[str, Layer] = {}
-    for k, node in nodes.items():
-        if node.name not in layers:
-            layout = features.layout(node)
-            assert layout is not None
-            how = "the last map on the way to the score"
-            how = how if features.is_alone(node, [k]) else f"{how}, which reads others beside it"
-            layers[node.name] = Layer(features.site(node), layout, how)
-    return {k: layers[node.name] for k, node in nodes.items()}
-
-
-def _named(features: Features, layer: str, classes: list[int]) -> Node:
-    """The last feature map of a module, or of a site, on the way to the score of each class."""
-    nodes = [
-        n for n in features.nodes.values() if layer in (n.name, n.site.module) or n.site.module.startswith(f"{layer}.")
-    ]
-    nodes = [n for n in nodes if _has_map(features, n)]
-    reads = [features.read([k]) for k in classes]
-    if not nodes:
-        there = [n for n in features.nodes.values() if n.name in reads[0].places and features.layout(n)]
-        known: list[str] = list(dict.fromkeys(n.site.module for n in there if n.site.module)) + [n.name for n in there]
-        raise InputError(
-            f"layer must name a module or a site with a feature map (n, c, h, w), (n, h, w, c) or (n, t, c), but is {layer!r}. "
-            f"The last ones are {', '.join(known[-6:])}.{nearest(layer, known)}"
-        )
-    for k, read in zip(classes, reads, strict=True):
-        way = [n for n in nodes if n.name in read.on_the_way]
-        if not way:
-            raise InputError(
-                f"layer must lie on the way from the image to the score of target {k}, but nothing of {layer!r} reaches it. "
-                f"Use layer=None, which finds {_advice(features, k)}."
-            )
-        nodes = way
-    last = nodes[-1]
-    for k, read in zip(classes, reads, strict=True):
-        if last.name not in read.places and is_somewhere(last.mark):
-            raise InputError(
-                f"layer must be a feature map that the score of target {k} reads, but of {last.site} it reads no place of the "
-                f"grid (a class token alone goes on from there). Use layer=None, which finds {_advice(features, k)}."
-            )
-    return last
-
-
-def _advice(features: Features, target: int) -> str:
-    site = features.last([target]).site
-    return f"{site.name!r}, in {site.module!r}" if site.module else repr(site.name)
-
-
-def _has_map(features: Features, node: Node) -> bool:
-    """A map, or what may be one as far as can be told."""
-    return len(node.site.output_shape) in (3, 4) and (node.mark is None or is_somewhere(node.mark))
-
-
-def _read_as(features: Features, node: Node, options: CAM) -> Layer:
-    """The named layer, as the network shows its axes, or as the options say."""
-    site = features.site(node)
-    if options.channels is None and options.grid is None:
-        layout = features.layout(node)
-        if layout is not None:
-            return Layer(site, layout, "named")
-        raise InputError(
-            f"layer {options.layer!r} puts out {site.output_shape} at {site}, and it cannot be told where in the image its values "
-            "stand. Say how to read it: channels='first' or 'last', and grid=(h, w) for tokens; or name another layer."
-        )
-    layout = given_layout(site.output_shape, options.channels, options.grid)
-    if layout is None:
-        raise InputError(
-            f"channels and grid must fit the output {site.output_shape} of layer {options.layer!r} ({site}), but are "
-            f"{options.channels!r} and {options.grid!r}. For (n, c, h, w) give channels='first', for (n, h, w, c) "
-            "channels='last', for tokens (n, t, c) grid=(h, w) of at most t places."
-        )
-    return Layer(site, replace(layout, order=layout.order.to(features.device)), "named, axes as given")
-
-
-def _notes(layers: dict[int, Layer]) -> dict[str, str]:
-    """The provenance: the layer, its axes and how it was found; by target, if they differ."""
-    different = list(dict.fromkeys(layers.values()))
-    if len(different) == 1:
-        (layer,) = different
-        return {"layer": str(layer.site), "layer_axes": layer.axes, "layer_choice": layer.how}
-    own = {layer: [k for k, v in layers.items() if v is layer] for layer in different}
-    return {
-        "layer": "; ".join(f"{v.site} for target {', '.join(map(str, k))}" for v, k in own.items()),
-        "layer_axes": "; ".join(v.axes for v in different),
-        "layer_choice": different[0].how,
-    }
-
-
-def _may_be_one(site: Site) -> bool:
-    """Asked before the call, when the output's shape is not known."""
-    return any(len(shape) >= 3 for shape in site.input_shapes)
+def _by_target(targets: Tensor, layers: dict[int, Layer], map_of: Callable[[Layer], Tensor]) -> Tensor:
+    """The map of each target's own layer, (t, n, 1, h, w)."""
+    own = distinct([layers])
+    value = map_of(own[0])
+    for layer in own[1:]:
+        classes = torch.tensor([k for k, v in layers.items() if v is layer], device=targets.device)
+        value = torch.where(torch.isin(targets.T, classes)[:, :, None, None, None], map_of(layer), value)
+    return value
