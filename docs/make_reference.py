@@ -1,4 +1,4 @@
-"""Write docs/metrics.md and docs/methods/every.md, the references of every metric and method, from the classes themselves.
+"""Write docs/metrics.md, docs/methods/every.md and docs/methods/index.md, on every metric and method, from the classes themselves.
 
 python docs/make_reference.py
 """
@@ -39,11 +39,34 @@ options, given by keyword. `DMBP(network, steps=40)` prints as itself, and `data
 one, also on another `model`. Call it on images and [targets](../targets.md); `backlit methods NAME` shows the same as this page.
 """
 
+MATRIX_HEAD = f"""# Which method when
+
+{_WRITTEN}
+
+Every method explains every [target](../targets.md) of every network with the same call, `backlit.NAME(network)(images, target)`;
+they differ in the question that they answer, in what they need and in what they cost. How far a map can be trusted is measured:
+[results](../protocols/results.md), and `backlit compare` on your own network and images.
+
+- *Needs*: "gradients" of a network whose operations are seen; "forward passes alone" work on scripted and compiled networks, too,
+  and where there is no gradient.
+- *Passes*: forward passes for one image and class with the default options; a pass back counts as two. Further classes of the
+  same image often cost less.
+- *Compared with*: the option that says what stands for "nothing there", where the method has such a thing, and its default.
+- *Map*: signed, for the class or against it; contrast, more or less for it than for others; one-sided, for it or nothing;
+  magnitude, how much a pixel matters; signal, a part of the image.
+- *Inside*: whether `at="layer"` explains an inner layer's output.
+
+| method | the question that its map answers | needs | passes | compared with | map | inside |
+|---|---|---|---|---|---|---|
+"""
+_BASELINES = ("baseline", "reference", "references")
+
 
 def pages() -> dict[Path, str]:
     """Return the text of each page by its path."""
     return {
         DOCS / "metrics.md": "\n".join([METRICS_HEAD, *(line for kind in METRICS for line in _metric(kind))]),
+        DOCS / "methods" / "index.md": MATRIX_HEAD + "".join(_matrix_row(kind) for kind in (*METHODS, *BASELINES)),
         DOCS / "methods" / "every.md": "\n".join(
             [METHODS_HEAD, *(line for kind in (*METHODS, *BASELINES) for line in _method(kind))]
         ),
@@ -71,6 +94,23 @@ def _method(kind: type[Method]) -> Iterator[str]:
     if kind.subtracts:
         yield "- A contrast of two classes is the one map less the other."
     yield from _options(kind, {field.name: str(field.type) for field in fields(kind)})
+
+
+def _matrix_row(kind: type[Method]) -> str:
+    baselines = {name: default_of(kind, name) for name in option_names(kind) if name in _BASELINES}
+    compared = [
+        f"`{name}`" + f": {value}" * isinstance(value, str) for name, value in baselines.items() if value is not True
+    ]
+    cells = (
+        f"[{kind.title}](every.md#{kind.__name__.lower()})",
+        kind.answers,
+        kind.needs,
+        f"{kind(NO_NETWORK).forward_passes:,.0f}",
+        ", ".join(compared),
+        kind.kind,
+        "yes" if kind.explains_inside else "",
+    )
+    return f"| {' | '.join(cells)} |\n"
 
 
 def _told(kind: type) -> Iterator[str]:

@@ -41,6 +41,14 @@ def test_every_option_is_described(method: type[Method]) -> None:
 
 
 @EVERY
+def test_every_method_says_what_it_answers_needs_and_costs(method: type[Method]) -> None:
+    assert method.answers.endswith("?")
+    assert method.answers != next((base.answers for base in method.__mro__[1:] if issubclass(base, Method)), "")
+    assert method.needs
+    assert method(NO_NETWORK).forward_passes >= 1
+
+
+@EVERY
 def test_a_value_is_made_again_with_changes(method: type[Method]) -> None:
     made: Any = method(NO_NETWORK, chunk=3)
     again = replace(made, seed=5)

@@ -35,6 +35,7 @@ class BBp(BiasMethod):
     title = "BBp"
     kind = "signed"
     summary = "the biases' part of the logit, shared out layer by layer"
+    answers = "Where does what the biases add to the logit come from?"
     source = "Wang, Zhou and Bilmes 2019"
     memory_factor = 10.0
 

@@ -109,6 +109,7 @@ class DeepLIFT(_Lift):
     title = "DeepLIFT"
     kind = "signed"
     summary = "difference from a reference, by finite slopes instead of gradients"
+    answers = "Which pixels make the logit differ from that of a reference?"
 
     reference: Baseline = "zero"
 
@@ -132,6 +133,7 @@ class DeepSHAP(_Lift):
     title = "DeepSHAP"
     kind = "signed"
     summary = "DeepLIFT averaged over a set of references"
+    answers = "Which pixels make the logit differ from those of several references?"
     source = "Lundberg and Lee 2017"
 
     references: Tensor | tuple[Tensor, ...] | None = None

@@ -69,6 +69,7 @@ class DMBP(Stepped):
     title = "DMBP"
     kind = "signed"
     summary = "masks learned per image split the gradient into positive, negative and nuisance parts"
+    answers = "Which pixels raise the logit, which lower it, and what of the gradient says nothing?"
     source = "Ruiz et al., ICCV 2021"
     takes_rules = False
     memory_factor = 16.0

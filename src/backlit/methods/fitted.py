@@ -50,6 +50,7 @@ class FittedMethod(Method):
     subtracts = True
     takes_scores = False
     explains_inside = False
+    needs = "data to fit to"
 
     fitted: Fitted | str | Path | None = None
     _copy: list[Placed] = field(default_factory=list, init=False, metadata=NO_OPTION)

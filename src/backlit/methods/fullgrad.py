@@ -47,6 +47,7 @@ class FullGrad(BiasMethod):
     title = "FullGrad"
     kind = "magnitude"
     summary = "magnitudes of gradient times input and of gradient times bias in every layer"
+    answers = "Where do the image and all biases together make the logit?"
     source = "Srinivas and Fleuret 2019"
     memory_factor = 6.0
 

@@ -21,6 +21,7 @@ class Gradient(Method):
     title = "Gradient"
     kind = "magnitude"
     summary = "gradient of the target's logit"
+    answers = "How would a small change of each pixel move the logit?"
     source = "Simonyan et al. 2014"
     table: ClassVar[RuleTable] = presets.gradient
 
@@ -46,6 +47,7 @@ class Saliency(Gradient):
     title = "Saliency"
     kind = "magnitude"
     summary = "magnitude of the gradient"
+    answers = "Where would a small change move the logit most?"
 
     def value(self, gradient: Tensor, x: Tensor) -> Tensor:
         return gradient.abs()
@@ -58,6 +60,7 @@ class GradientXInput(Gradient):
     title = "Gradient × input"
     kind = "signed"
     summary = "gradient times image"
+    answers = "What is each pixel's share of the logit, as far as the network is linear here?"
     source = "Shrikumar et al. 2016"
 
     def value(self, gradient: Tensor, x: Tensor) -> Tensor:
@@ -97,6 +100,7 @@ class Deconvnet(TimesInput, Gradient):
     title = "Deconvnet"
     kind = "magnitude"
     summary = "gradient rectified at each ReLU, gates ignored"
+    answers = "Which patterns excite the class's neurons, whatever their gates say?"
     source = "Zeiler and Fergus 2014"
     table = presets.deconvnet
 
@@ -108,5 +112,6 @@ class GuidedBackprop(TimesInput, Gradient):
     title = "Guided backprop"
     kind = "magnitude"
     summary = "gradient rectified at each ReLU, gates kept"
+    answers = "Which patterns did the network see, hardly depending on the class?"
     source = "Springenberg et al. 2015"
     table = presets.guided

@@ -118,6 +118,7 @@ class LPR(Stepped):
     title = "LPR"
     kind = "signed"
     summary = "propagation rules at the activations, learned per image by hiding what they find"
+    answers = "Which pixels, once hidden, lose the class, and which stood in its way?"
     source = "Yang et al., ECCV 2020"
     memory_factor = 7.0
 

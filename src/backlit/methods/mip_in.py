@@ -46,6 +46,7 @@ class MIPIN(FittedMethod):
     title = "MIP-IN"
     kind = "signal"
     summary = "what a backward network learned from data reconstructs from the logit"
+    answers = "Which part of the image holds what the network keeps of it for this class?"
     source = "Jing et al. 2021"
     artefact = "mip_in"
     takes_rules = False

@@ -40,6 +40,7 @@ class PatternNet(FittedMethod):
     title = "PatternNet"
     kind = "signal"
     summary = "signal of the logit, by patterns learned from data"
+    answers = "Which part of the image does the score follow?"
     source = "Kindermans et al. 2018"
     artefact = "pattern"
     times_weight: ClassVar[bool] = False
@@ -135,4 +136,5 @@ class PatternAttribution(PatternNet):
     title = "PatternAttribution"
     kind = "signed"
     summary = "how much each pixel's signal gives to the logit"
+    answers = "How much does each part of that signal add to the score?"
     times_weight = True

@@ -19,6 +19,8 @@ class Random(Method):
     title = "Random"
     kind = "noise"
     summary = "noise that looks at neither image nor network"
+    answers = "What is a map worth that looks at nothing?"
+    needs = "nothing"
     source = "baseline"
     takes_rules = False
     traces = False

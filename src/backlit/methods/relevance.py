@@ -216,6 +216,7 @@ class LRP(Relevance):
     title = "LRP"
     kind = "signed"
     summary = "logit handed down layer by layer, by a rule for each role"
+    answers = "How is the logit shared out among the pixels, layer by layer?"
 
     preset: str = "epsilon_plus"
     rules: RuleTable | Mapping[str, RuleLike | None] | None = None  # type: ignore[assignment]
@@ -304,6 +305,7 @@ class DeepTaylor(Relevance):
     title = "Deep Taylor"
     kind = "one-sided"
     summary = "logit by what speaks for each unit, pixels between black and white"
+    answers = "Which pixels does the evidence for the class come from?"
     source = "Montavon et al. 2017"
 
     bounded: bool = True
@@ -334,6 +336,7 @@ class ExcitationBackprop(Relevance):
     title = "Excitation backprop"
     kind = "one-sided"
     summary = "where a winner-take-all walk from the class ends"
+    answers = "Which pixels win where the class's neurons compete?"
     source = "Zhang et al. 2016"
     subtracts = True
 

@@ -54,6 +54,7 @@ class TRGBP(BiasMethod):
     title = "TR-GBP"
     kind = "contrast"
     summary = "guided backprop to the image and every bias, minus the mean of the likeliest classes"
+    answers = "Which pixels and biases speak for this class more than for the likeliest others?"
     source = "TR-GBP, ICLR 2022 submission"
     memory_factor = 6.0
     subtracts = True
