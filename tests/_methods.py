@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from backlit.methods import Method
+from backlit.methods import BASELINES, METHODS, Method
+
+EVERYWHERE = tuple(method for method in METHODS + BASELINES if not method.reads_attention)
+"""The methods and baselines that take a network without attention."""
 
 QUICK: dict[str, dict[str, Any]] = {
     "dmbp": {"steps": 3, "lr": 0.1},

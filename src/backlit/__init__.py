@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         MIPIN,
         RISE,
         TRGBP,
+        AttentionRollout,
         BBp,
         Deconvnet,
         DeepLIFT,
@@ -40,11 +41,14 @@ if TYPE_CHECKING:
         GradCAM,
         GradCAMPlusPlus,
         Gradient,
+        GradientRollout,
         GradientXInput,
         GuidedBackprop,
         GuidedGradCAM,
         HiResCAM,
         LayerCAM,
+        LeGrad,
+        LibraGrad,
         NormGrad,
         Occlusion,
         PatternAttribution,
@@ -69,6 +73,7 @@ __all__ = [
     "MIPIN",
     "RISE",
     "TRGBP",
+    "AttentionRollout",
     "Attribution",
     "BBp",
     "BacklitError",
@@ -85,12 +90,15 @@ __all__ = [
     "GradCAM",
     "GradCAMPlusPlus",
     "Gradient",
+    "GradientRollout",
     "GradientXInput",
     "GuidedBackprop",
     "GuidedGradCAM",
     "HiResCAM",
     "InputError",
     "LayerCAM",
+    "LeGrad",
+    "LibraGrad",
     "LoadedModel",
     "ModelStateError",
     "NormGrad",
@@ -123,9 +131,10 @@ _HOMES = {
     "bench.compare": "compare",
     "comparison": "Comparison",
     "methods": (
-        "DMBP LPR LRP METHODS MIPIN RISE TRGBP BBp Deconvnet DeepLIFT DeepSHAP DeepTaylor ExcitationBackprop FullGrad "
-        "GradCAM GradCAMPlusPlus Gradient GradientXInput GuidedBackprop GuidedGradCAM HiResCAM LayerCAM NormGrad "
-        "Occlusion PatternAttribution PatternNet Saliency XGradCAM"
+        "DMBP LPR LRP METHODS MIPIN RISE TRGBP AttentionRollout BBp Deconvnet DeepLIFT DeepSHAP DeepTaylor "
+        "ExcitationBackprop FullGrad GradCAM GradCAMPlusPlus Gradient GradientRollout GradientXInput "
+        "GuidedBackprop GuidedGradCAM HiResCAM LayerCAM LeGrad LibraGrad NormGrad Occlusion PatternAttribution "
+        "PatternNet Saliency XGradCAM"
     ),
     "methods.function": "explain_func",
     "methods.lookup": "find_method",

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from _methods import quick
+from _methods import EVERYWHERE, quick
 from backlit import DeepSHAP, InputError
 from backlit.capture import freeze
-from backlit.methods import BASELINES, METHODS, FittedMethod, Method, Random
+from backlit.methods import METHODS, FittedMethod, Method, Random
 from backlit.methods.biases import BiasMethod
 from backlit.metrics import Examples, Insertion
 
@@ -99,7 +99,7 @@ class Any1(nn.Module):
         return self.net(x)
 
 
-KINDS = [m for m in METHODS + BASELINES if not issubclass(m, FittedMethod)]
+KINDS = [m for m in EVERYWHERE if not issubclass(m, FittedMethod)]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

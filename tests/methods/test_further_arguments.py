@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from _methods import quick
+from _methods import EVERYWHERE, quick
 from backlit import DMBP, TRGBP, Contrast, DeepSHAP, Gradient, GradientXInput, InputError, Saliency, load_model
-from backlit.methods import BASELINES, METHODS, FittedMethod, Method
+from backlit.methods import FittedMethod, Method
 from backlit.methods.around import Bound, Context
 
 N = 5
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(N, 2, 8, 8, dtype=torch.float64, generator=GENERATOR)
 META = torch.randn(N, 3, dtype=torch.float64, generator=GENERATOR)
-EVERY = [m for m in (*METHODS, *BASELINES) if not issubclass(m, FittedMethod)]
+EVERY = [m for m in EVERYWHERE if not issubclass(m, FittedMethod)]
 
 
 class Net(nn.Module):

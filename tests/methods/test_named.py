@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import backlit
-from _methods import quick
+from _methods import EVERYWHERE, quick
 from backlit import Attribution, InputError
 from backlit._forward import forward
 from backlit.inverse import Fitted
@@ -38,7 +38,7 @@ def made(kind: type[Method], model: Any = LOADED, **options: Any) -> Method:
     return kind(model, **quick(kind), **fitted, **options)
 
 
-@pytest.fixture(params=METHODS + BASELINES, ids=lambda m: m.name)
+@pytest.fixture(params=EVERYWHERE, ids=lambda m: m.name)
 def kind(request: pytest.FixtureRequest) -> type[Method]:
     return request.param
 

@@ -1,4 +1,4 @@
-"""The properties of every method and baseline, on the embedded network; a new one is tested by being in METHODS or BASELINES."""
+"""The properties of every method and baseline, on the embedded network or a transformer; a new one is tested by being in METHODS or BASELINES."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from functools import cache
 
 import pytest
 import torch
+from _attention_networks import Transformer
 
 import _properties as properties
 import backlit
 from _methods import quick
+from backlit.capture import propagate
 from backlit.inverse import Fitted
 from backlit.methods import BASELINES, METHODS, FittedMethod, Method
+from backlit.rules import presets
 
 
 @pytest.fixture(scope="module", params=METHODS + BASELINES, ids=lambda m: m.name)
 def method(request: pytest.FixtureRequest) -> Method:
+    if request.param.reads_attention:
+        return request.param(Transformer(), **quick(request.param))
     network = backlit.load_model("digits", dtype="float64").network
     short = quick(request.param)
     if issubclass(request.param, FittedMethod):
@@ -52,8 +57,8 @@ def test_the_same_call_gives_the_same_map(method: Method, x: torch.Tensor) -> No
 
 
 def test_the_map_follows_the_target(method: Method, x: torch.Tensor) -> None:
-    if isinstance(method, BASELINES):
-        pytest.skip("a baseline promises no map of the target")
+    if not method.follows_target:
+        pytest.skip("its map is the same for all targets")
     properties.assert_sensitive_to_the_target(method, x, 3, 8)
 
 
@@ -71,7 +76,8 @@ def test_threads_do_not_disturb_each_other(method: Method, x: torch.Tensor) -> N
 
 def test_every_site_is_covered_and_the_result_says_where_it_comes_from(method: Method, x: torch.Tensor) -> None:
     explanation = method(x)
-    assert len(explanation.coverage.rows) == (17 if method.traces else 0)
+    sites = len(propagate(method.network, x, presets.gradient).trace)
+    assert len(explanation.coverage.rows) == (sites if method.traces else 0)
     assert explanation.target.tolist() == method.model(x).argmax(1).tolist()
     torch.testing.assert_close(explanation.output, method.model(x).amax(1).detach())
     assert explanation.provenance["method"] == method.name

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import backlit
-from _methods import quick
+from _methods import EVERYWHERE, quick
 from backlit import DMBP, LPR, TRGBP, InputError, ModelStateError, UnsupportedOp
 from backlit._errors import BacklitError
-from backlit.methods import BASELINES, METHODS, FittedMethod, Gradient, Method, Random
+from backlit.methods import FittedMethod, Gradient, Method, Random
 
 X = torch.randn(2, 3, 12, 10, generator=torch.Generator().manual_seed(1))
-ALL = [m for m in METHODS + BASELINES if not issubclass(m, FittedMethod)]
+ALL = [m for m in EVERYWHERE if not issubclass(m, FittedMethod)]
 EXPLAINING = [m for m in ALL if m.traces]
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import backlit
-from _methods import quick
-from backlit import METHODS, Contrast, GradientXInput, InputError, Unit, scored
+from _methods import EVERYWHERE, quick
+from backlit import Contrast, GradientXInput, InputError, Unit, scored
 from backlit._fingerprint import fingerprint
-from backlit.methods import BASELINES, TRGBP, BBp, DeepLIFT, ExcitationBackprop, GradCAM, Gradient, Method
+from backlit.methods import TRGBP, BBp, DeepLIFT, ExcitationBackprop, GradCAM, Gradient, Method
 from backlit.methods.fitted import FittedMethod
 from backlit.methods.scored import Scored
 from backlit.metrics import Examples, Insertion
@@ -55,7 +55,7 @@ def made(kind: type[nn.Module] = Net) -> Any:
 
 
 X = torch.randn(3, 2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-EVERY = [m for m in (*METHODS, *BASELINES) if not issubclass(m, FittedMethod)]
+EVERY = [m for m in EVERYWHERE if not issubclass(m, FittedMethod)]
 
 
 def test_gradients_of_a_contrast_are_the_difference_by_autograd() -> None:

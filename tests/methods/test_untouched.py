@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import _properties as properties
-from _methods import quick
+from _methods import EVERYWHERE, quick
 from backlit import TRGBP, ModelStateError
 from backlit._forward import forward
-from backlit.methods import BASELINES, METHODS, FittedMethod, Method
+from backlit.methods import FittedMethod, Method
 
 X = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -46,7 +46,7 @@ class Part(nn.Module):
         return self.run(x)
 
 
-@pytest.fixture(params=METHODS + BASELINES, ids=lambda m: m.name)
+@pytest.fixture(params=EVERYWHERE, ids=lambda m: m.name)
 def method(request: pytest.FixtureRequest) -> Method:
     kind, net = request.param, Net()
     options = quick(kind, **({"contrast": 2} if kind is TRGBP else {}))

@@ -142,7 +142,8 @@ def explain(
     changes = settings.preprocessing(size, mean, std, crop)
     loaded = settings.load(model or "digits", weights, compute, changes, download=download)
     output = Output(out, quiet, as_json)
-    chosen = settings.with_bounds(settings.with_fitted(asked, fitted or [], output.into.print), loaded.preprocess)
+    chosen = settings.with_fitted(asked, fitted or [], output.into.print)
+    chosen = settings.with_bounds(settings.with_attention(chosen, loaded, output.into.print), loaded.preprocess)
     if run(images, Run(loaded, target, chosen, compute, force, style, scale), output):
         raise typer.Exit(1)
 
@@ -210,7 +211,7 @@ def compare(
     chosen = settings.with_fitted(chosen, fitted or [])
     changes = settings.preprocessing(size, mean, std, crop)
     loaded = settings.load(model or "digits", weights, compute, changes, download=download)
-    chosen = settings.with_bounds(chosen, loaded.preprocess)
+    chosen = settings.with_bounds(settings.with_attention(chosen, loaded), loaded.preprocess)
     source = Source(paths, kind, target, class_index, annotations, limit, mosaic, seed, scaled)
     if run(source, loaded, chosen, measured, out, compute, classes=classes, force=force):
         raise typer.Exit(1)

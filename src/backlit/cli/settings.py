@@ -18,6 +18,7 @@ from backlit.cli.complete import FAST
 from backlit.cli.console import console
 from backlit.inverse import Fitted
 from backlit.methods import BASELINES, DMBP, METHODS, FittedMethod, Method
+from backlit.methods.attention_maps import has_attention
 from backlit.methods.base import NO_NETWORK
 from backlit.methods.lookup import SHORT, find_method, same_name, title_named
 from backlit.metrics import Metric
@@ -216,6 +217,24 @@ def with_fitted(
             f"fitted: no method that was asked for uses {idle[0]!r}, which is for {found[Path(idle[0])].kind}."
         )
     return result
+
+
+def with_attention(
+    chosen: Sequence[Chosen], loaded: LoadedModel, say: Callable[[str], object] = lambda text: None
+) -> list[Chosen]:
+    """Return the methods; for a network without attention "all" leaves out those that read it."""
+    if not any(one.method.reads_attention and not one.named for one in chosen):
+        return list(chosen)
+    blank = torch.zeros(1, loaded.preprocess.channels, *loaded.preprocess.size)
+    if has_attention(loaded.network, (loaded.placed(blank),)):
+        return list(chosen)
+    kept = []
+    for one in chosen:
+        if one.method.reads_attention and not one.named:
+            say(f"{one.name} is left out: it reads the attention of a transformer")
+        else:
+            kept.append(one)
+    return kept
 
 
 def with_bounds(chosen: Sequence[Chosen], preprocess: Preprocess) -> list[Chosen]:

@@ -1,5 +1,6 @@
 """The methods, in the one tuple that drives the command line, the docs and the property tests."""
 
+from backlit.methods.attention import AttentionRollout, GradientRollout, LeGrad, LibraGrad
 from backlit.methods.base import Method
 from backlit.methods.bbp import BBp
 from backlit.methods.deeplift import DeepLIFT, DeepSHAP
@@ -43,6 +44,9 @@ METHODS: tuple[type[Method], ...] = (
     RISE,
     GradCAM,
     GuidedGradCAM,
+    AttentionRollout,
+    GradientRollout,
+    LeGrad,
     GradCAMPlusPlus,
     XGradCAM,
     HiResCAM,
@@ -50,6 +54,7 @@ METHODS: tuple[type[Method], ...] = (
     NormGrad,
     GuidedBackprop,
     Deconvnet,
+    LibraGrad,
     GradientXInput,
     Saliency,
     Gradient,
@@ -66,6 +71,7 @@ __all__ = [
     "MIPIN",
     "RISE",
     "TRGBP",
+    "AttentionRollout",
     "BBp",
     "Deconvnet",
     "DeepLIFT",
@@ -77,11 +83,14 @@ __all__ = [
     "GradCAM",
     "GradCAMPlusPlus",
     "Gradient",
+    "GradientRollout",
     "GradientXInput",
     "GuidedBackprop",
     "GuidedGradCAM",
     "HiResCAM",
     "LayerCAM",
+    "LeGrad",
+    "LibraGrad",
     "Method",
     "NormGrad",
     "Occlusion",

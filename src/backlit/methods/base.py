@@ -146,6 +146,8 @@ class Method(Configured, ABC):
     """Whether the method propagates no further than to a feature map: what stands before it changes nothing but its values."""
     follows_target: ClassVar[bool] = True
     """Whether the map is another one for another class; some look at the image's features alone."""
+    reads_attention: ClassVar[bool] = False
+    """Whether it reads the attention of a transformer, and refuses a network without."""
     answers: ClassVar[str] = ""
     """The question that its map answers, a sentence for the table of all methods."""
     needs: ClassVar[str] = "gradients"

@@ -22,6 +22,7 @@ class Random(Method):
     answers = "What is a map worth that looks at nothing?"
     needs = "nothing"
     source = "baseline"
+    follows_target = False
     takes_rules = False
     traces = False
 

@@ -15,7 +15,7 @@ from typing import get_args
 
 from backlit.capture import PRIMITIVES, RuleLike, named
 from backlit.capture.sites import Kind
-from backlit.rules import activation, attention, structural
+from backlit.rules import activation, attention, norm, structural
 from backlit.rules.exact import exact as _exact
 from backlit.rules.linear import AlphaBeta, Bound, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
 from backlit.rules.relevance import RelevanceTable, relevance
@@ -33,7 +33,27 @@ exact = RuleTable(
 guided = gradient.but(dict.fromkeys(named("rectifier"), activation.guided), "guided")
 deconvnet = gradient.but(dict.fromkeys(named("rectifier"), activation.deconvnet), "deconvnet")
 
-PRESETS: tuple[RuleTable, ...] = (gradient, exact, guided, deconvnet)
+_smooth = {p.name for p in PRIMITIVES if p.kind == "activation"} - named("piecewise", "homogeneous")
+libra = gradient.but(
+    {
+        **dict.fromkeys(_smooth, activation.secant),
+        "layer_norm": norm.layer_norm,
+        "group_norm": norm.group_norm,
+        "instance_norm": norm.group_norm,
+        "rms_norm": norm.rms_norm,
+        "softmax": attention.constant,
+        "attention": attention.held,
+        "glu": attention.glu,
+        "product": structural.shared,
+        "quotient": structural.quotient,
+        **dict.fromkeys(("matrix_product", "einsum_product"), attention.mixture),
+    },
+    "libra",
+).where(lambda site: site.primitive == "softmax" and len(site.input_shapes[0]) == 2, TRUE)
+"""LibraGrad (Mehri et al. 2025): softmax, deviations of norms and gates are held, products of two signals halved. A softmax over
+rows (n, k) is no attention, but probabilities: it keeps its derivative."""
+
+PRESETS: tuple[RuleTable, ...] = (gradient, exact, guided, deconvnet, libra)
 
 
 def epsilon(value: float = 1e-7) -> RelevanceTable:
