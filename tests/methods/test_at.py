@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from _methods import quick
+from _methods import EVERYWHERE, quick
 from backlit import LRP, TRGBP, Contrast, DeepLIFT, Gradient, GradientXInput, GuidedBackprop, InputError, UnsupportedOp
-from backlit.methods import BASELINES, METHODS, FittedMethod, Method
+from backlit.methods import METHODS, FittedMethod, Method
 
 X = torch.randn(5, 2, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-EVERY = [m for m in (*METHODS, *BASELINES) if m.explains_inside and not m.needs.startswith("data")]
+EVERY = [m for m in EVERYWHERE if m.explains_inside and not m.needs.startswith("data")]
 
 
 class Net(nn.Module):
