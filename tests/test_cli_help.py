@@ -46,7 +46,10 @@ def test_help_imports_nothing_slow(words: list[str]) -> None:
     ("typed", "offered"),
     [
         ("backlit explain --method sal", {"saliency"}),
-        ("backlit explain --method saliency,gradient", {"saliency,gradient", "saliency,gradient_x_input"}),
+        (
+            "backlit explain --method saliency,gradient",
+            {"saliency,gradient", "saliency,gradient_rollout", "saliency,gradient_x_input"},
+        ),
         ("backlit explain --model resnet1", {"resnet18", "resnet101"}),
         ("backlit compare --metric lerf", {"lerf_5", "lerf_100"}),
         ("backlit met", {"methods", "metrics"}),
