@@ -14,6 +14,13 @@ QUICK: dict[str, dict[str, Any]] = {
     "lpr": {"steps": 3, "lr": 0.1},
     "occlusion": {"stride": 4, "window": 4},
     "rise": {"masks": 64},
+    "integrated_gradients": {"steps": 4},
+    "expected_gradients": {"samples": 4},
+    "blur_ig": {"steps": 5},
+    "guided_ig": {"steps": 4},
+    "smooth_grad": {"samples": 3},
+    "squared_smooth_grad": {"samples": 3},
+    "var_grad": {"samples": 3},
 }
 """By the method's name; one that is not here runs with its defaults."""
 

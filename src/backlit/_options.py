@@ -59,8 +59,7 @@ class Configured:
 
     def __repr__(self) -> str:
         made_for = [_shown(getattr(self, f.name)) for f in _fields(self) if f.init and not _is_option(f)]
-        own = [f"{name}={_shown(value)}" for name, value in options_of(self).items() if not _is_default(self, name)]
-        return f"{type(self).__name__}({', '.join(made_for + own)})"
+        return f"{type(self).__name__}({', '.join([*made_for, *_own_options(self)])})"
 
 
 def option_names(kind: object) -> list[str]:
@@ -112,7 +111,13 @@ def _is_default(value: object, name: str) -> bool:
     return own is usual or (type(own) is type(usual) and not isinstance(own, Tensor) and bool(own == usual))
 
 
+def _own_options(value: Configured) -> list[str]:
+    return [f"{name}={_shown(own)}" for name, own in options_of(value).items() if not _is_default(value, name)]
+
+
 def _shown(value: object) -> str:
+    if isinstance(value, Configured):  # as an option of another one, for the same network
+        return f"{type(value).__name__}({', '.join(_own_options(value))})"
     if isinstance(value, Tensor):
         return f"Tensor{tuple(value.shape)}"
     network = getattr(value, "network", value)  # of a loaded model

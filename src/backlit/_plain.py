@@ -218,7 +218,8 @@ class _Plain:
 
     def _object(self, value: Any) -> Any:
         if hasattr(type(value), "__plain__"):
-            return self.of(value.__plain__())
+            told = value.__plain__()
+            return {k: self.of(v) for k, v in told.items()} if type(told) is dict else self.of(told)
         content = _content_of(value)
         if content is None:
             return self._nameless(

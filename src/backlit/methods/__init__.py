@@ -1,8 +1,10 @@
 """The methods, in the one tuple that drives the command line, the docs and the property tests."""
 
 from backlit.methods.attention import AttentionRollout, GradientRollout, LeGrad, LibraGrad
+from backlit.methods.average import SmoothGrad, SquaredSmoothGrad, VarGrad
 from backlit.methods.base import Method
 from backlit.methods.bbp import BBp
+from backlit.methods.blur_path import BlurIG
 from backlit.methods.deeplift import DeepLIFT, DeepSHAP
 from backlit.methods.dmbp import DMBP
 from backlit.methods.fitted import FittedMethod
@@ -17,9 +19,11 @@ from backlit.methods.gradient_cams import (
     NormGrad,
     XGradCAM,
 )
+from backlit.methods.guided_path import GuidedIG
 from backlit.methods.lpr import LPR
 from backlit.methods.mip_in import MIPIN
 from backlit.methods.occlusion import Occlusion
+from backlit.methods.path import ExpectedGradients, IntegratedGradients
 from backlit.methods.pattern import PatternAttribution, PatternNet
 from backlit.methods.random import Random
 from backlit.methods.relevance import LRP, DeepTaylor, ExcitationBackprop
@@ -42,6 +46,13 @@ METHODS: tuple[type[Method], ...] = (
     DeepSHAP,
     Occlusion,
     RISE,
+    IntegratedGradients,
+    ExpectedGradients,
+    BlurIG,
+    GuidedIG,
+    SmoothGrad,
+    SquaredSmoothGrad,
+    VarGrad,
     GradCAM,
     GuidedGradCAM,
     AttentionRollout,
@@ -73,11 +84,13 @@ __all__ = [
     "TRGBP",
     "AttentionRollout",
     "BBp",
+    "BlurIG",
     "Deconvnet",
     "DeepLIFT",
     "DeepSHAP",
     "DeepTaylor",
     "ExcitationBackprop",
+    "ExpectedGradients",
     "FittedMethod",
     "FullGrad",
     "GradCAM",
@@ -87,7 +100,9 @@ __all__ = [
     "GradientXInput",
     "GuidedBackprop",
     "GuidedGradCAM",
+    "GuidedIG",
     "HiResCAM",
+    "IntegratedGradients",
     "LayerCAM",
     "LeGrad",
     "LibraGrad",
@@ -98,5 +113,8 @@ __all__ = [
     "PatternNet",
     "Random",
     "Saliency",
+    "SmoothGrad",
+    "SquaredSmoothGrad",
+    "VarGrad",
     "XGradCAM",
 ]

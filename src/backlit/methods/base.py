@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from backlit._errors import BacklitError, InputError, check, nearest
 from backlit._fingerprint import fingerprint
-from backlit._options import NO_OPTION, Configured
+from backlit._options import NO_OPTION, Configured, options_of
 from backlit._other_names import says_what_to_write
-from backlit._plain import described, plain
+from backlit._plain import described, plain, without_free
 from backlit._state import check_module
 from backlit._version import __version__
 from backlit.attribution import Attribution
@@ -374,6 +374,11 @@ class Method(Configured, ABC):
     def recorded(self) -> dict[str, Any]:
         """The options as they are recorded with a result, as JSON can hold them."""
         return described(self)
+
+    def __plain__(self) -> dict[str, object]:
+        """What the method is as an option of another one: its class and options, and its network if it has one."""
+        model = {} if self.model is NO_NETWORK else {"model": self.model}
+        return {"method": type(self), **model, **without_free(options_of(self))}
 
     @property
     def kind_of_map(self) -> Kind:

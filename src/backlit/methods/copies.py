@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from backlit._forward import unchanged
 from backlit.capture.refuse import check_output
+from backlit.methods.account import wide
 from backlit.methods.chunks import run_in_chunks
 from backlit.methods.inputs import probability
 from backlit.methods.job import scores_of
@@ -52,6 +53,27 @@ def in_blocks(
         except Exception:  # of a network that takes no other number of images; another fault comes again, as itself
             pass
     return blocks(1)
+
+
+def sum_of_blocks(
+    run: Callable[[slice], tuple[Tensor, ...]], count: int, inputs: tuple[Tensor, ...], chunk: int | None = None
+) -> tuple[Tensor, ...]:
+    """Run copies as :func:`in_blocks` does, and add up the blocks' results in single precision at least.
+
+    No more than one block's result is held beside the sums, however many blocks there are.
+    """
+    sums: list[Tensor] = []
+
+    def add(block: slice) -> None:
+        results = [wide(r) for r in run(block)]
+        if block.start == 0:  # also where all copies run anew, one at a time
+            sums[:] = [r.clone() for r in results]
+            return
+        for total, result in zip(sums, results, strict=True):
+            total += result
+
+    in_blocks(add, count, inputs, chunk)
+    return tuple(sums)
 
 
 @contextmanager

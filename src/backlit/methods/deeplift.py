@@ -13,10 +13,20 @@ from backlit._forward import of_image
 from backlit._options import NO_OPTION
 from backlit._warn import Once, warn
 from backlit.capture import propagate
+from backlit.methods.account import account, wide
 from backlit.methods.audit import Leak, audit
 from backlit.methods.base import Method, check, check_positive
 from backlit.methods.copies import repeated
-from backlit.methods.images import BASELINE_IMAGES, Baseline, baselines_of, check_baseline, image_sets, require
+from backlit.methods.images import (
+    BASELINE_IMAGES,
+    Baseline,
+    References,
+    baselines_of,
+    check_baseline,
+    check_references,
+    reference_sets,
+    sets_of,
+)
 from backlit.methods.inputs import alike
 from backlit.methods.job import Job, Maps, scores_of
 from backlit.methods.targets import gradients
@@ -61,7 +71,7 @@ class _Lift(Method):
         targets = job.pick(run.output)
         values = tuple(m * (x - r) for m, x, r in zip(gradients(run, targets), inputs, references, strict=True))
         output, start = (scores_of(logits, targets) for logits in (run.output, reference.output))
-        maps = Maps.of_run(run, values, targets, completeness=_account(values, output, start))
+        maps = Maps.of_run(run, values, targets, completeness=account(values, output, start))
         self._check_sum(job, references, maps, start, images or len(job))
         return maps, start
 
@@ -72,7 +82,7 @@ class _Lift(Method):
     def _check_sum(self, job: Job, references: tuple[Tensor, ...], maps: Maps, start: Tensor, images: int) -> None:
         """Warn if a map misses its difference, and more than the logits' rounding; a tiny one counts as a thousandth of them."""
         gap, difference = maps.completeness["gap"].abs(), maps.completeness["difference"].abs()
-        sizes = _wide(maps.output).abs(), _wide(start).abs()
+        sizes = wide(maps.output).abs(), wide(start).abs()
         scale = torch.maximum(difference, 1e-3 * torch.maximum(*sizes)).clamp(min=torch.finfo(gap.dtype).tiny)
         share = gap / scale * (gap > torch.finfo(start.dtype).eps * sum(sizes))
         if not float(share.max()) > self.tolerance or not self._said.first():
@@ -136,27 +146,19 @@ class DeepSHAP(_Lift):
     answers = "Which pixels make the logit differ from those of several references?"
     source = "Lundberg and Lee 2017"
 
-    references: Tensor | tuple[Tensor, ...] | None = None
+    references: References = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        sets = self.sets
-        good = all(isinstance(s, Tensor) and s.dim() == 4 and len(s) == len(sets[0]) > 0 for s in sets)
-        must = "images (r, c, h, w), or a tuple of as many for each input"
-        require(good and (bool(sets) or self.references is None), "references", self.references, must)
-
-    @property
-    def sets(self) -> tuple[Tensor, ...]:
-        """The sets that were given."""
-        given = self.references
-        return () if given is None else given if isinstance(given, tuple) else (given,)
+        check_references(self.references)
 
     @property
     def forward_passes(self) -> float:
-        return 4.0 * (len(self.sets[0]) if self.sets else len(BASELINE_IMAGES))
+        sets = sets_of(self.references)
+        return 4.0 * (len(sets[0]) if sets else len(BASELINE_IMAGES))
 
     def explain(self, job: Job) -> Maps:
-        sets = self._sets(job)  # (n, r, c, h, w) each
+        sets = reference_sets(job, self.references)  # (n, r, c, h, w) each
         n, r = sets[0].shape[:2]
         group = max(1, 16 // n)  # references of an image that run at once: as many pairs as fit in a chunk
         try:
@@ -184,7 +186,7 @@ class DeepSHAP(_Lift):
                 raise InputError(
                     "references must meet the same image, but the model gives it other logits elsewhere in the batch."
                 )
-            found = [_wide(v).unflatten(1, (each, n)).sum(1) for v in (*maps.values, start)]
+            found = [wide(v).unflatten(1, (each, n)).sum(1) for v in (*maps.values, start)]
             sums = [s + v for s, v in zip(sums, found, strict=True)] if sums else found
             if first is None:
                 first = replace(
@@ -198,25 +200,4 @@ class DeepSHAP(_Lift):
         assert first is not None
         *values, start = (s / r for s in sums)
         values = tuple(v.to(x) for v, x in zip(values, inputs, strict=True))
-        return replace(
-            first, values=values, completeness=_account(values, first.output, start), notes={"references": r}
-        )
-
-    def _sets(self, job: Job) -> list[Tensor]:
-        """References of each image, (n, r, c, h, w) for each input."""
-        if not self.sets:
-            return [torch.stack([make(x) for make in BASELINE_IMAGES.values()], 1) for x in job.inputs]
-        return image_sets(job, self.sets, "references")
-
-
-def _wide(values: Tensor) -> Tensor:
-    """At least single precision, for sums."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def _account(values: tuple[Tensor, ...], output: Tensor, start: Tensor) -> dict[str, Tensor]:
-    """The map's sum beside the logit's difference from the reference, (t, n)."""
-    total = torch.stack([_wide(v).flatten(2).sum(2) for v in values]).sum(0)
-    difference = _wide(output) - start
-    ratio = torch.where(difference == 0, 1 + total, total / torch.where(difference == 0, 1, difference))
-    return {"total": total, "difference": difference, "ratio": ratio, "gap": difference - total}
+        return replace(first, values=values, completeness=account(values, first.output, start), notes={"references": r})

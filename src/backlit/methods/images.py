@@ -15,6 +15,9 @@ from backlit.methods.job import Job
 Baseline = str | Tensor | tuple[Tensor, ...] | Callable[[Tensor], Tensor]
 """What an image is compared with: a name of :data:`BASELINE_IMAGES`, images, or a function from images to them."""
 
+References = Tensor | tuple[Tensor, ...] | None
+"""Images (r, c, h, w) to come from or compare with, a tuple of as many for each input, or None for each image's own baselines."""
+
 BLUR = 10.0  # pixels, standard deviation: what the insertion protocol hides pixels with
 
 
@@ -84,19 +87,20 @@ def baselines_of(job: Job, given: Baseline, name: str = "baseline") -> tuple[Ten
 def _fitting(baseline: Any, x: Tensor, job: Job, name: str, *, function: bool) -> Tensor:
     """A baseline for each image: the same, or those of a function, or this chunk's of one for each image of the batch."""
     shape, one = content(baseline), tuple(x.shape[1:])
-    n = len(x) if function else job.images or len(x)
+    here = len(x) // job.copies
+    n = len(x) if function else job.images or here
     if shape not in (one, (1, *one), (n, *one)):
         way_out = (
             f"A function is called with a chunk of the images; for fixed {name}s give the tensor itself."
             if function
-            else f"For several {name}s an image use a method that averages over them, such as DeepSHAP."
+            else f"For several {name}s an image use a method that averages over them, such as DeepSHAP or ExpectedGradients."
         )
         raise InputError(
             f"{name} must be shaped as one image, {one}, or be one for each, {(n, *one)}, but is {shape}. {way_out}"
         )
     baseline = finite(name, baseline).to(x)
     if shape == (n, *one) and not function:
-        baseline = baseline[job.first :][: len(x)]
+        baseline = baseline[job.first :][:here].repeat(job.copies, 1, 1, 1)
     return baseline.expand_as(x)
 
 
@@ -120,6 +124,31 @@ def _set_for(images: Tensor, x: Tensor, name: str) -> Tensor:
             f"{tuple(images.shape)}. For inputs of several shapes give a tuple, a set for each."
         )
     return finite(name, images).to(x)[None].expand(len(x), *images.shape)
+
+
+def sets_of(references: References) -> tuple[Tensor, ...]:
+    """Return the sets of references that were given, one for each input or one for all; none for None."""
+    return () if references is None else references if isinstance(references, tuple) else (references,)
+
+
+def check_references(references: References) -> None:
+    """Refuse what is no set of images.
+
+    Raises:
+        InputError: With what ``references`` must be.
+    """
+    sets = sets_of(references)
+    good = all(isinstance(s, Tensor) and s.dim() == 4 and len(s) == len(sets[0]) > 0 for s in sets)
+    must = "images (r, c, h, w), or a tuple of as many for each input"
+    require(good and (bool(sets) or references is None), "references", references, must)
+
+
+def reference_sets(job: Job, references: References) -> list[Tensor]:
+    """References of each image, (n, r, c, h, w) for each input: those given, or its zero, blurred and mean reference."""
+    sets = sets_of(references)
+    if not sets:
+        return [torch.stack([make(x) for make in BASELINE_IMAGES.values()], 1) for x in job.inputs]
+    return image_sets(job, sets, "references")
 
 
 def finite(name: str, given: Tensor) -> Tensor:

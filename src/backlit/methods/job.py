@@ -23,12 +23,14 @@ class Job:
         targets: Class indices (n, t); None for the predicted class.
         first: The number, in the whole batch, of the chunk's first image: what messages count from.
         images: How many images the whole batch has.
+        copies: How many altered copies of the chunk's images ``inputs`` hold, one copy of all after the other.
     """
 
     inputs: tuple[Tensor, ...]
     targets: Tensor | None
     first: int = 0
     images: int | None = None
+    copies: int = 1
 
     @property
     def classes(self) -> Tensor:
