@@ -38,6 +38,7 @@ from backlit.capture.watch import Watch
 from backlit.methods.base import MOST_STEPS, check, check_positive, check_whole, is_number
 from backlit.methods.branches import between_convolutions
 from backlit.methods.job import Job, Maps
+from backlit.methods.named import Named
 from backlit.methods.sites import Sites, check_sites, is_wanted
 from backlit.methods.steps import Stepped
 from backlit.rules import presets
@@ -186,7 +187,7 @@ class LPR(Stepped):
         return "features" if self.reading == PAPER else self.reading
 
     @classmethod
-    def fast(cls, model: nn.Module, **options: Any) -> LPR:
+    def fast(cls, model: nn.Module | Named, **options: Any) -> LPR:
         """The short schedule: 20 steps, half as many, chosen by MoRF and LeRF (``benchmarks/readings.py lpr_steps``)."""
         return cls(model, **{"steps": 20, "lr": 0.2, **options})
 
