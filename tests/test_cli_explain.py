@@ -79,6 +79,8 @@ class TestTargets:
             ("3-4,4−3", ["3-4", "4-3"]),
             ("fox-red", ["6"]),  # a class of that name comes first
             ("FOX , ", ["3"]),
+            ("fox-top:2,3 - top:6", ["3-top2", "3-top6"]),
+            ("hen-of-the-woods-top:1", ["2-top1"]),
         ],
     )
     def test_words(self, animals: LoadedModel, text: str, found: list[str]) -> None:
@@ -97,6 +99,8 @@ class TestTargets:
             ("fox-fox", "needs two different classes, but 'fox-fox' names one twice"),
             ("red-fox-red", "can be read as 2 contrasts. Give indices"),
             ("-3", "has 7 classes"),
+            ("fox-top:7", "a number of other classes from 1 to 6 behind top:, but it is 7"),
+            ("wolf-top:2", "has no class 'wolf'"),
         ],
     )
     def test_mistakes(self, animals: LoadedModel, text: str, message: str) -> None:
@@ -115,6 +119,22 @@ class TestContrast:
         found = method(model, **options)(x, backlit.Contrast(a, b))
         assert torch.allclose(found.values, first.values - second.values, atol=1e-5 * float(first.values.abs().max()))
         assert torch.equal(found.output, first.output - second.output)
+
+    def test_against_the_likeliest_others(self, scene: Path, tmp_path: Path, model: LoadedModel) -> None:
+        out = tmp_path / "out"
+        done = command("explain", scene, "--method", "gradient_x_input", "--target", "3-top:2,3", "--out", out)
+        assert done.returncode == 0, done.stderr
+        against, alone = rows(out)
+        assert against["map"] == "scene.gradient_x_input.3-top2.safetensors"
+        assert (against["label"], against["target"]) == ("3 − mean of the 2 likeliest others", 3)
+        assert (against["less_top"], "less" in against, "probability" in against) == (2, False, False)
+        assert "less_top" not in alone
+        explanation = backlit.Attribution.load(out / against["map"])
+        logits = model.network(explanation.inputs)[0].detach()
+        others = logits[torch.arange(10) != 3].topk(2).values.mean()
+        torch.testing.assert_close(explanation.output[0], logits[3] - others)
+        again = command("explain", scene, "--method", "gradient_x_input", "--target", "3-top:2", "--out", out)
+        assert "1 of them were there" in again.stdout
 
     def test_on_the_command_line(self, scene: Path, tmp_path: Path, model: LoadedModel) -> None:
         """The class comes first in the name, the label says both, and no probability is claimed."""

@@ -57,6 +57,11 @@ class MapTarget(Protocol):
         ...
 
     @property
+    def top(self) -> int | None:
+        """Of how many of the likeliest others the mean logit is subtracted."""
+        ...
+
+    @property
     def key(self) -> str:
         """Its name in files and rows."""
         ...
@@ -183,9 +188,10 @@ class MapFolder:
             "method": asked["method"],
             "target": target.index,
             **({} if target.less is None else {"less": target.less}),
+            **({} if target.top is None else {"less_top": target.top}),
             "label": target.label(self._loaded.class_names),
             "logit": float(explanation.output[0]),
-            **({"probability": chance} if target.less is None and chance is not None else {}),
+            **({"probability": chance} if target.less is None and target.top is None and chance is not None else {}),
             "share": verdict.share,
             "share_of": verdict.whole,
             "completeness": {k: float(v[0]) for k, v in explanation.completeness.items()},

@@ -94,7 +94,8 @@ def explain(
     target: Annotated[
         str,
         typer.Option(
-            help="Classes, by comma: names, indices, top:K for the K that the network predicts, A-B for one against another."
+            help="Classes, by comma: names, indices, top:K for the K that the network predicts, A-B for one against another, "
+            "A-top:K against the K likeliest others."
         ),
     ] = "top:1",
     method: Methods = FAST,

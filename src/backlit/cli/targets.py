@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,23 +16,36 @@ from backlit.methods.target import Contrast, classes_of, read_target
 from backlit.models import LoadedModel
 
 _LIKELIEST = "top:"
-_MORE = "Several go by comma; top:K are the K likeliest classes, A-B is one class against another."
+_AGAINST_LIKELIEST = re.compile(r"(.+?)\s*[-−]\s*top:(\d+)")
+_MORE = (
+    "Several go by comma; top:K are the K likeliest classes, A-B is one class against another, A-top:K against the mean of the K "
+    "likeliest others."
+)
 
 
 @dataclass(frozen=True)
 class Target:
-    """A class to explain; with ``less``, its logit less that of another class."""
+    """A class to explain; with ``less``, its logit less that of another class, or with ``top`` less the likeliest others' mean."""
 
     index: int
     less: int | None = None
+    top: int | None = None
+
+    @property
+    def contrast(self) -> Contrast | None:
+        """The contrast that it is; None for a class."""
+        return None if self.less is None and self.top is None else Contrast(self.index, self.less, self.top)
 
     @property
     def key(self) -> str:
         """What files and rows call it."""
-        return str(self.index) if self.less is None else f"{self.index}-{self.less}"
+        against = self.less if self.top is None else f"top{self.top}"
+        return str(self.index) if against is None else f"{self.index}-{against}"
 
     def label(self, names: tuple[str, ...]) -> str:
         """Its name, where the classes have these."""
+        if self.top is not None:
+            return f"{names[self.index]} − mean of the {self.top} likeliest others"
         return names[self.index] if self.less is None else f"{names[self.index]} − {names[self.less]}"
 
 
@@ -75,8 +89,19 @@ def _choice(word: str, loaded: LoadedModel) -> Choice:
         if not count.isdecimal() or not 1 <= int(count) <= classes:
             raise InputError(f"target must be a class, or top:K with K from 1 to {classes}, but is {word!r}.")
         return lambda logits: [Target(index) for index in logits.topk(int(count)).indices.tolist()]
-    target = _target(word, loaded)
+    against = _AGAINST_LIKELIEST.fullmatch(word)
+    target = _target(word, loaded) if against is None else _against_likeliest(against[1], int(against[2]), loaded)
     return lambda logits: [target]
+
+
+def _against_likeliest(label: str, count: int, loaded: LoadedModel) -> Target:
+    """The class of this name, less the mean of as many of the likeliest others."""
+    others = len(loaded.class_names) - 1
+    if not 1 <= count <= others:
+        raise InputError(
+            f"target must have a number of other classes from 1 to {others} behind top:, but it is {count}."
+        )
+    return Target(loaded.class_index(label), top=count)
 
 
 def _target(word: str, loaded: LoadedModel) -> Target:
@@ -95,12 +120,12 @@ def explained(
 ) -> dict[Target, Attribution]:
     """The targets' maps of one image (1, c, h, w): of all classes from one forward pass, of each contrast from its own."""
     method = chosen.method(loaded, **options)
-    classes = [target for target in asked if target.less is None]
+    classes = [target for target in asked if target.contrast is None]
     found: dict[Target, Attribution] = {}
     if classes:
         maps = method.each(x, [[target.index for target in classes]])
         found = dict(zip(classes, maps, strict=True))
     for target in asked:
-        if target.less is not None:
-            found[target] = method(x, Contrast(target.index, target.less))
+        if target.contrast is not None:
+            found[target] = method(x, target.contrast)
     return {target: found[target] for target in asked}
