@@ -51,7 +51,7 @@ class Node:
 
     @property
     def first(self) -> bool:
-        """Whether it is its site's only output, or the first."""
+        """Tell whether it is its site's only output, or the first."""
         return self.name == self.site.name
 
 
@@ -98,7 +98,7 @@ class Features:
         return found
 
     def read(self, targets: Iterable[int], only: str | None = None) -> Read:
-        """What the scores of these classes read; of ``only`` one site, if that is all that is asked."""
+        """Return what the scores of these classes read; of ``only`` one site, if that is all that is asked."""
         asked = (tuple(targets), only)
         if asked not in self._reads:  # each goes back through the steps
             self._reads[asked] = self._read(*asked)
@@ -125,7 +125,7 @@ class Features:
         return replace(node.site, output_shape=self.shapes.get(node.name, node.site.output_shape))
 
     def layout(self, node: Node) -> Layout | None:
-        """How the site's output becomes a map; None if it is none, or cannot be told to be one."""
+        """Tell how the site's output becomes a map; None if it is none, or cannot be told to be one."""
         images = self._images(node)
         if images is None or node.mark is None or not is_somewhere(node.mark):
             return None
@@ -236,7 +236,7 @@ class Features:
         return ends > 0 and (sliced or not self._is_alone(node, placed))
 
     def is_alone(self, node: Node, targets: Iterable[int]) -> bool:
-        """Whether no other map is read beside the node's."""
+        """Tell whether no other map is read beside the node's."""
         read = self.read(targets)
         return self._is_alone(node, [n for n in self.nodes.values() if n.name in read.places])
 

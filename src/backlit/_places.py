@@ -81,7 +81,7 @@ def marks_of(call: Call, marks: Sequence[Mark | None], outputs: Sequence[Tensor]
 
 
 def is_somewhere(mark: Mark | None) -> bool:
-    """Whether a value stands at more than one place."""
+    """Tell whether a value stands at more than one place."""
     return mark is not None and bool((mark[0] > 0).any())
 
 

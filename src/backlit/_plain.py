@@ -106,7 +106,7 @@ def kind_of(kind: type, options: Any, argument: str) -> dict[str, Any]:
 
 
 def network_of(network: nn.Module) -> dict[str, Any]:
-    """What a network computes: class, weights, architecture, attributes, hooks, and the code of its own forward passes."""
+    """Return what a network computes: class, weights, architecture, attributes, hooks, and the code of its own forward passes."""
     return _Plain("model", exact=False, by_code=True).network(network)
 
 

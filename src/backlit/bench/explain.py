@@ -58,7 +58,7 @@ class MapTarget(Protocol):
 
     @property
     def top(self) -> int | None:
-        """Of how many of the likeliest others the mean logit is subtracted."""
+        """The number of likeliest others whose mean logit is subtracted."""
         ...
 
     @property

@@ -113,7 +113,7 @@ def canonical(func: Function, args: Args, kwargs: Arguments, gates: Tensors) -> 
 
 
 def places_of(arguments: Arguments, live: Tensors) -> tuple[Place, ...]:
-    """Where the signals stand among the arguments."""
+    """Tell where the signals stand among the arguments."""
     found: list[Place] = []
     for name, value in arguments.items():
         items = enumerate(value) if isinstance(value, (list, tuple)) else [(None, value)]

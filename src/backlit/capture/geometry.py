@@ -52,7 +52,7 @@ class Geometry:
         return tuple(step * (k - 1) for step, k in zip(self.dilation, self.kernel, strict=True))
 
     def margins(self, size: Sizes, output: Sizes) -> list[int]:
-        """What to pad an input of that size with so that its windows make that output, as ``F.pad`` takes it."""
+        """Return what to pad an input of that size with so that its windows make that output, as ``F.pad`` takes it."""
         margins: list[int] = []
         for i in reversed(range(len(size))):
             end = (output[i] - 1) * self.stride[i] + self.reach[i] + 1

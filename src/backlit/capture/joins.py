@@ -30,13 +30,13 @@ class Chain:
 
     @property
     def joined(self) -> int:
-        """How many are joined: each must be the only reader of the one before."""
+        """Tell how many are joined: each must be the only reader of the one before."""
         alone = (i for i, count in enumerate(self.readers) if count != 1 or i + 1 == len(self.calls))
         return next(alone, 0)
 
     @property
     def ended(self) -> bool:
-        """Whether the last member is an activation, which ends a layer."""
+        """Tell whether the last member is an activation, which ends a layer."""
         return self.calls[-1].site.kind != "affine"
 
 
@@ -49,7 +49,7 @@ class Link:
 
     @property
     def passes(self) -> bool:
-        """Whether the layer's rule does this call's part."""
+        """Tell whether the layer's rule does this call's part."""
         return 0 < self.position <= self.chain.joined
 
     def whole(self, call: Call) -> tuple[Call, tuple[Tensor, ...]]:
@@ -106,7 +106,7 @@ class Chains:
 
 
 def foldable(call: Call) -> bool:
-    """Whether a batch norm may be part of this layer."""
+    """Tell whether a batch norm may be part of this layer."""
     # A linear layer's outputs are the norm's channels only where they stand in the second dimension.
     return call.primitive.has("convolution") or (
         call.primitive.name == "linear" and len(call.site.input_shapes[0]) == 2

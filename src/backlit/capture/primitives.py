@@ -49,7 +49,7 @@ class Primitive:
     spatial: int = 0
 
     def has(self, *traits: Trait) -> bool:
-        """Whether the operation has any of these traits."""
+        """Tell whether the operation has any of these traits."""
         return not self.traits.isdisjoint(traits)
 
 
@@ -81,7 +81,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Ten
 def attention_scores(
     query: Tensor, key: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, **options: Any
 ) -> Tensor:
-    """What attention's softmax reads."""
+    """Return what attention's softmax reads."""
     if options.get("enable_gqa"):
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
     scale = options.get("scale")

@@ -56,7 +56,7 @@ class Flow:
     once: bool = False
 
     def unit(self, absorbed: Tensor | None, site: Site) -> Tensor | None:
-        """What a site's biases and constants take of each image (n,)."""
+        """Return what a site's biases and constants take of each image (n,)."""
         if absorbed is None:
             return None
         n = self.images

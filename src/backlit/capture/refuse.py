@@ -42,7 +42,7 @@ CUT_OFF = (
 
 
 def unknown(name: str, where: str) -> str:
-    """What to say of an operation that is in no table, by its dotted name."""
+    """Return what to say of an operation that is in no table, by its dotted name."""
     word = name.rpartition(".")[2]
     text = RECURRENT if word.partition("_")[0] in ("lstm", "gru", "rnn") else EXPORTED if word == "default" else UNKNOWN
     return text.format(where, name, word, word)

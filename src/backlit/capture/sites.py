@@ -78,7 +78,7 @@ class Site:
     traits: frozenset[Trait] = field(default=frozenset(), repr=False)
 
     def has(self, *traits: Trait) -> bool:
-        """Whether the operation has any of these traits."""
+        """Tell whether the operation has any of these traits."""
         return not self.traits.isdisjoint(traits)
 
     @property

@@ -84,7 +84,7 @@ class Watch(TorchFunctionMode):
             self._marks[tensor] = Mark(0, sources=frozenset({object()}))
 
     def visit(self, call: Call) -> Any:
-        """What the call returns to the network."""
+        """Return what the call returns to the network."""
         raise NotImplementedError
 
     def peek(self, signals: Iterable[Tensor]) -> None:

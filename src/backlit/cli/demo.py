@@ -130,7 +130,7 @@ def _explain(
 
 
 def fit_on_digits(method: type[FittedMethod], network: torch.nn.Module, like: torch.Tensor) -> Fitted:
-    """What the method learns from single digits, those that are explained not among them."""
+    """Return what the method learns from single digits, those that are explained not among them."""
     images, labels = (part[_SINGLES : _SINGLES + _LEARNED] for part in digits_images())
     x = load_model("digits").preprocess.batch(images).to(like)
     return method.fit(network, list(zip(x.split(30), labels.to(like.device).split(30), strict=True)))

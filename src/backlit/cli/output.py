@@ -53,7 +53,7 @@ class Said:
 
     @property
     def seconds(self) -> str:
-        """How long the method took, for all classes of the image together."""
+        """Tell how long the method took, for all classes of the image together."""
         return f"{self.row['provenance']['seconds']:.2g} s"
 
     @property
@@ -107,7 +107,7 @@ class Output:
 
     @property
     def progress(self) -> Console:
-        """Where a bar has its place: the terminal, if there is one."""
+        """Tell where a bar has its place: the terminal, if there is one."""
         if self.into.is_terminal or self.quiet:
             return self.into
         return console(stderr=True)

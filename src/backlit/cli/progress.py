@@ -65,7 +65,7 @@ class Pace:
 
     @property
     def done(self) -> float:
-        """How many pieces are done, with the share of the one that is worked on."""
+        """Tell how many pieces are done, with the share of the one that is worked on."""
         return min(self._done + self._part, self._pieces)
 
     def _say(self, part: float, step: str) -> None:

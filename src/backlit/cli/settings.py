@@ -77,7 +77,7 @@ class Chosen:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the owner of an option may be called."""
+        """Return what the owner of an option may be called."""
         own = (self.method.name, self.method.__name__)
         return own if self.name == self.method.name else (*own, self.name, FAST)
 

@@ -53,7 +53,7 @@ def exit_code() -> int:
 
 
 def asked_to_stop(error: BaseException | None = None) -> bool:
-    """Whether the user wants the program to stop; an interrupt without a signal came from the code of a model."""
+    """Tell whether the user wants the program to stop; an interrupt without a signal came from the code of a model."""
     return bool(_received) or (isinstance(error, KeyboardInterrupt) and not _watching)
 
 

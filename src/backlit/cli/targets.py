@@ -38,7 +38,7 @@ class Target:
 
     @property
     def key(self) -> str:
-        """What files and rows call it."""
+        """Return what files and rows call it."""
         against = self.less if self.top is None else f"top{self.top}"
         return str(self.index) if against is None else f"{self.index}-{against}"
 
@@ -54,7 +54,7 @@ Choice = Callable[[Tensor], list[Target]]
 
 
 def targets(text: str, loaded: LoadedModel) -> Choice:
-    """What a command line's words for targets pick, each target once, in the order of the words.
+    """Return what a command line's words for targets pick, each target once, in the order of the words.
 
     Raises:
         InputError: If there is a word that names no class of the model, or several.

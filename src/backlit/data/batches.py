@@ -36,7 +36,7 @@ class Batches:
 
     @property
     def images(self) -> int:
-        """How many images one pass gives."""
+        """Tell how many images one pass gives."""
         return len(self._samples)
 
     def __len__(self) -> int:

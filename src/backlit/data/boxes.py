@@ -16,7 +16,7 @@ from backlit.models.preprocess import Preprocess
 
 
 def placed(preprocess: Preprocess, height: int, width: int) -> tuple[int, int, int, int]:
-    """Where `Preprocess` puts a picture of this size: its height and width once scaled, then the crop's top and left.
+    """Tell where `Preprocess` puts a picture of this size: its height and width once scaled, then the crop's top and left.
 
     The same numbers as the preprocessing of pixels, which rounds as torchvision does; the tests hold both together.
     """

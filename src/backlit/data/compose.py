@@ -81,7 +81,7 @@ def _disjoint(known: Sequence[Known], order: Iterable[int], cells: int) -> tuple
 
 
 def shown(count: int, cells: int, targets: Targets, hold: int = 1) -> list[tuple[int, int]]:
-    """Which cell of which image is the target of each example: all, or one cell after the other, ``hold`` images each."""
+    """Tell which cell of which image is the target of each example: all, or one cell after the other, ``hold`` images each."""
     if targets == "all":
         return [(i, cell) for i in range(count) for cell in range(cells)]
     return [(i, i // hold % cells) for i in range(count)]

@@ -62,7 +62,7 @@ def check_whole(name: str, found: object, *, low: int = 1, high: int | None = No
 
 
 def is_number(found: object) -> TypeGuard[float]:
-    """Whether it is a finite number; a truth value is none."""
+    """Tell whether it is a finite number; a truth value is none."""
     if not isinstance(found, (int, float)) or isinstance(found, bool):
         return False
     try:

@@ -17,7 +17,7 @@ from backlit.rules.relevance import reads_pixels
 def box_of(
     model: nn.Module, inputs: tuple[Tensor, ...], low: Bound | None, high: Bound | None
 ) -> tuple[Bound | None, Bound | None]:
-    """What ``low`` and ``high``, of the network's input, become on the way to its first layer.
+    """Return what ``low`` and ``high``, of the network's input, become on the way to its first layer.
 
     That is what a black and a white image become. A bound that is None, and those of networks with several inputs or
     nothing before the first layer, stay as they are.

@@ -76,7 +76,7 @@ def free_memory(device: torch.device) -> float:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the device, or the host, has no more memory."""
+    """Tell whether the device, or the host, has no more memory."""
     text = str(error).lower()
     return (
         isinstance(error, (MemoryError, torch.OutOfMemoryError))

@@ -96,7 +96,7 @@ class FittedMethod(Method):
         return layers
 
     def places(self, targets: Tensor) -> Tensor:
-        """Where each target stands among the fitted classes.
+        """Tell where each target stands among the fitted classes.
 
         Raises:
             InputError: If one was not fitted.

@@ -36,7 +36,7 @@ class Gradient(Method):
         return gradient
 
     def completeness(self, values: tuple[Tensor, ...], output: Tensor) -> dict[str, Tensor]:
-        """What the method promises of its sum; nothing by default."""
+        """Return what the method promises of its sum; nothing by default."""
         return {}
 
 

@@ -207,7 +207,7 @@ def check_takes(model: nn.Module, tensors: tuple[Tensor, ...], some: tuple[Tenso
 
 
 def alike(one: Tensor, other: Tensor) -> bool:
-    """Whether two runs on the same images gave the same logits, but for rounding: a constant may differ between them."""
+    """Tell whether two runs on the same images gave the same logits, but for rounding: a constant may differ between them."""
     rounding = max(1e-3, 4 * torch.finfo(one.dtype).eps)
     return not bool(
         ((one - other).abs() > rounding * one.abs().amax()).any()
@@ -228,7 +228,7 @@ def _only_together(model: nn.Module, tensors: tuple[Tensor, ...], some: tuple[Te
 
 
 def why_not(model: nn.Module, tensors: tuple[Tensor, ...]) -> Exception | None:
-    """What keeps the network from giving one row for each image; None if nothing does."""
+    """Return what keeps the network from giving one row for each image; None if nothing does."""
     try:
         check_output(forward(model, *tensors), len(tensors[0]))
     except Exception as error:

@@ -32,7 +32,7 @@ def title_named(name: str) -> str:
 
 
 def same_name(one: str, other: str) -> bool:
-    """Whether the names agree but for case, dashes, underscores and spaces; any other sign counts."""
+    """Tell whether the names agree but for case, dashes, underscores and spaces; any other sign counts."""
     return _key(one) == _key(other)
 
 

@@ -268,7 +268,7 @@ class LRP(Relevance):
 
     @property
     def has_box(self) -> bool:
-        """Whether the preset reads ``low`` and ``high``."""
+        """Tell whether the preset reads ``low`` and ``high``."""
         return not isinstance(self.rules, RuleTable) and "low" in self._arguments
 
     @property

@@ -116,7 +116,7 @@ class Line:
 
 
 def is_seen(stream: Any) -> bool:
-    """Whether a line that is written over itself shows there: in a terminal, or in a notebook."""
+    """Tell whether a line that is written over itself shows there: in a terminal, or in a notebook."""
     if stream is None:
         return False
     if type(stream).__module__.startswith("ipykernel"):

@@ -133,7 +133,7 @@ class Preprocess:
 
     @property
     def bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """What black and white pixels become, one number a channel each: the box that z-box and deep Taylor take."""
+        """Return what black and white pixels become, one number a channel each: the box that z-box and deep Taylor take."""
         low = tuple(-mean / std for mean, std in zip(self.mean, self.std, strict=True))
         return low, tuple((1 - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
 

@@ -96,7 +96,7 @@ class Report:
 
 
 def report(comparison: Comparison, files: Sequence[str] = ()) -> Report:
-    """What the page shows of a comparison; ``files`` are those beside it that it links to."""
+    """Return what the page shows of a comparison; ``files`` are those beside it that it links to."""
     comparison = replace(comparison, methods=_in_order(comparison.methods))
     at_first = _shown_at_first(comparison.methods)
     order = {m.name: i for i, m in enumerate(comparison.methods)}

@@ -56,7 +56,7 @@ def png(picture: np.ndarray) -> bytes:
 
 
 def scale_text(scale: float, percentile: float) -> str:
-    """What a reader must know of the colours, from :meth:`Attribution.scale_used`."""
+    """Return what a reader must know of the colours, from :meth:`Attribution.scale_used`."""
     if scale == 0:
         return "the map is zero everywhere: shown white"
     rule = "largest |map|" if percentile == 100 else f"{_ordinal(percentile)} percentile of |map|"

@@ -57,7 +57,7 @@ class Ink:
 
 
 def strengths() -> np.ndarray:
-    """What each grey value from 0 to 255 stands for, from -1 to 1."""
+    """Return what each grey value from 0 to 255 stands for, from -1 to 1."""
     root = np.clip((np.arange(256) - ZERO) / FULL, -1, 1)
     return np.sign(root) * root**2
 

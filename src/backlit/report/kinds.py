@@ -47,7 +47,7 @@ class Palette:
 
     @property
     def two_sided(self) -> bool:
-        """Whether the colours run from below 0 to above it."""
+        """Tell whether the colours run from below 0 to above it."""
         return bool(self.below)
 
     def colour(self, strength: np.ndarray) -> np.ndarray:
@@ -119,7 +119,7 @@ def drawn(explanation: Attribution) -> Heatmap:
 
 
 def limit_of(explanation: Attribution, percentile: float = 99.5) -> tuple[float, float]:
-    """Where the colours of a map end, and the percentile of its magnitude that this is; 0 of a map with NaN or infinity."""
+    """Tell where the colours of a map end, and the percentile of its magnitude that this is; 0 of a map with NaN or infinity."""
     heat = drawn(explanation).detach()
     if not bool(torch.isfinite(heat).all()):
         return 0.0, percentile

@@ -58,7 +58,7 @@ class Panels:
 
     @cached_property
     def coarse(self) -> bool:
-        """Whether there are so few pixels that each is to be seen; a smooth map is drawn smoothly all the same."""
+        """Tell whether there are so few pixels that each is to be seen; a smooth map is drawn smoothly all the same."""
         return max(self.explanation.values.shape[-2:]) <= _COARSE and self.palette.name != "one-sided"
 
     @cached_property
@@ -78,7 +78,7 @@ class Panels:
 
     @cached_property
     def faded(self) -> float:
-        """What strengths are multiplied by, so that the strongest leaves the faintness free."""
+        """Return what strengths are multiplied by, so that the strongest leaves the faintness free."""
         peak = self.own[0] / self.scale if self.scale > 0 else 0.0
         return min(1.0, (1 - self.faintness) / peak) if 0 < peak < 1 else 1 - self.faintness
 
@@ -95,7 +95,7 @@ class Panels:
 
     @cached_property
     def smooth(self) -> bool:
-        """Whether the map is of regions, in which neighbouring pixels are alike."""
+        """Tell whether the map is of regions, in which neighbouring pixels are alike."""
         heat = self.heat[0]
         steps = [(heat[1:] - heat[:-1]).abs(), (heat[:, 1:] - heat[:, :-1]).abs()]
         changes = torch.cat([s.flatten() for s in steps])
@@ -126,7 +126,7 @@ class Panels:
         return as_bytes(ground * (1 - alpha) + self.palette.ink(self.strength) * alpha)
 
     def jet(self) -> np.ndarray:
-        """What is above 0 in jet colours, half over the photograph, uint8, as class activation maps are often shown."""
+        """Return what is above 0 in jet colours, half over the photograph, uint8, as class activation maps are often shown."""
         if self.strength is None:
             return self.overlay()
         colours = matplotlib.colormaps["jet"](np.clip(self.strength, 0, 1))[..., :3]

@@ -128,7 +128,7 @@ def pairs(methods: Sequence[str], differences: Frame, higher: bool | None) -> tu
 
 
 def standing(rows: Sequence[Ranked], method: int) -> Standing:
-    """What the overview says of a method in one metric."""
+    """Return what the overview says of a method in one metric."""
     row = next((r for r in rows if r.method == method), None)
     if row is None:
         return Standing(NOT_SCORED, "")

@@ -73,7 +73,7 @@ class Trust:
 
     @property
     def near_nothing(self) -> bool:
-        """Whether the map is to be shown as near nothing."""
+        """Tell whether the map is to be shown as near nothing."""
         return self.faintness > 0
 
 
@@ -102,7 +102,7 @@ def trust(explanation: Attribution) -> Trust:
 
 
 def is_contrast(explanation: Attribution) -> bool:
-    """Whether what is explained is the logit of one class less that of another."""
+    """Tell whether what is explained is the logit of one class less that of another."""
     return "less" in explanation.provenance
 
 

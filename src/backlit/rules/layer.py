@@ -50,7 +50,7 @@ class Layer:
         return _plus(x @ weight if name == "addmm" else self.call.run(x, **{self.place: weight}), bias)
 
     def transposed(self, s: Tensor, weight: Tensor) -> Tensor:
-        """What ``linear`` reads from each input, weighted by ``s``."""
+        """Return what ``linear`` reads from each input, weighted by ``s``."""
         x, name = self.x, self.call.primitive.name
         if name == "linear":
             return s @ weight if weight.dim() > 1 else s[..., None] * weight
@@ -63,7 +63,7 @@ class Layer:
 
     @property
     def is_convolution(self) -> bool:
-        """Whether the layer is a convolution."""
+        """Tell whether the layer is a convolution."""
         return self.call.primitive.has("convolution")
 
     def half(self, sign: int) -> Tensor:
@@ -74,7 +74,7 @@ class Layer:
 
     @cached_property
     def nonnegative(self) -> bool:
-        """Whether no input is below zero, as behind a ReLU."""
+        """Tell whether no input is below zero, as behind a ReLU."""
         return self.x.numel() == 0 or not bool(self.x.amin() < 0)
 
     @property
@@ -108,7 +108,7 @@ class Layer:
 
     @property
     def has_batch(self) -> bool:
-        """Whether the input's first dimension is no feature: the network may call a layer for one image, without it."""
+        """Tell whether the input's first dimension is no feature: the network may call a layer for one image, without it."""
         features = self.weight.dim() - 1 if self.is_convolution else 1
         return self.place == "weight" and self.x.dim() > features
 

@@ -103,14 +103,14 @@ def _scale(x: Tensor, call: Call) -> Tensor:
 
 
 def summed_with(call: Call) -> tuple[float, ...]:
-    """What an addition or subtraction takes each of its signals times."""
+    """Return what an addition or subtraction takes each of its signals times."""
     alpha = call.get("alpha", 1)
     other = float(1 if alpha is None else alpha) * (1 if call.primitive.name == "add" else -1)
     return tuple(1.0 if name == "input" else other for name, _ in call.places)
 
 
 def is_sum(site: Site) -> bool:
-    """Whether a site adds two signals."""
+    """Tell whether a site adds two signals."""
     return site.has("adds") and len(site.input_shapes) > 1
 
 

@@ -73,7 +73,7 @@ class Reference:
                 raise _another_way(site, site0)
 
     def changes(self, inputs: Tensors, output: Any, call: Call) -> tuple[Tensors, Tensor]:
-        """What a call's inputs and output (of the last one, if others are joined to it) differ by from the reference."""
+        """Return what a call's inputs and output (of the last one, if others are joined to it) differ by from the reference."""
         inputs0, output0 = self.of(call)
         if call.joined:
             _, output0 = self.of(call.joined[-1])

@@ -137,7 +137,7 @@ def relevance(
 
 
 def reads_pixels(site: Site) -> bool:
-    """Whether the site is a first layer: one with weights and none before it."""
+    """Tell whether the site is a first layer: one with weights and none before it."""
     return site.has("layer") and max(site.depths, default=1) == 0
 
 
