@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from backlit.bench.compare import compare
     from backlit.comparison import Comparison
     from backlit.methods import (
+        CAM,
         DMBP,
         LPR,
         LRP,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
         PatternAttribution,
         PatternNet,
         Saliency,
+        ScoreCAM,
         SmoothGrad,
         SquaredSmoothGrad,
         VarGrad,
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
     from backlit.rules import RuleTable, check_rule
 
 __all__ = [
+    "CAM",
     "DMBP",
     "LPR",
     "LRP",
@@ -119,6 +122,7 @@ __all__ = [
     "RuleMismatch",
     "RuleTable",
     "Saliency",
+    "ScoreCAM",
     "SmoothGrad",
     "SquaredSmoothGrad",
     "Unit",
@@ -145,11 +149,10 @@ _HOMES = {
     "bench.compare": "compare",
     "comparison": "Comparison",
     "methods": (
-        "IntegratedGradients ExpectedGradients BlurIG GuidedIG SmoothGrad SquaredSmoothGrad VarGrad "
-        "DMBP LPR LRP METHODS MIPIN RISE TRGBP AttentionRollout BBp Deconvnet DeepLIFT DeepSHAP DeepTaylor "
-        "ExcitationBackprop FullGrad GradCAM GradCAMPlusPlus Gradient GradientRollout GradientXInput "
-        "GuidedBackprop GuidedGradCAM HiResCAM LayerCAM LeGrad LibraGrad NormGrad Occlusion PatternAttribution "
-        "PatternNet Saliency XGradCAM"
+        "CAM DMBP LPR LRP METHODS MIPIN RISE TRGBP AttentionRollout BBp BlurIG Deconvnet DeepLIFT DeepSHAP DeepTaylor "
+        "ExcitationBackprop ExpectedGradients FullGrad GradCAM GradCAMPlusPlus Gradient GradientRollout GradientXInput "
+        "GuidedBackprop GuidedGradCAM GuidedIG HiResCAM IntegratedGradients LayerCAM LeGrad LibraGrad NormGrad "
+        "Occlusion PatternAttribution PatternNet Saliency ScoreCAM SmoothGrad SquaredSmoothGrad VarGrad XGradCAM"
     ),
     "methods.function": "explain_func",
     "methods.lookup": "find_method",

@@ -37,7 +37,7 @@ def test_every_other_sign_counts(kind: type) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["grad.cam", "gradcam++", "grad_cam2", "lrp!", "score_cam", "", "-", "_", 3, None, ["dmbp"]]
+    "name", ["grad.cam", "gradcam++", "grad_cam2", "lrp!", "eigen_cam", "", "-", "_", 3, None, ["dmbp"]]
 )
 def test_a_name_that_is_none_is_refused(name: object) -> None:
     with pytest.raises(InputError, match=r"method must be one of .*but is"):

@@ -5,6 +5,7 @@ from backlit.methods.average import SmoothGrad, SquaredSmoothGrad, VarGrad
 from backlit.methods.base import Method
 from backlit.methods.bbp import BBp
 from backlit.methods.blur_path import BlurIG
+from backlit.methods.class_cam import CAM
 from backlit.methods.deeplift import DeepLIFT, DeepSHAP
 from backlit.methods.dmbp import DMBP
 from backlit.methods.fitted import FittedMethod
@@ -28,6 +29,7 @@ from backlit.methods.pattern import PatternAttribution, PatternNet
 from backlit.methods.random import Random
 from backlit.methods.relevance import LRP, DeepTaylor, ExcitationBackprop
 from backlit.methods.rise import RISE
+from backlit.methods.score_cam import ScoreCAM
 from backlit.methods.tr_gbp import TRGBP
 
 METHODS: tuple[type[Method], ...] = (
@@ -55,14 +57,16 @@ METHODS: tuple[type[Method], ...] = (
     VarGrad,
     GradCAM,
     GuidedGradCAM,
-    AttentionRollout,
-    GradientRollout,
-    LeGrad,
     GradCAMPlusPlus,
     XGradCAM,
     HiResCAM,
     LayerCAM,
     NormGrad,
+    CAM,
+    ScoreCAM,
+    AttentionRollout,
+    GradientRollout,
+    LeGrad,
     GuidedBackprop,
     Deconvnet,
     LibraGrad,
@@ -75,6 +79,7 @@ BASELINES: tuple[type[Method], ...] = (Random,)
 
 __all__ = [
     "BASELINES",
+    "CAM",
     "DMBP",
     "LPR",
     "LRP",
@@ -113,6 +118,7 @@ __all__ = [
     "PatternNet",
     "Random",
     "Saliency",
+    "ScoreCAM",
     "SmoothGrad",
     "SquaredSmoothGrad",
     "VarGrad",

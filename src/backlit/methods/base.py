@@ -144,6 +144,8 @@ class Method(Configured, ABC):
     only runs the network takes scripted and compiled ones as well."""
     stops_at_map: ClassVar[bool] = False
     """Whether the method propagates no further than to a feature map: what stands before it changes nothing but its values."""
+    any_head: ClassVar[bool] = True
+    """Whether the method explains scores made in any way of the last features; one that does not says which it explains."""
     follows_target: ClassVar[bool] = True
     """Whether the map is another one for another class; some look at the image's features alone."""
     reads_attention: ClassVar[bool] = False

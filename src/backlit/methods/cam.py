@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from backlit._errors import InputError
-from backlit._features import find_features
+from backlit._features import Features, find_features
 from backlit.capture import Propagation, propagate
 from backlit.methods.base import Method, check
 from backlit.methods.cam_layers import Layer, Wanted, last_layers, may_be_one, named_layers, notes_of
@@ -72,7 +72,10 @@ class ActivationMap(Method):
             InputError: If a named layer is not there, not on the way to a target's score, or cannot be read as a map.
             UnsupportedOp: If the network has no feature map, or if it cannot be told how the last one is laid out.
         """
-        features = find_features(self.network, run.inputs, run.trace)
+        return self.layers_in(find_features(self.network, run.inputs, run.trace), targets)
+
+    def layers_in(self, features: Features, targets: Tensor) -> list[dict[int, Layer]]:
+        """Find the same among a network's maps."""
         if self.layer is None:
             return [last_layers(features, targets)]
         if isinstance(self.layer, str):

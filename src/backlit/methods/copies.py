@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 Score = Literal["logit", "probability"]
 """What is read from a copy's output: the target's logit, or its probability among the network's classes."""
 
-_TOGETHER = {"cpu": 16, "cuda": 64}  # copies that run at once, where no chunk size was given
+_TOGETHER = {"cpu": 8, "cuda": 64}  # copies that run at once, where no chunk size was given
 
 
 def in_blocks(
