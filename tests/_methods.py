@@ -12,6 +12,8 @@ EVERYWHERE = tuple(method for method in METHODS + BASELINES if not method.reads_
 QUICK: dict[str, dict[str, Any]] = {
     "dmbp": {"steps": 3, "lr": 0.1},
     "lpr": {"steps": 3, "lr": 0.1},
+    "lime": {"samples": 60, "segments": 8},
+    "kernel_shap": {"samples": 60, "segments": 8},
     "occlusion": {"stride": 4, "window": 4},
     "rise": {"masks": 64},
     "integrated_gradients": {"steps": 4},

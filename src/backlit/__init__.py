@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from backlit.methods import (
         CAM,
         DMBP,
+        LIME,
         LPR,
         LRP,
         METHODS,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
         GuidedIG,
         HiResCAM,
         IntegratedGradients,
+        KernelSHAP,
         LayerCAM,
         LeGrad,
         LibraGrad,
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CAM",
     "DMBP",
+    "LIME",
     "LPR",
     "LRP",
     "METHODS",
@@ -110,6 +113,7 @@ __all__ = [
     "HiResCAM",
     "InputError",
     "IntegratedGradients",
+    "KernelSHAP",
     "LayerCAM",
     "LeGrad",
     "LibraGrad",
@@ -149,10 +153,11 @@ _HOMES = {
     "bench.compare": "compare",
     "comparison": "Comparison",
     "methods": (
-        "CAM DMBP LPR LRP METHODS MIPIN RISE TRGBP AttentionRollout BBp BlurIG Deconvnet DeepLIFT DeepSHAP DeepTaylor "
-        "ExcitationBackprop ExpectedGradients FullGrad GradCAM GradCAMPlusPlus Gradient GradientRollout GradientXInput "
-        "GuidedBackprop GuidedGradCAM GuidedIG HiResCAM IntegratedGradients LayerCAM LeGrad LibraGrad NormGrad "
-        "Occlusion PatternAttribution PatternNet Saliency ScoreCAM SmoothGrad SquaredSmoothGrad VarGrad XGradCAM"
+        "CAM DMBP LIME LPR LRP METHODS MIPIN RISE TRGBP AttentionRollout BBp BlurIG Deconvnet DeepLIFT DeepSHAP "
+        "DeepTaylor ExcitationBackprop ExpectedGradients FullGrad GradCAM GradCAMPlusPlus Gradient "
+        "GradientRollout GradientXInput GuidedBackprop GuidedGradCAM GuidedIG HiResCAM IntegratedGradients "
+        "KernelSHAP LayerCAM LeGrad LibraGrad NormGrad Occlusion PatternAttribution PatternNet Saliency ScoreCAM "
+        "SmoothGrad SquaredSmoothGrad VarGrad XGradCAM"
     ),
     "methods.function": "explain_func",
     "methods.lookup": "find_method",

@@ -30,6 +30,7 @@ from backlit.methods.random import Random
 from backlit.methods.relevance import LRP, DeepTaylor, ExcitationBackprop
 from backlit.methods.rise import RISE
 from backlit.methods.score_cam import ScoreCAM
+from backlit.methods.surrogate import LIME, KernelSHAP
 from backlit.methods.tr_gbp import TRGBP
 
 METHODS: tuple[type[Method], ...] = (
@@ -46,6 +47,8 @@ METHODS: tuple[type[Method], ...] = (
     ExcitationBackprop,
     DeepLIFT,
     DeepSHAP,
+    LIME,
+    KernelSHAP,
     Occlusion,
     RISE,
     IntegratedGradients,
@@ -81,6 +84,7 @@ __all__ = [
     "BASELINES",
     "CAM",
     "DMBP",
+    "LIME",
     "LPR",
     "LRP",
     "METHODS",
@@ -108,6 +112,7 @@ __all__ = [
     "GuidedIG",
     "HiResCAM",
     "IntegratedGradients",
+    "KernelSHAP",
     "LayerCAM",
     "LeGrad",
     "LibraGrad",
