@@ -20,6 +20,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "expected_gradients": {"samples": 4},
     "blur_ig": {"steps": 5},
     "guided_ig": {"steps": 4},
+    "xrai": {"steps": 2, "scales": (250,)},
     "smooth_grad": {"samples": 3},
     "squared_smooth_grad": {"samples": 3},
     "var_grad": {"samples": 3},

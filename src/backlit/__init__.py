@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         MIPIN,
         RISE,
         TRGBP,
+        XRAI,
         AttentionRollout,
         BBp,
         BlurIG,
@@ -86,6 +87,7 @@ __all__ = [
     "MIPIN",
     "RISE",
     "TRGBP",
+    "XRAI",
     "AttentionRollout",
     "Attribution",
     "BBp",
@@ -153,7 +155,7 @@ _HOMES = {
     "bench.compare": "compare",
     "comparison": "Comparison",
     "methods": (
-        "CAM DMBP LIME LPR LRP METHODS MIPIN RISE TRGBP AttentionRollout BBp BlurIG Deconvnet DeepLIFT DeepSHAP "
+        "CAM DMBP LIME LPR LRP METHODS MIPIN RISE TRGBP AttentionRollout BBp XRAI BlurIG Deconvnet DeepLIFT DeepSHAP "
         "DeepTaylor ExcitationBackprop ExpectedGradients FullGrad GradCAM GradCAMPlusPlus Gradient "
         "GradientRollout GradientXInput GuidedBackprop GuidedGradCAM GuidedIG HiResCAM IntegratedGradients "
         "KernelSHAP LayerCAM LeGrad LibraGrad NormGrad Occlusion PatternAttribution PatternNet Saliency ScoreCAM "

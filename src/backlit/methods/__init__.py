@@ -27,6 +27,7 @@ from backlit.methods.occlusion import Occlusion
 from backlit.methods.path import ExpectedGradients, IntegratedGradients
 from backlit.methods.pattern import PatternAttribution, PatternNet
 from backlit.methods.random import Random
+from backlit.methods.region import XRAI
 from backlit.methods.relevance import LRP, DeepTaylor, ExcitationBackprop
 from backlit.methods.rise import RISE
 from backlit.methods.score_cam import ScoreCAM
@@ -55,6 +56,7 @@ METHODS: tuple[type[Method], ...] = (
     ExpectedGradients,
     BlurIG,
     GuidedIG,
+    XRAI,
     SmoothGrad,
     SquaredSmoothGrad,
     VarGrad,
@@ -91,6 +93,7 @@ __all__ = [
     "MIPIN",
     "RISE",
     "TRGBP",
+    "XRAI",
     "AttentionRollout",
     "BBp",
     "BlurIG",

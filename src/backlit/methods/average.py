@@ -20,6 +20,10 @@ from backlit.methods.gradient import Gradient
 from backlit.methods.images import content
 from backlit.methods.job import Job, Maps
 
+_TRAITS = (
+    *("subtracts", "takes_scores", "traces", "memory_factor"),
+    *("stops_at_map", "follows_target", "reads_attention", "explains_inside"),
+)
 _MAP = "<map>"
 """The name of the map among its parts, which no part has."""
 
@@ -53,7 +57,7 @@ class Averaged(Method):
         of = self._without_network()
         object.__setattr__(self, "of", of)
         object.__setattr__(self, "inner", self._bound(of))
-        for trait in ("subtracts", "takes_scores", "traces", "memory_factor"):  # those of the class are Gradient's
+        for trait in _TRAITS:  # those of the class are Gradient's
             object.__setattr__(self, trait, getattr(self.inner, trait))
 
     def _without_network(self) -> type[Method] | Method | None:

@@ -39,7 +39,8 @@ Term = Callable[[slice, tuple[Tensor, ...]], tuple[Tensor, ...]]
 """Makes of the gradients (t, v, n, c, h, w) at these copies what they give to each input's map, (t, n, c, h, w)."""
 Rule = Literal["gauss_legendre", "midpoint"]
 
-_MOST_NODES = 1000  # of Gauss-Legendre: they are eigenvalues of a matrix of that size
+MOST_NODES = 1000
+"""How many points a Gauss-Legendre rule may have: they are the eigenvalues of a matrix of that size."""
 
 
 class PathMethod(Method):
@@ -101,8 +102,12 @@ class PathMethod(Method):
 
     def accounted(self, job: Job, maps: Maps, values: tuple[Tensor, ...], start: Tensor) -> Maps:
         """Complete the clean images' maps with values in the images' dtype, and with what they account for."""
-        values = tuple(v.to(x) for v, x in zip(values, job.inputs, strict=True))
-        return replace(maps, values=values, completeness=account(values, maps.output, wide(start)))
+        maps = self.with_values(job, maps, values)
+        return replace(maps, completeness=account(maps.values, maps.output, wide(start)))
+
+    def with_values(self, job: Job, maps: Maps, values: tuple[Tensor, ...]) -> Maps:
+        """Complete the clean images' maps with values in the images' dtype."""
+        return replace(maps, values=tuple(v.to(x) for v, x in zip(values, job.inputs, strict=True)))
 
     def tell_of_equal(self, job: Job, starts: tuple[Tensor, ...]) -> None:
         """Warn, once, of an image that equals its baseline: there is no way to go, and its map is zero."""
@@ -167,9 +172,9 @@ class IntegratedGradients(PathMethod):
             raise InputError(
                 f"rule must be left out with idgi=True, whose steps are equal and begin at the baseline, but is {self.rule!r}."
             )
-        if self.rule == "gauss_legendre" and self.steps > _MOST_NODES and not self.idgi:
+        if self.rule == "gauss_legendre" and self.steps > MOST_NODES and not self.idgi:
             raise InputError(
-                f"steps must be at most {_MOST_NODES:,} with rule='gauss_legendre', but is {self.steps:,}. More points need "
+                f"steps must be at most {MOST_NODES:,} with rule='gauss_legendre', but is {self.steps:,}. More points need "
                 "rule='midpoint'."
             )
 

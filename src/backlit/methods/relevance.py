@@ -253,7 +253,7 @@ class LRP(Relevance):
                     f"{getattr(self, name)!r}. Choose a preset with one, or give rules=relevance(...) of your own."
                 )
         for name in ("low", "high"):
-            check(_is_bound(getattr(self, name)), name, getattr(self, name), "a number, one for each channel, or None")
+            check(is_bound(getattr(self, name)), name, getattr(self, name), "a number, one for each channel, or None")
         self._table()  # its parameters are checked where they are used
 
     def _check_rules(self) -> None:
@@ -316,7 +316,7 @@ class DeepTaylor(Relevance):
         super().__post_init__()
         check(isinstance(self.bounded, bool), "bounded", self.bounded, "True or False")
         for name in ("low", "high"):
-            check(_is_bound(getattr(self, name)), name, getattr(self, name), "a number, one for each channel, or None")
+            check(is_bound(getattr(self, name)), name, getattr(self, name), "a number, one for each channel, or None")
 
     def table(self, inputs: tuple[Tensor, ...]) -> RuleTable:
         if not self.bounded:
@@ -391,7 +391,8 @@ def _kept_call(call: Any, signals: tuple[Tensor, ...], result: Any) -> Callable[
 _OF_PRESETS = frozenset({"preset", "epsilon", "gamma", "attention", "pool"})
 
 
-def _is_bound(value: Any) -> bool:
+def is_bound(value: Any) -> bool:
+    """Tell whether a value is a number, one for each channel, a tensor, or None."""
     if isinstance(value, (list, tuple)):
         return bool(value) and all(is_number(v) for v in value)
     return value is None or is_number(value) or isinstance(value, Tensor)
