@@ -41,9 +41,9 @@ ORDER = [
         "attribution",
         "comparison",
     ),
-    *("inverse", "methods", "metrics", "models", "data", "report", "bench", "cli"),
+    *("inverse", "methods", "metrics", "post", "models", "data", "report", "bench", "cli"),
 ]
-LOWER_MAY_REACH = {"attribution": {"report"}}  # inside a function: drawing a figure
+LOWER_MAY_REACH = {"attribution": {"report", "post"}}  # inside a function: drawing a figure, filtering a map
 
 
 def layer(module: str) -> str | None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from backlit.methods import (
         CAM,
         DMBP,
+        L2X,
         LIME,
         LPR,
         LRP,
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CAM",
     "DMBP",
+    "L2X",
     "LIME",
     "LPR",
     "LRP",
@@ -155,8 +157,8 @@ _HOMES = {
     "bench.compare": "compare",
     "comparison": "Comparison",
     "methods": (
-        "CAM DMBP LIME LPR LRP METHODS MIPIN RISE TRGBP AttentionRollout BBp XRAI BlurIG Deconvnet DeepLIFT DeepSHAP "
-        "DeepTaylor ExcitationBackprop ExpectedGradients FullGrad GradCAM GradCAMPlusPlus Gradient "
+        "CAM DMBP L2X LIME LPR LRP METHODS MIPIN RISE TRGBP XRAI AttentionRollout BBp BlurIG Deconvnet DeepLIFT "
+        "DeepSHAP DeepTaylor ExcitationBackprop ExpectedGradients FullGrad GradCAM GradCAMPlusPlus Gradient "
         "GradientRollout GradientXInput GuidedBackprop GuidedGradCAM GuidedIG HiResCAM IntegratedGradients "
         "KernelSHAP LayerCAM LeGrad LibraGrad NormGrad Occlusion PatternAttribution PatternNet Saliency ScoreCAM "
         "SmoothGrad SquaredSmoothGrad VarGrad XGradCAM"

@@ -179,6 +179,18 @@ class Attribution:
             return self.values.norm(dim=1, keepdim=True)
         raise InputError(f"reduce must be 'sum', 'abs', 'max' or 'norm', but is {reduce!r}.")
 
+    def low_pass(self, cutoff: float = 15 / 112, **options: Any) -> Attribution:
+        """Cut the map's high spatial frequencies; see :class:`backlit.post.LowPass` for the options."""
+        from backlit.post import LowPass  # which stands above this layer
+
+        return LowPass(cutoff=cutoff, **options)(self)
+
+    def smooth(self, sigma: float = 3.0, **options: Any) -> Attribution:
+        """Smooth the map by a Gaussian; see :class:`backlit.post.Smooth` for the options."""
+        from backlit.post import Smooth
+
+        return Smooth(sigma=sigma, **options)(self)
+
     def scale(self, percentile: float = 99.5) -> float:
         """The colour limit: this percentile of the heatmap's magnitude, its largest where that is 0; 0 for a map of zeros.
 
@@ -318,7 +330,7 @@ def _few(items: Sequence[Any]) -> str:
 
 def _kind(one: Attribution) -> dict[str, Any]:
     """What two attributions must share to be rows of one."""
-    named = {name: one.provenance.get(name) for name in ("method", "options", "model", "fingerprint")}
+    named = {name: one.provenance.get(name) for name in ("method", "options", "model", "fingerprint", "post")}
     steps = {name: len(curve) for name, curve in one.trajectory.items()}
     named["options"] = without_free(named["options"])
     groups = {"parts": sorted(one.parts), "trajectory": steps, "completeness": sorted(one.completeness)}

@@ -113,6 +113,10 @@ def explain(
         str,
         typer.Option(help="image: one colour scale for all classes of an image; own: each its own.", metavar="SCALE"),
     ] = "image",
+    post: Annotated[
+        list[str] | None,
+        typer.Option(help="A step behind each method: low_pass:CUTOFF (0 to 1) or smooth:SIGMA.", metavar="STEP"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a row of JSON for each map.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what failed.")] = False,
     force: Annotated[
@@ -135,9 +139,11 @@ def explain(
     from backlit.cli.explain import Run, run
     from backlit.cli.images import warn_of_photographs
     from backlit.cli.output import Output
+    from backlit.post import read_step
 
     compute = settings.Compute(device, dtype, seed)
     asked = settings.methods(method, option or [], seed)
+    steps = [read_step(text) for text in post or []]
     if model is None:
         warn_of_photographs(images)
     changes = settings.preprocessing(size, mean, std, crop)
@@ -145,7 +151,7 @@ def explain(
     output = Output(out, quiet, as_json)
     chosen = settings.with_fitted(asked, fitted or [], output.into.print)
     chosen = settings.with_bounds(settings.with_attention(chosen, loaded, output.into.print), loaded.preprocess)
-    if run(images, Run(loaded, target, chosen, compute, force, style, scale), output):
+    if run(images, Run(loaded, target, chosen, compute, force, style, scale, steps), output):
         raise typer.Exit(1)
 
 
@@ -266,7 +272,7 @@ def fit(
     out: Annotated[
         Path, typer.Option(help="The file to write; OUT.parts keeps what is done meanwhile.", metavar="FILE")
     ],
-    method: Annotated[str, typer.Option(help="mip_in or pattern (PatternNet and PatternAttribution).")] = "mip_in",
+    method: Annotated[str, typer.Option(help="mip_in, pattern (PatternNet and PatternAttribution) or l2x.")] = "mip_in",
     model: ModelOfImages = None,
     weights: Weights = None,
     download: Download = False,
@@ -309,9 +315,10 @@ def fit(
     device: Device = "auto",
     dtype: DType = "float32",
 ) -> None:
-    """Learn from data what MIP-IN or the pattern methods need: one file.
+    """Learn from data what MIP-IN, the pattern methods or L2X need: one file.
 
-    Interrupted, the same command goes on: mip_in after its last whole layer, pattern from its sums of ten seconds ago or so.
+    Interrupted, the same command goes on: mip_in after its last whole layer, pattern from its sums of ten seconds ago or so,
+    l2x after its last pass.
     """
     from backlit.cli import settings
     from backlit.cli.fit import Source, run

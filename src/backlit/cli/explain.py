@@ -14,6 +14,7 @@ from torch import Tensor
 
 from backlit._errors import FileError, InputError, nearest
 from backlit._files import file_digest
+from backlit._json import JsonObject
 from backlit._options import option_names
 from backlit.bench.explain import PAGE, MapFolder, map_folder
 from backlit.cli.console import counted, shown
@@ -27,6 +28,7 @@ from backlit.data.listing import Failure, list_images
 from backlit.methods import FittedMethod
 from backlit.methods.base import NO_NETWORK
 from backlit.models import LoadedModel
+from backlit.post import PostStep
 from backlit.report.card import Style
 
 _PREDICTED = 5  # predictions of an image that are told
@@ -44,6 +46,7 @@ class Run:
         force: Replace maps of the same images and methods that were asked for otherwise.
         style: What is drawn: "card", "overlay", "jet" or "bare".
         scale: "image": all classes of an image have one colour scale by one method; "own": each has its own.
+        post: Steps behind each method.
     """
 
     loaded: LoadedModel
@@ -53,6 +56,7 @@ class Run:
     force: bool = False
     style: str = "card"
     scale: str = "image"
+    post: Sequence[PostStep] = ()
 
     def __post_init__(self) -> None:
         for name, known in (("style", get_args(Style)), ("scale", ("image", "own"))):
@@ -123,9 +127,7 @@ def _make_room(wanted: dict[Path, str], work: _Work, out: Path) -> None:
     others: dict[str, str] = {}
     for image, digest in wanted.items():
         for chosen in work.asked.methods:
-            others |= work.record.others(
-                image, work.record.asked(digest, chosen.name, chosen.method(NO_NETWORK, **chosen.options))
-            )
+            others |= work.record.others(image, work.identity(digest, chosen))
     if not others:
         return
     names = ", ".join(list(others)[:4]) + ", ..." * (len(others) > 4)
@@ -184,6 +186,11 @@ class _Work:
                     raise FileError(f"image: {shown(image)!r} cannot be read ({error.strerror or error}).") from error
         return digests
 
+    def identity(self, digest: str, chosen: Chosen) -> JsonObject:
+        """Return all that can change a method's map of an image, but for its class."""
+        asked = self.record.asked(digest, chosen.name, chosen.method(NO_NETWORK, **chosen.options))
+        return {**asked, "post": [step.told for step in self.asked.post]} if self.asked.post else asked
+
     def explain(self, image: Path, digest: str, pace: Pace) -> None:
         """Write the maps and pictures of one image; a method that fails on it does not stop the others."""
         seen = self._seen(image, digest)
@@ -208,13 +215,15 @@ class _Work:
 
     def _by_one(self, chosen: Chosen, seen: _Seen, pace: Pace) -> None:
         """Compute, draw and tell of what one method makes of an image."""
-        asked = self.record.asked(seen.digest, chosen.name, chosen.method(NO_NETWORK, **chosen.options))
+        asked = self.identity(seen.digest, chosen)
         there = {target for target in seen.targets if self.record.has(seen.image, target, asked)}
         self.count += len(there)
         self.kept += len(there)
         if len(there) < len(seen.targets):  # all at once, as if none were there: bit for bit the same
             options = {**chosen.options, **_stepped(chosen, pace)}
             found = explained(chosen, self.asked.loaded, seen.x, list(seen.targets), options)
+            for step in self.asked.post:
+                found = {target: step(explanation) for target, explanation in found.items()}
             for target in (target for target in found if target not in there):
                 with _hopeless():
                     self.record.add(seen.image, asked, target, found[target], seen.targets[target])

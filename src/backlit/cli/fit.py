@@ -78,10 +78,7 @@ def run(
             f"method must be one that learns from data, {' or '.join(known)}, but is {method!r}.{nearest(method, known)}"
         )
     if options and kind != "mip_in":
-        raise InputError(
-            f"--{next(iter(options))} is for mip_in; {kind} has no such option: its one pass learns all layers for all classes. "
-            "Leave it out."
-        )
+        raise InputError(f"--{next(iter(options))} is for mip_in; {kind} has no such option. Leave it out.")
     make_folder(out.absolute().parent)
     data, description, failures = _data(source, loaded)
     for failure in failures:

@@ -21,6 +21,7 @@ from backlit.methods.gradient_cams import (
     XGradCAM,
 )
 from backlit.methods.guided_path import GuidedIG
+from backlit.methods.l2x import L2X
 from backlit.methods.lpr import LPR
 from backlit.methods.mip_in import MIPIN
 from backlit.methods.occlusion import Occlusion
@@ -41,6 +42,7 @@ METHODS: tuple[type[Method], ...] = (
     MIPIN,
     PatternNet,
     PatternAttribution,
+    L2X,
     FullGrad,
     BBp,
     LRP,
@@ -86,6 +88,7 @@ __all__ = [
     "BASELINES",
     "CAM",
     "DMBP",
+    "L2X",
     "LIME",
     "LPR",
     "LRP",

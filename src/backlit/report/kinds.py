@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, get_args
@@ -100,9 +101,16 @@ def method_of(explanation: Attribution) -> type[Method] | None:
 
 
 def title_of(explanation: Attribution) -> str:
-    """The method's title; the recorded name of one that is none of Backlit's."""
+    """The method's title, with the steps behind it; the recorded name of one that is none of Backlit's."""
     method = method_of(explanation)
-    return method.title if method is not None else str(explanation.provenance.get("method", "map"))
+    title = method.title if method is not None else str(explanation.provenance.get("method", "map"))
+    return ", ".join([title, *map(_said_of_step, explanation.provenance.get("post", []))])
+
+
+def _said_of_step(step: Mapping[str, object]) -> str:
+    """A step behind the method, as its name and the numbers that it was given."""
+    numbers = [f"{value:.3g}" for value in step.values() if isinstance(value, float)]
+    return " ".join([str(step["step"]).replace("_", "-"), *numbers])
 
 
 def palette_of(explanation: Attribution) -> Palette:
