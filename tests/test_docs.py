@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import backlit
+from backlit._options import option_names
+from backlit._other_names import HERE
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -31,6 +33,18 @@ def test_the_packages_own_example_runs() -> None:
     results = doctest.testmod(backlit)
     assert results.attempted >= 5
     assert results.failed == 0
+
+
+def test_what_other_libraries_have_is_here() -> None:
+    names = set(re.findall(r"backlit\.(\w+)", (ROOT / "docs" / "coming_from.md").read_text(encoding="utf-8")))
+    assert len(names) > 20
+    assert all(hasattr(backlit, name) for name in names), names - set(dir(backlit))
+
+
+def test_every_name_of_another_library_leads_to_what_is_here() -> None:
+    for said in HERE.values():
+        for option in re.findall(r"\boption (\w+)", said):
+            assert any(option in option_names(method) for method in backlit.METHODS), option
 
 
 def test_the_readme_lists_every_method() -> None:

@@ -31,7 +31,7 @@ HERE = {
     "multiply_by_inputs": "the method: GradientXInput in the place of Gradient; times_input=True of guided backprop",
     "sliding_window_shapes": "the option window of Occlusion",
     "strides": "the option stride of Occlusion",
-    "feature_mask": "the option segments of LIME and KernelSHAP",
+    "feature_mask": "the option labels of LIME and KernelSHAP",
     "attribute_to_layer_input": "the option layer of the class activation maps",
     "relu_attributions": "the method: GradCAM rectifies its map",
     "forward_func": "model, a torch.nn.Module",
