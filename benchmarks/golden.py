@@ -58,6 +58,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {
     "guided_backprop": ({}, {"times_input": True}),
     "deconvnet": ({}, {"times_input": True}),
     "guided_grad_cam": ({}, {"times_input": True}),
+    "cameras": ({"steps": 2, "largest": 1.5},),
 }
 """Options by method, one run each; a method that is not named runs by its defaults."""
 FITTED_ON = ("digits", "squeezenet", "mobilenet")

@@ -16,6 +16,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "kernel_shap": {"samples": 60, "segments": 8},
     "occlusion": {"stride": 4, "window": 4},
     "rise": {"masks": 64},
+    "cameras": {"steps": 2, "largest": 1.5},
     "integrated_gradients": {"steps": 4},
     "expected_gradients": {"samples": 4},
     "blur_ig": {"steps": 5},

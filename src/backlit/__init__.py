@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from backlit.comparison import Comparison
     from backlit.methods import (
         CAM,
+        CAMERAS,
         DMBP,
         L2X,
         LIME,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         LRP,
         METHODS,
         MIPIN,
+        PFV,
         RISE,
         TRGBP,
         XRAI,
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CAM",
+    "CAMERAS",
     "DMBP",
     "L2X",
     "LIME",
@@ -87,6 +90,7 @@ __all__ = [
     "METHODS",
     "METRICS",
     "MIPIN",
+    "PFV",
     "RISE",
     "TRGBP",
     "XRAI",
@@ -157,11 +161,11 @@ _HOMES = {
     "bench.compare": "compare",
     "comparison": "Comparison",
     "methods": (
-        "CAM DMBP L2X LIME LPR LRP METHODS MIPIN RISE TRGBP XRAI AttentionRollout BBp BlurIG Deconvnet DeepLIFT "
-        "DeepSHAP DeepTaylor ExcitationBackprop ExpectedGradients FullGrad GradCAM GradCAMPlusPlus Gradient "
-        "GradientRollout GradientXInput GuidedBackprop GuidedGradCAM GuidedIG HiResCAM IntegratedGradients "
-        "KernelSHAP LayerCAM LeGrad LibraGrad NormGrad Occlusion PatternAttribution PatternNet Saliency ScoreCAM "
-        "SmoothGrad SquaredSmoothGrad VarGrad XGradCAM"
+        "CAM CAMERAS DMBP L2X LIME LPR LRP METHODS MIPIN PFV RISE TRGBP XRAI AttentionRollout BBp BlurIG Deconvnet "
+        "DeepLIFT DeepSHAP DeepTaylor ExcitationBackprop ExpectedGradients FullGrad GradCAM GradCAMPlusPlus Gradient "
+        "GradientRollout GradientXInput GuidedBackprop GuidedGradCAM GuidedIG HiResCAM IntegratedGradients KernelSHAP "
+        "LayerCAM LeGrad LibraGrad NormGrad Occlusion PatternAttribution PatternNet Saliency ScoreCAM SmoothGrad "
+        "SquaredSmoothGrad VarGrad XGradCAM"
     ),
     "methods.function": "explain_func",
     "methods.lookup": "find_method",

@@ -111,6 +111,10 @@ def test_every_method_explains_it(kind: type[Method], join: str, n: int) -> None
         with pytest.raises(InputError, match=r"model must take any number of images here, .* only together, and not 1"):
             kind(Net(join, META[:n]))(X[:n], 1)  # it would run them one by one
         return
+    if join == "image" and not kind.own_size:  # a constant of the images' size
+        with pytest.raises(InputError, match=r"model must take images of other sizes .*, but does not take"):
+            kind(Net(join, META[:n]), **quick(kind))(X[:n], 1)
+        return
     target = torch.arange(n) % 5
     found = kind(Net(join, META[:n]), **quick(kind)).attribute(X[:n], target)
     for i in (0, n - 1):

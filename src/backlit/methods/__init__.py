@@ -5,6 +5,7 @@ from backlit.methods.average import SmoothGrad, SquaredSmoothGrad, VarGrad
 from backlit.methods.base import Method
 from backlit.methods.bbp import BBp
 from backlit.methods.blur_path import BlurIG
+from backlit.methods.cameras import CAMERAS
 from backlit.methods.class_cam import CAM
 from backlit.methods.deeplift import DeepLIFT, DeepSHAP
 from backlit.methods.dmbp import DMBP
@@ -27,6 +28,7 @@ from backlit.methods.mip_in import MIPIN
 from backlit.methods.occlusion import Occlusion
 from backlit.methods.path import ExpectedGradients, IntegratedGradients
 from backlit.methods.pattern import PatternAttribution, PatternNet
+from backlit.methods.pfv import PFV
 from backlit.methods.random import Random
 from backlit.methods.region import XRAI
 from backlit.methods.relevance import LRP, DeepTaylor, ExcitationBackprop
@@ -71,6 +73,8 @@ METHODS: tuple[type[Method], ...] = (
     NormGrad,
     CAM,
     ScoreCAM,
+    CAMERAS,
+    PFV,
     AttentionRollout,
     GradientRollout,
     LeGrad,
@@ -87,6 +91,7 @@ BASELINES: tuple[type[Method], ...] = (Random,)
 __all__ = [
     "BASELINES",
     "CAM",
+    "CAMERAS",
     "DMBP",
     "L2X",
     "LIME",
@@ -94,6 +99,7 @@ __all__ = [
     "LRP",
     "METHODS",
     "MIPIN",
+    "PFV",
     "RISE",
     "TRGBP",
     "XRAI",

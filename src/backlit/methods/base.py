@@ -146,6 +146,8 @@ class Method(Configured, ABC):
     """Whether the method propagates no further than to a feature map: what stands before it changes nothing but its values."""
     any_head: ClassVar[bool] = True
     """Whether the method explains scores made in any way of the last features; one that does not says which it explains."""
+    own_size: ClassVar[bool] = True
+    """Whether the network need take images of no other size than those that are explained."""
     follows_target: ClassVar[bool] = True
     """Whether the map is another one for another class; some look at the image's features alone."""
     reads_attention: ClassVar[bool] = False
