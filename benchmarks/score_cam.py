@@ -13,10 +13,10 @@ import torchvision
 from torch import Tensor, nn
 
 from _common import in_turn, write
-from backlit import CAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, NormGrad, ScoreCAM, XGradCAM
+from backlit import CAM, CAMERAS, PFV, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, NormGrad, ScoreCAM, XGradCAM
 from backlit.methods import Method
 
-KINDS: tuple[type[Method], ...] = (GradCAM, GradCAMPlusPlus, XGradCAM, HiResCAM, LayerCAM, NormGrad, CAM)
+KINDS: tuple[type[Method], ...] = (GradCAM, GradCAMPlusPlus, XGradCAM, HiResCAM, LayerCAM, NormGrad, CAM, PFV)
 
 
 def network(name: str) -> nn.Module:
@@ -59,15 +59,15 @@ def throughput(name: str, size: int, rounds: int = 2) -> dict[str, Any]:
     return {**row, "of_best_bare": round(best / seconds["score_cam"], 3)}
 
 
-def costs(name: str, size: int, n: int, rounds: int = 5) -> dict[str, Any]:
-    """Time each method of one backward pass on ``n`` images, and a bare forward pass."""
+def costs(name: str, size: int, n: int, kinds: tuple[type[Method], ...] = KINDS, rounds: int = 5) -> dict[str, Any]:
+    """Time methods on ``n`` images, and a bare forward pass."""
     model, x = network(name), torch.randn(n, 3, size, size)
 
     def forward() -> Tensor:
         with torch.no_grad():
             return model(x)
 
-    functions: dict[str, Any] = {"forward": forward, **{kind.name: (lambda k=kind: k(model)(x, 0)) for kind in KINDS}}
+    functions: dict[str, Any] = {"forward": forward, **{kind.name: (lambda k=kind: k(model)(x, 0)) for kind in kinds}}
     return {"network": name, "size": size, "images": n, "seconds": in_turn(functions, rounds)}
 
 
@@ -79,6 +79,8 @@ def main() -> None:
         lambda: throughput("squeezenet1_0", 227),
         lambda: costs("squeezenet1_0", 227, 4),
         lambda: costs("resnet18", 224, 4),
+        lambda: costs("squeezenet1_0", 227, 1, (GradCAM, CAMERAS), rounds=1),
+        lambda: costs("resnet18", 224, 1, (GradCAM, CAMERAS), rounds=1),
     ):
         rows.append(run())
         print(rows[-1], flush=True)
