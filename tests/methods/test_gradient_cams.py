@@ -139,12 +139,25 @@ def test_the_map_is_enlarged_bilinearly(name: str, x: Tensor) -> None:
 
 def test_grad_cam_plus_plus_of_a_denominator_of_zero_is_the_authors_one() -> None:
     """2 + g * sum(A) = 0: their code then divides by 1."""
-    a = torch.tensor([[[-1.0, -0.5]]], dtype=torch.float64)
+    a = torch.tensor([[[-2.0, 0.5]]], dtype=torch.float64)
     g = torch.tensor([[[[4 / 3, 1.0]]]], dtype=torch.float64)
     found = GradCAMPlusPlus(pooled_head()).weighed(a[None], g[None])
     assert found.isfinite().all()
     weight = float(g[0, 0, 0, 0]) ** 3 + 1 / (2 - 1.5)
     torch.testing.assert_close(found[0, 0, 0], (weight * a[0]).relu())
+    assert float(found.max()) > 1
+
+
+def test_xgrad_cam_of_a_channel_of_both_signs_that_sums_to_zero_leaves_it_out() -> None:
+    a = torch.tensor([[[[-1.0, 1.0]], [[1.0, 2.0]]]], dtype=torch.float64)
+    g = torch.tensor([[[[[3.0, 5.0]], [[1.0, 1.0]]]]], dtype=torch.float64)
+    torch.testing.assert_close(XGradCAM(pooled_head()).weighed(a, g), a[None, :, 1:])
+
+
+def test_a_constant_map_changes_nothing_in_norm_grads_product() -> None:
+    one, flat = torch.rand(1, 2, 1, 3, 4, generator=torch.Generator().manual_seed(1)), torch.full((1, 2, 1, 3, 4), 0.3)
+    method = NormGrad(pooled_head())
+    torch.testing.assert_close(method.fused([one, flat]), method.fused([one]))
 
 
 def test_a_channel_that_sums_to_zero_and_a_dead_map_give_numbers(x: Tensor) -> None:
