@@ -91,6 +91,31 @@ def test_smaller_copies_and_several_layers_targets_and_inputs(x: Tensor) -> None
             torch.testing.assert_close(one.values, expected)
 
 
+class Patches(nn.Module):
+    """Patches as tokens, whose grid is looked for at each size; the same as a network of planes."""
+
+    def __init__(self, tokens: bool) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(6)
+            self.embed, self.up, self.head = nn.Conv2d(3, 8, 3, 3), nn.Linear(8, 9), nn.Linear(9, 4)
+        self.tokens = tokens
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = self.embed(x)
+        t = t.flatten(2).transpose(1, 2) if self.tokens else t.permute(0, 2, 3, 1)
+        t = torch.tanh(self.up(t))
+        return self.head(t.flatten(1, -2).pow(2).mean(1))
+
+
+def test_tokens_get_their_grid_at_each_size(x: Tensor) -> None:
+    tokens, planes = (Patches(kind).double().eval() for kind in (True, False))
+    found = CAMERAS(tokens, steps=2, largest=2.0)(x, TARGET)
+    assert found.provenance["layer_axes"].startswith("(n, t, c), grid 4 x 5")
+    torch.testing.assert_close(found.values, CAMERAS(planes, steps=2, largest=2.0).attribute(x, TARGET))
+    assert float(found.values.max()) > 0
+
+
 def test_a_network_of_one_size_says_so_and_the_ways_out_work(x: Tensor) -> None:
     message = (
         r"model must take images of other sizes for CAMERAS, but does not take 17 x 22 "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from backlit._errors import BacklitError, InputError
 from backlit._features import find_features
+from backlit.capture import Propagation
 from backlit.methods.base import check_positive, check_whole
 from backlit.methods.cam import ActivationMap, distinct
 from backlit.methods.cam_layers import Layer, Wanted, named_layers, notes_of
@@ -96,6 +97,17 @@ class CAMERAS(ActivationMap):
             values.append(self.enlarged_to(x, targets, chosen, maps))
         return Maps.of(tuple(values), output, targets, notes=notes_of(chosen), **known)
 
+    def _again(self, run: Propagation, layers: Sequence[Layer], classes: Sequence[list[int]]) -> list[Layer]:
+        """The layers in a run of other sizes; the places of a plane are known, those of others are looked for once more."""
+        planes = [_plane(layer, tuple(run.kept[layer.site.name].output.shape)) for layer in layers]
+        known = [plane for plane in planes if plane is not None]
+        if len(known) == len(layers):
+            return known
+        features = find_features(self.network, run.inputs, run.trace)
+        wanted = [Wanted(layer.site.name, self.channels, None) for layer in layers]
+        pairs = zip(wanted, classes, strict=True)
+        return [next(iter(named_layers(features, torch.tensor(k), one).values())) for one, k in pairs]
+
     def _at(
         self,
         copies: tuple[Tensor, ...],
@@ -108,11 +120,7 @@ class CAMERAS(ActivationMap):
 
         def of(rows: slice) -> list[_Scale]:
             run = self.clean_run(tuple(x[rows] for x in copies))
-            features = find_features(self.network, run.inputs, run.trace)
-            own = []
-            for layer, mine in zip(layers, classes, strict=True):
-                wanted = Wanted(layer.site.name, self.channels, None)
-                own.append(next(iter(named_layers(features, torch.tensor(mine), wanted).values())))
+            own = self._again(run, layers, classes)
             outputs = tuple(run.kept[layer.site.name].output for layer in own)
             grads = gradients(run, targets[rows], to=outputs)
             pairs = zip(own, outputs, grads, strict=True)
@@ -123,6 +131,19 @@ class CAMERAS(ActivationMap):
             _Scale(torch.cat([p.activation for p in part]), torch.cat([p.gradient for p in part], 1))
             for part in zip(*parts, strict=True)
         ]
+
+
+def _plane(layer: Layer, shape: tuple[int, ...]) -> Layer | None:
+    """A layer that is a plane, rows and columns each along an axis, at another size; None if it is none."""
+    layout = layer.layout
+    own, count = layer.site.output_shape, layout.size[0] * layout.size[1]
+    places = [a for a in range(len(own)) if a not in (layout.images, layout.channels)]
+    whole = tuple(own[a] for a in places) == layout.size
+    if not whole or not torch.equal(layout.order, torch.arange(count, device=layout.order.device)):
+        return None
+    h, w = (shape[a] for a in places)
+    order = torch.arange(h * w, device=layout.order.device)
+    return replace(layer, layout=replace(layout, order=order, size=(h, w)))
 
 
 def _some_at_once(of: Callable[[slice], list[_Scale]], copies: tuple[Tensor, ...], scale: float) -> list[list[_Scale]]:
