@@ -25,8 +25,7 @@ from backlit import ExpectedGradients, IntegratedGradients, LoadedModel
 from backlit.methods import Method
 
 CPU = torch.device("cpu")
-POINTS, TOGETHER = 50, 16
-SIZES = (1, 4, 8, 16, 50)
+POINTS, TOGETHER = 50, 8
 
 
 def images_of(loaded: LoadedModel, count: int) -> Tensor:
@@ -71,13 +70,13 @@ def bare(network: nn.Module, x: Tensor, target: int) -> Tensor:
     return x * total / POINTS
 
 
-def times(name: str, rounds: int) -> list[dict[str, Any]]:
+def times(name: str, rounds: int, sizes: list[int]) -> list[dict[str, Any]]:
     """Processor seconds of one image's map by each, and the ratios within this run; the maps must agree."""
     loaded = shared_model(name)
     network = loaded.network.requires_grad_(False)
     x = images_of(loaded, 1)
     target = int(network(x).argmax())
-    ours, theirs = IntegratedGradients(network, steps=POINTS, rule="midpoint"), Captums(network)
+    ours, theirs = IntegratedGradients(network, steps=POINTS, rule="midpoint", chunk=TOGETHER), Captums(network)
     torch.testing.assert_close(ours.attribute(x, target), bare(network, x, target), rtol=1e-3, atol=1e-4)
 
     def captum(size: int) -> Callable[[], Any]:
@@ -86,8 +85,8 @@ def times(name: str, rounds: int) -> list[dict[str, Any]]:
 
     functions: dict[str, Callable[[], Any]] = {
         "bare": lambda: bare(network, x, target),
-        "backlit": lambda: ours(x, target),
-        **{f"captum {size}": captum(size) for size in SIZES},
+        "backlit": lambda: ours.attribute(x, target),
+        **{f"captum {size}": captum(size) for size in sizes},
     }
     seconds = in_turn(functions, rounds)
     best = min((s, key) for key, s in seconds.items() if key.startswith("captum"))
@@ -107,12 +106,13 @@ def main() -> None:
     parser.add_argument("--network", default="squeezenet1_0")
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 4, 8, 16, 50], help="Captum's batches")
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows = (
         completeness(given.network, given.images)
         if given.what == "completeness"
-        else times(given.network, given.rounds)
+        else times(given.network, given.rounds, given.sizes)
     )
     print(write(f"path_{given.what}_{given.network}", CPU, rows))
 
