@@ -55,6 +55,15 @@ OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {
         {"window": 16, "stride": 16, "baseline": "mean", "score": "probability"},
     ),
     "rise": ({"masks": 16}, {"masks": 16, "cells": 4, "p": 0.3, "score": "logit"}),
+    "meaningful_perturbation": (
+        {"steps": 2, "start": "ones"},
+        {"steps": 2, "score": "logit", "baseline": "mean", "cells": 8},
+    ),
+    "extremal_perturbation": (
+        {"steps": 2, "areas": (0.2, 0.5)},
+        {"steps": 2, "areas": (0.3,), "step": 4, "smooth": 0.1},
+    ),
+    "pda": ({"stride": 5, "samples": 2}, {"stride": 5, "samples": 2, "examples": 1000}),
     "guided_backprop": ({}, {"times_input": True}),
     "deconvnet": ({}, {"times_input": True}),
     "guided_grad_cam": ({}, {"times_input": True}),

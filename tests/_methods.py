@@ -25,6 +25,9 @@ QUICK: dict[str, dict[str, Any]] = {
     "smooth_grad": {"samples": 3},
     "squared_smooth_grad": {"samples": 3},
     "var_grad": {"samples": 3},
+    "pda": {"stride": 5, "samples": 2},
+    "meaningful_perturbation": {"steps": 3},
+    "extremal_perturbation": {"steps": 3, "areas": (0.1, 0.4)},
 }
 """By the method's name; one that is not here runs with its defaults."""
 

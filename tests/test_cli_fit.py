@@ -217,3 +217,19 @@ class TestOut:
         assert done.returncode == 2
         assert "another reading and products and ridge_at and constant. Choose another name" in done.stderr
         assert out.read_bytes() == first
+
+
+def test_patches_are_fitted_from_the_command_line(digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "digits.pda"
+    words = ["fit", "--method", "pda", "--data", digits, "--limit", 20, "--out", out]
+    done = command(*words, "--window", 6, "--padding", 1)
+    assert done.returncode == 0, done.stderr
+    assert {k: Fitted.load(out).facts[k] for k in ("window", "padding", "taken")} == {
+        "window": 6, "padding": 1, "taken": 2000,
+    }  # fmt: skip
+    done = command(*words, "--window", 5)
+    assert "earlier fit: pda of 10 classes" in done.stderr.replace("\n", " ")
+    done = command(*words[:3], "--ridge", "1", "--out", tmp_path / "b")
+    assert "--ridge is for mip_in; pda has no such option. Leave it out." in done.stderr.replace("\n", " ")
+    done = command("fit", "--window", 5, "--out", tmp_path / "b")
+    assert "--window is for pda; mip_in has no such option" in done.stderr.replace("\n", " ")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         LRP,
         METHODS,
         MIPIN,
+        PDA,
         PFV,
         RISE,
         TRGBP,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         DeepTaylor,
         ExcitationBackprop,
         ExpectedGradients,
+        ExtremalPerturbation,
         FullGrad,
         GradCAM,
         GradCAMPlusPlus,
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
         LayerCAM,
         LeGrad,
         LibraGrad,
+        MeaningfulPerturbation,
         NormGrad,
         Occlusion,
         PatternAttribution,
@@ -90,6 +93,7 @@ __all__ = [
     "METHODS",
     "METRICS",
     "MIPIN",
+    "PDA",
     "PFV",
     "RISE",
     "TRGBP",
@@ -108,6 +112,7 @@ __all__ = [
     "Examples",
     "ExcitationBackprop",
     "ExpectedGradients",
+    "ExtremalPerturbation",
     "FileError",
     "FullGrad",
     "GradCAM",
@@ -126,6 +131,7 @@ __all__ = [
     "LeGrad",
     "LibraGrad",
     "LoadedModel",
+    "MeaningfulPerturbation",
     "ModelStateError",
     "NormGrad",
     "Occlusion",
@@ -161,11 +167,11 @@ _HOMES = {
     "bench.compare": "compare",
     "comparison": "Comparison",
     "methods": (
-        "CAM CAMERAS DMBP L2X LIME LPR LRP METHODS MIPIN PFV RISE TRGBP XRAI AttentionRollout BBp BlurIG Deconvnet "
-        "DeepLIFT DeepSHAP DeepTaylor ExcitationBackprop ExpectedGradients FullGrad GradCAM GradCAMPlusPlus Gradient "
-        "GradientRollout GradientXInput GuidedBackprop GuidedGradCAM GuidedIG HiResCAM IntegratedGradients KernelSHAP "
-        "LayerCAM LeGrad LibraGrad NormGrad Occlusion PatternAttribution PatternNet Saliency ScoreCAM SmoothGrad "
-        "SquaredSmoothGrad VarGrad XGradCAM"
+        "CAM CAMERAS DMBP L2X LIME LPR LRP METHODS MIPIN PDA PFV RISE TRGBP XRAI AttentionRollout BBp BlurIG "
+        "Deconvnet DeepLIFT DeepSHAP DeepTaylor ExcitationBackprop ExpectedGradients ExtremalPerturbation FullGrad "
+        "GradCAM GradCAMPlusPlus Gradient GradientRollout GradientXInput GuidedBackprop GuidedGradCAM GuidedIG "
+        "HiResCAM IntegratedGradients KernelSHAP LayerCAM LeGrad LibraGrad MeaningfulPerturbation NormGrad Occlusion "
+        "PatternAttribution PatternNet Saliency ScoreCAM SmoothGrad SquaredSmoothGrad VarGrad XGradCAM"
     ),
     "methods.function": "explain_func",
     "methods.lookup": "find_method",

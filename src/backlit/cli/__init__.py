@@ -272,7 +272,7 @@ def fit(
     out: Annotated[
         Path, typer.Option(help="The file to write; OUT.parts keeps what is done meanwhile.", metavar="FILE")
     ],
-    method: Annotated[str, typer.Option(help="mip_in, pattern (PatternNet and PatternAttribution) or l2x.")] = "mip_in",
+    method: Annotated[str, typer.Option(help="mip_in, pattern (both of its methods), l2x or pda.")] = "mip_in",
     model: ModelOfImages = None,
     weights: Weights = None,
     download: Download = False,
@@ -307,6 +307,8 @@ def fit(
     ridge: Annotated[
         float | None, typer.Option(help="mip_in: lambda of the ridge regression; 0.001, if not given.")
     ] = None,
+    window: Annotated[int | None, typer.Option(help="pda: pixels a side of the window that is drawn anew.")] = None,
+    padding: Annotated[int | None, typer.Option(help="pda: pixels around it that it depends on.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier fit of other data or options.")] = False,
     size: Size = None,
     mean: Mean = None,
@@ -315,7 +317,7 @@ def fit(
     device: Device = "auto",
     dtype: DType = "float32",
 ) -> None:
-    """Learn from data what MIP-IN, the pattern methods or L2X need: one file.
+    """Learn from data what MIP-IN, the pattern methods, L2X or PDA need: one file.
 
     Interrupted, the same command goes on: mip_in after its last whole layer, pattern from its sums of ten seconds ago or so,
     l2x after its last pass.
@@ -330,6 +332,7 @@ def fit(
         model or "digits", weights, settings.Compute(device, dtype, 0), settings.preprocessing(size, mean, std, crop)
     )
     asked = {"start": start, "samples": samples, "classes": classes, "ridge": ridge, "reading": reading}
+    asked |= {"window": window, "padding": padding}
     own: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if classes is not None:
         own["classes"] = settings.whole_numbers("classes", classes)

@@ -8,10 +8,11 @@ FAST = "fast"
 METHOD_NAMES = tuple(
     (
         "dmbp lpr tr_gbp mip_in pattern_net pattern_attribution l2x fullgrad bbp lrp deep_taylor excitation_backprop "
-        "deeplift deep_shap lime kernel_shap occlusion rise integrated_gradients expected_gradients blur_ig guided_ig "
-        "xrai smooth_grad squared_smooth_grad var_grad grad_cam guided_grad_cam grad_cam_plus_plus xgrad_cam hires_cam "
-        "layer_cam norm_grad cam score_cam cameras pfv attention_rollout gradient_rollout legrad guided_backprop "
-        "deconvnet libragrad gradient_x_input saliency gradient random"
+        "deeplift deep_shap occlusion rise pda meaningful_perturbation extremal_perturbation lime kernel_shap "
+        "integrated_gradients expected_gradients blur_ig guided_ig xrai smooth_grad squared_smooth_grad var_grad "
+        "grad_cam guided_grad_cam grad_cam_plus_plus xgrad_cam hires_cam layer_cam norm_grad cam score_cam cameras "
+        "pfv attention_rollout gradient_rollout legrad guided_backprop deconvnet libragrad gradient_x_input saliency "
+        "gradient random"
     ).split()
 )
 METRIC_NAMES = tuple(

@@ -51,6 +51,12 @@ class Source:
     train: bool
 
 
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "mip_in": ("start", "reading", "samples", "classes", "ridge"),
+    "pda": ("window", "padding"),
+}
+"""The options of each kind of fit that has some."""
+
 READERS: dict[str, Callable[[Source], Dataset]] = {
     "folder": lambda s: ImageFolder(s.folder or "", s.index),
     "imagenet": lambda s: ImageNet(s.folder or "", None, s.index),
@@ -77,8 +83,10 @@ def run(
         raise InputError(
             f"method must be one that learns from data, {' or '.join(known)}, but is {method!r}.{nearest(method, known)}"
         )
-    if options and kind != "mip_in":
-        raise InputError(f"--{next(iter(options))} is for mip_in; {kind} has no such option. Leave it out.")
+    strange = next((name for name in options if name not in OPTIONS.get(kind, ())), None)
+    if strange is not None:
+        owner = next(k for k, names in OPTIONS.items() if strange in names)
+        raise InputError(f"--{strange} is for {owner}; {kind} has no such option. Leave it out.")
     make_folder(out.absolute().parent)
     data, description, failures = _data(source, loaded)
     for failure in failures:

@@ -24,10 +24,12 @@ from backlit.methods.gradient_cams import (
 from backlit.methods.guided_path import GuidedIG
 from backlit.methods.l2x import L2X
 from backlit.methods.lpr import LPR
+from backlit.methods.mask_search import ExtremalPerturbation, MeaningfulPerturbation
 from backlit.methods.mip_in import MIPIN
 from backlit.methods.occlusion import Occlusion
 from backlit.methods.path import ExpectedGradients, IntegratedGradients
 from backlit.methods.pattern import PatternAttribution, PatternNet
+from backlit.methods.pda import PDA
 from backlit.methods.pfv import PFV
 from backlit.methods.random import Random
 from backlit.methods.region import XRAI
@@ -52,10 +54,13 @@ METHODS: tuple[type[Method], ...] = (
     ExcitationBackprop,
     DeepLIFT,
     DeepSHAP,
-    LIME,
-    KernelSHAP,
     Occlusion,
     RISE,
+    PDA,
+    MeaningfulPerturbation,
+    ExtremalPerturbation,
+    LIME,
+    KernelSHAP,
     IntegratedGradients,
     ExpectedGradients,
     BlurIG,
@@ -99,6 +104,7 @@ __all__ = [
     "LRP",
     "METHODS",
     "MIPIN",
+    "PDA",
     "PFV",
     "RISE",
     "TRGBP",
@@ -112,6 +118,7 @@ __all__ = [
     "DeepTaylor",
     "ExcitationBackprop",
     "ExpectedGradients",
+    "ExtremalPerturbation",
     "FittedMethod",
     "FullGrad",
     "GradCAM",
@@ -128,6 +135,7 @@ __all__ = [
     "LayerCAM",
     "LeGrad",
     "LibraGrad",
+    "MeaningfulPerturbation",
     "Method",
     "NormGrad",
     "Occlusion",

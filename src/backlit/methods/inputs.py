@@ -155,10 +155,15 @@ def probability(output: Tensor, targets: Tensor) -> Tensor | None:
     """
     if output.shape[1] < 2:
         return None
-    scores = output.detach().to(torch.promote_types(output.dtype, torch.float32))
+    return chances(output.detach()).gather(1, targets).T
+
+
+def chances(output: Tensor) -> Tensor:
+    """Return the probabilities of the k classes of ``output`` (n, k), as :func:`probability` reads them, with its graph."""
+    scores = output.to(torch.promote_types(output.dtype, torch.float32))
     is_sum = (scores.sum(1, keepdim=True) - 1).abs() < _SUM_OF_CHANCES
     given = is_sum & (scores >= 0).all(1, keepdim=True)
-    return torch.where(given, scores, scores.softmax(1)).gather(1, targets).T
+    return torch.where(given, scores, scores.softmax(1))
 
 
 _SUM_OF_CHANCES = 1e-3  # how far from 1 rounding in half precision takes the sum of a thousand probabilities

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from backlit._errors import check
 from backlit._forward import forward
+from backlit._layout import fast_layout
 from backlit.capture.refuse import check_output
 from backlit.methods.copies import Score, in_blocks, plain_passes, target_scores
 from backlit.methods.images import Baseline, check_baseline
 from backlit.methods.job import Job
 from backlit.methods.steps import Stepped
 
+_CACHED = 600_000  # numbers of a batch: four images of 224 pixels, measured on one thread (benchmarks/perturbation.py)
 Alter = Callable[[int, slice], Tensor]
 """Makes copies ``slice`` of input i, (v, n, c, h, w) or (v * n, c, h, w)."""
 
@@ -36,15 +38,11 @@ class CopyStep:
     scores: Tensor
 
 
-class Passes(Stepped):
+class ForwardOnly(Stepped):
     """A method of forward passes alone: the network may be scripted or compiled, and need not be differentiable.
 
     Several inputs are altered in turn, the others then stay as they are. ``callback`` is called with a :class:`CopyStep`
     after each block of copies.
-
-    Attributes:
-        score: What is read from the network's output: the target's "logit", or its "probability". A network of one output
-            has no probability: its score is taken as it is.
     """
 
     kind = "signed"
@@ -52,19 +50,13 @@ class Passes(Stepped):
     takes_rules = False
     traces = False
 
-    score: Score = "logit"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.score in get_args(Score), "score", self.score, "'logit' or 'probability'")
-
     def clean(self, job: Job) -> tuple[Tensor, Tensor]:
         """Run the images themselves: the network's output (n, k) and the targets (n, t)."""
         output = forward(self.network, *job.inputs)
         check_output(output, len(job))
         return output, job.pick(output)
 
-    def scores(self, job: Job, targets: Tensor, counts: list[int], alter: Alter) -> list[Tensor]:
+    def copies_scores(self, job: Job, targets: Tensor, counts: list[int], alter: Alter, score: Score) -> list[Tensor]:
         """Run ``counts[i]`` altered copies of each input i, the other inputs as they are.
 
         Args:
@@ -72,6 +64,7 @@ class Passes(Stepped):
             targets: Their targets (n, t).
             counts: Number of copies of each image, for each input.
             alter: Makes the copies of a block.
+            score: What is read from their outputs.
 
         Returns:
             The targets' scores in the copies, (t, count, n) for each input, in at least single precision.
@@ -81,20 +74,43 @@ class Passes(Stepped):
         with plain_passes(self.network, inputs) as output_of, self.watched(steps, job) as done:
             for i, count in enumerate(counts):
                 before = sum(counts[:i])
+                kept = targets.new_empty(targets.shape[1], count, len(job), dtype=wide(inputs[i][:0]).dtype)
 
-                def run(block: slice, i: int = i, before: int = before) -> Tensor:
+                def run(block: slice, i: int = i, before: int = before, kept: Tensor = kept) -> None:
                     v = block.stop - block.start
                     copies = [x.expand(v, *x.shape).flatten(0, 1) for x in inputs]
                     altered = alter(i, block)
                     copies[i] = altered.flatten(0, 1) if altered.dim() == 5 else altered
-                    scores = wide(target_scores(output_of(*copies), targets, self.score))
+                    if len(copies) == 1:
+                        copies = [fast_layout(self.network, copies[0])]
+                    scores = wide(target_scores(output_of(*copies), targets, score))
                     done(before + block.stop)
                     if self.callback is not None:
                         self.callback(CopyStep(before + block.stop, steps, scores))
-                    return scores
+                    kept[:, block] = scores  # a tensor of its own for each block would leave holes in the memory
 
-                results.append(torch.cat(in_blocks(run, count, inputs, self.chunk), 1))
+                in_blocks(run, count, inputs, self.chunk or _at_once(inputs[i]))
+                results.append(kept)
         return results
+
+
+class Passes(ForwardOnly):
+    """A method of forward passes that reads the targets' logits or their probabilities.
+
+    Attributes:
+        score: What is read from the network's output: the target's "logit", or its "probability". A network of one output
+            has no probability: its score is taken as it is.
+    """
+
+    score: Score = "logit"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.score in get_args(Score), "score", self.score, "'logit' or 'probability'")
+
+    def scores(self, job: Job, targets: Tensor, counts: list[int], alter: Alter) -> list[Tensor]:
+        """Run ``counts[i]`` altered copies of each input i, and return the targets' scores in them, (t, count, n) each."""
+        return self.copies_scores(job, targets, counts, alter, self.score)
 
     def scores_of_clean(self, output: Tensor, targets: Tensor) -> Tensor:
         """Return the targets' scores (t, n) in the images' own output (n, k)."""
@@ -115,6 +131,11 @@ class Replacing(Passes):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_baseline("baseline", self.baseline)
+
+
+def _at_once(x: Tensor) -> int | None:
+    """Return how many images run fastest at once: on a CPU, as many as its caches hold; None for what suits the device."""
+    return min(64, max(4, _CACHED // x[0].numel())) if x.device.type == "cpu" else None
 
 
 def wide(values: Tensor) -> Tensor:
