@@ -104,6 +104,9 @@ def test_a_channel_dead_in_one_image_only(x: Tensor) -> None:
     found = ScoreCAM(flat).attribute(still, TARGET)
     assert not found[1].any()  # every channel is one value
     torch.testing.assert_close(found[0], ScoreCAM(flat).attribute(still[:1], 0)[0])
+    plain = ScoreCAM(flat, softmax=False, score="probability").attribute(still, TARGET)
+    assert not plain[1].any()
+    assert plain[0].any()
 
 
 def test_blocks_change_nothing(network: nn.Sequential, x: Tensor) -> None:
