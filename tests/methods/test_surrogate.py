@@ -81,6 +81,11 @@ class TestLIME:
         found = method(X[:1], 3).parts["coefficient"]
         torch.testing.assert_close(found, expected.double(), rtol=1e-4, atol=1e-4)  # captum fits in single precision
 
+    def test_the_first_copy_is_the_image_and_the_others_see_half(self) -> None:
+        seen = LIME(DIGITS.network, samples=3000).design(20).seen
+        assert bool((seen[0] == 1).all())
+        assert float(seen[1:].mean()) == pytest.approx(0.5, abs=0.01)
+
     def test_a_linear_score_is_explained_whole(self) -> None:
         net = nn.Sequential(nn.Flatten(), nn.Linear(1024, 2)).double().eval()
         found = LIME(net, labels=CELLS, samples=200, ridge=0)(X, 1)
@@ -148,6 +153,14 @@ class TestKernelSHAP:
         )
         found = KernelSHAP(DIGITS.network, labels=CELLS, samples=254)(X[:1], 3).parts["coefficient"]
         assert float((found - expected).norm() / found.norm()) < 0.15
+
+    def test_sizes_are_drawn_by_the_shapley_kernel_and_in_pairs(self) -> None:
+        seen = KernelSHAP(DIGITS.network, samples=20_000).design(20).seen[1:]
+        assert bool((seen[::2] + seen[1::2] == 1).all())
+        counts = torch.bincount(seen.sum(1).long(), minlength=21).double() / len(seen)
+        wanted = torch.tensor([19 / (k * (20 - k)) if 0 < k < 20 else 0.0 for k in range(21)], dtype=torch.float64)
+        torch.testing.assert_close(counts, wanted / wanted.sum(), atol=0.01, rtol=0)
+        torch.testing.assert_close(seen.mean(0), torch.full((20,), 0.5, dtype=torch.float64), atol=0.01, rtol=0)
 
     def test_one_superpixel_has_it_all(self) -> None:
         found = KernelSHAP(DIGITS.network, labels=torch.zeros(32, 32, dtype=torch.long))(X, 3)
