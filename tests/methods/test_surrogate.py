@@ -230,3 +230,19 @@ class TestBoth:
 def test_bad_options_of_lime(options: dict[str, object]) -> None:
     with pytest.raises(InputError, match=f"{next(iter(options))} must be a (positive )?number"):
         LIME(DIGITS.network, **options)  # type: ignore[arg-type]
+
+
+def test_labels_of_each_image_follow_it_into_noisy_copies() -> None:
+    from backlit import SmoothGrad
+    from backlit.methods.base import NO_NETWORK
+
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3)).double().eval()
+    x = torch.randn(3, 1, 4, 4, dtype=torch.float64)
+    rows = torch.arange(4)[:, None].expand(4, 4)
+    labels = torch.stack([rows, rows.T, rows // 2])
+    lime = LIME(NO_NETWORK, labels=labels, samples=8)
+    whole = SmoothGrad(network, of=lime, samples=3).attribute(x, 1)
+    for i in range(3):
+        alone = SmoothGrad(network, of=LIME(NO_NETWORK, labels=labels[i], samples=8), samples=3)
+        torch.testing.assert_close(whole[i : i + 1], alone.attribute(x[i : i + 1], 1))

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from backlit._errors import InputError
 from backlit.capture import Call
+from backlit.methods.account import wide
 from backlit.methods.attention_maps import Attention, Mixing, find_attention, head_behind, mixing_of, starts_of_blocks
 from backlit.methods.base import Method, check_whole
 from backlit.methods.gradient import GradientXInput
@@ -77,7 +78,7 @@ class AttentionRollout(AttentionMap):
 
     def tokens(self, attention: Attention, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
         layers = [m.weights for m in _run(attention, inputs).mixings]
-        means = [_wide(attention.heads(w)).mean(1) for w in layers]
+        means = [wide(attention.heads(w)).mean(1) for w in layers]
         row = _rolled([(m + torch.eye(m.shape[-1], device=m.device, dtype=m.dtype)) / 2 for m in means], attention.read)
         return row.expand(targets.shape[1], *row.shape)
 
@@ -105,7 +106,7 @@ class GradientRollout(AttentionMap):
             grads = _gradients(passed.output, targets, passed.mixed)
         matrices = []
         for mixing, grad in zip(passed.mixings, grads, strict=True):
-            weighted = mixing.gradient(_wide(grad)) * _wide(mixing.weights).detach()
+            weighted = mixing.gradient(wide(grad)) * wide(mixing.weights).detach()
             mean = attention.heads(weighted, lead=1).clamp(min=0).mean(2)
             matrices.append(mean + torch.eye(mean.shape[-1], device=mean.device, dtype=mean.dtype))
         rolled = _rolled(matrices, attention.read)
@@ -149,7 +150,7 @@ class LeGrad(AttentionMap):
         ends = starts_of_blocks(attention, self.title) if first < count - 1 else ()
         total: Tensor | None = None
         for mixing, grad in _own_gradients(attention, inputs, targets, first, ends):
-            positive = attention.heads(mixing.gradient(_wide(grad)), lead=1).clamp(min=0)
+            positive = attention.heads(mixing.gradient(wide(grad)), lead=1).clamp(min=0)
             own = positive.mean((2, 3))
             total = own if total is None else total + own
         assert total is not None
@@ -229,11 +230,6 @@ def _rolled(matrices: list[Tensor], read: Tensor) -> Tensor:
     for matrix in reversed(matrices):
         row = row @ matrix
     return row.squeeze(-2)
-
-
-def _wide(values: Tensor) -> Tensor:
-    """At least single precision, for products through many layers."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class LibraGrad(GradientXInput):

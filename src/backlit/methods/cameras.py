@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from backlit._errors import BacklitError, InputError
 from backlit._features import find_features
 from backlit.capture import Propagation
+from backlit.methods.account import wide
 from backlit.methods.base import check_positive, check_whole
 from backlit.methods.cam import ActivationMap, distinct
 from backlit.methods.cam_layers import Layer, Wanted, named_layers, notes_of
 from backlit.methods.chunks import out_of_memory, run_in_chunks
 from backlit.methods.job import Job, Maps, activation_bytes
-from backlit.methods.passes import wide
 from backlit.methods.targets import gradients
 
 _AT_ONCE = 32  # channels that are enlarged at once

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from backlit._errors import check
 from backlit._random import stable_seed
+from backlit.methods.account import wide
 from backlit.methods.base import check_positive, check_whole, is_number
 from backlit.methods.copies import Score, in_blocks
 from backlit.methods.images import Baseline, baselines_of, blurred, check_baseline
 from backlit.methods.job import Job, Maps
-from backlit.methods.passes import wide
 from backlit.methods.searching import MaskSearch, Outcome, Search
 from backlit.methods.smooth_masks import SmoothMasks, area_loss, blurred_by, pyramid
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
-import torch
 from torch import Tensor
 
 from backlit._errors import check
 from backlit._forward import forward
 from backlit._layout import fast_layout
 from backlit.capture.refuse import check_output
+from backlit.methods.account import wide
 from backlit.methods.copies import Score, in_blocks, plain_passes, target_scores
 from backlit.methods.images import Baseline, check_baseline
 from backlit.methods.job import Job
@@ -136,8 +136,3 @@ class Replacing(Passes):
 def _at_once(x: Tensor) -> int | None:
     """Return how many images run fastest at once: on a CPU, as many as its caches hold; None for what suits the device."""
     return min(64, max(4, _CACHED // x[0].numel())) if x.device.type == "cpu" else None
-
-
-def wide(values: Tensor) -> Tensor:
-    """Return values in at least single precision, for sums."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -15,12 +15,13 @@ from backlit._random import stable_seed
 from backlit.inverse import FitStep
 from backlit.inverse.data import Data
 from backlit.inverse.gaussians import KIND, GaussianOptions, PatchGaussians, fit_gaussians
+from backlit.methods.account import wide
 from backlit.methods.base import check_whole
 from backlit.methods.copies import target_scores
 from backlit.methods.fitted import FittedMethod, check_fit
 from backlit.methods.job import Job, Maps
 from backlit.methods.named import Named
-from backlit.methods.passes import ForwardOnly, wide
+from backlit.methods.passes import ForwardOnly
 from backlit.methods.steps import told_of_fit
 from backlit.methods.windows import Windows, whole_windows
 

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from backlit._features import Features, Node, find_features
 from backlit._places import count_places, is_somewhere
+from backlit.methods.account import wide
 from backlit.methods.base import check_whole
 from backlit.methods.cam import ActivationMap
 from backlit.methods.cam_layers import Layer, notes_of
 from backlit.methods.images import enlarged
 from backlit.methods.job import Job, Maps
-from backlit.methods.passes import wide
 
 
 class PFV(ActivationMap):

@@ -10,11 +10,12 @@ from torch.nn import functional as F
 
 from backlit._errors import check
 from backlit._random import stable_seed
+from backlit.methods.account import wide
 from backlit.methods.base import check_whole, is_number
 from backlit.methods.copies import Score
 from backlit.methods.images import baselines_of
 from backlit.methods.job import Job, Maps
-from backlit.methods.passes import Replacing, wide
+from backlit.methods.passes import Replacing
 
 _AT_ONCE = 2**22  # numbers of the masks that are summed at once: 16 MiB in float32
 

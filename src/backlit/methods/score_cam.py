@@ -10,10 +10,11 @@ from torch.nn import functional as F
 
 from backlit._errors import check
 from backlit._layout import fast_layout
+from backlit.methods.account import wide
 from backlit.methods.cam import ActivationMap, distinct
 from backlit.methods.cam_layers import Layer, notes_of
 from backlit.methods.job import Job, Maps, activation_bytes
-from backlit.methods.passes import Alter, Passes, wide
+from backlit.methods.passes import Alter, Passes
 
 
 class ScoreCAM(ActivationMap, Passes):

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from backlit._errors import check
 from backlit.capture import propagate
+from backlit.methods.account import wide
 from backlit.methods.base import MOST_STEPS, check_positive, check_whole
 from backlit.methods.copies import Score, in_blocks, plain_passes, repeated, target_scores
 from backlit.methods.inputs import chances
 from backlit.methods.job import Job, Maps
-from backlit.methods.passes import wide
 from backlit.methods.steps import Stepped
 from backlit.rules import presets
 

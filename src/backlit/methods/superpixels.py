@@ -60,14 +60,15 @@ def superpixels(job: Job, segments: int, labels: tuple[Tensor, ...]) -> list[Sup
 
 def _given(labels: Tensor, x: Tensor, job: Job) -> Tensor:
     """Labels of this chunk's images (n, h, w)."""
-    n, one = job.images or len(x), tuple(x.shape[-2:])
+    here, one = len(x) // job.copies, tuple(x.shape[-2:])
+    n = job.images or here
     if tuple(labels.shape) not in (one, (n, *one)):
         raise InputError(
             f"labels must have one number for each pixel, {one} for all images or {(n, *one)}, but have shape "
             f"{content(labels)}. Make them from images of the size that the network takes."
         )
     if labels.dim() == 3:
-        labels = labels[job.first :][: len(x)]
+        labels = labels[job.first :][:here].repeat(job.copies, 1, 1)
     return labels.to(x.device, torch.int64).expand(len(x), *one)
 
 
