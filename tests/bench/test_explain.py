@@ -20,6 +20,7 @@ from backlit.data import load_batch
 class Digit:
     index: int
     less: None = None
+    top: None = None
 
     @property
     def key(self) -> str:
