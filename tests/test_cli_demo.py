@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,7 @@ def test_scikit_images_photographs_are_taken_where_it_is_installed(
     (folder / "__init__.py").write_text("raise ImportError  # it is not to be imported")
     for name in ("chelsea.png", "coffee.png", "page.png"):
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "data" / name)
+    monkeypatch.delitem(sys.modules, "skimage", raising=False)  # the real one
     monkeypatch.syspath_prepend(str(tmp_path))
     found = asked_for([], "digits", None, CPU)
     assert found is not None

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import _properties as properties
 from _methods import EVERYWHERE, quick
-from backlit import TRGBP, ModelStateError
+from backlit import PDA, TRGBP, ModelStateError
 from backlit._forward import forward
 from backlit.methods import FittedMethod, Method
 
@@ -50,6 +50,7 @@ class Part(nn.Module):
 def method(request: pytest.FixtureRequest) -> Method:
     kind, net = request.param, Net()
     options = quick(kind, **({"contrast": 2} if kind is TRGBP else {}))
+    options |= {"stride": 1} if kind is PDA else {}  # its windows are one pixel on images of eight
     if issubclass(kind, FittedMethod):
         generator = torch.Generator().manual_seed(2)
         images = torch.randn(40, 1, 8, 8, generator=generator)
