@@ -101,7 +101,7 @@ def summary(rows: list[dict[str, float]]) -> list[dict[str, object]]:
     """A row for each method: the means of the metrics with their 95 % intervals, best energy pointing game first."""
     table: list[dict[str, object]] = []
     for name in dict.fromkeys(row["method"] for row in rows):
-        own = [row for row in rows if row["method"] == name]
+        own = list({row["name"]: row for row in rows if row["method"] == name}.values())  # an image counts once
         entry: dict[str, object] = {"method": name, "images": len(own), "passes": own[0]["passes"]}
         entry["processor seconds"] = round(float(np.median([row["seconds"] for row in own])), 3)
         for metric in METRICS:
