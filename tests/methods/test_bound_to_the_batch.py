@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from _methods import EVERYWHERE, quick
-from backlit import DeepSHAP, InputError
+from backlit import RISE, DeepSHAP, InputError, Occlusion
 from backlit.capture import freeze
 from backlit.methods import METHODS, FittedMethod, Method, Random
 from backlit.methods.biases import BiasMethod
+from backlit.methods.passes import CopyStep, Passes
 from backlit.metrics import Examples, Insertion
 
 N = 6
@@ -189,3 +190,34 @@ def test_metrics_say_what_the_network_does_not_take() -> None:
     one = Any1(Net("cat", META[:1]))
     first = Examples(X[:1], torch.zeros(1, dtype=torch.long))
     Insertion(replacement="zero", steps=4)(one, first, {"random": Random(one)(X[:1], 0)})
+
+
+class Counting(nn.Module):
+    """A network that counts the images that it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(2 * 8 * 8, 3).double()
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(len(x))
+        return self.fc(x.flatten(1))
+
+
+@pytest.mark.parametrize(("method", "options"), [(RISE, {"masks": 64}), (Occlusion, {"window": 1, "stride": 1})])
+def test_a_fault_of_the_callback_is_raised_and_nothing_runs_again(
+    method: type[Passes], options: dict[str, int]
+) -> None:
+    steps: list[int] = []
+
+    def stop_late(step: CopyStep) -> None:
+        steps.append(step.index)
+        if step.index == 60:
+            raise KeyError("of the user's own")
+
+    network = Counting().eval()
+    with pytest.raises(KeyError, match="of the user's own"):
+        method(network, **options, chunk=4, callback=stop_late)(X[:1])
+    assert steps == [4 * i for i in range(1, 16)]
+    assert network.seen.count(1) <= 4  # looks at the image itself, no copies one at a time

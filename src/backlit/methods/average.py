@@ -101,7 +101,7 @@ class Averaged(Method):
             maps = self.inner.explain(replace(job, inputs=noise.added(block), targets=targets, copies=v * job.copies))
             moments.add(block, {_MAP: maps.values, **maps.parts})
 
-        in_blocks(run, self.samples, job.inputs, self.chunk)
+        in_blocks(self.network, run, self.samples, job.inputs, self.chunk)
         parts = {
             key: tuple(self.average(mean, squares / self.samples).to(dtype) for mean, squares, dtype in part)
             for key, part in moments.parts.items()

@@ -17,18 +17,22 @@ from backlit._forward import unchanged
 from backlit.capture.refuse import check_output
 from backlit.methods.account import wide
 from backlit.methods.chunks import run_in_chunks
-from backlit.methods.inputs import probability
+from backlit.methods.inputs import probability, why_not
 from backlit.methods.job import scores_of
 
 Result = TypeVar("Result")
 Score = Literal["logit", "probability"]
 """What is read from a copy's output: the target's logit, or its probability among the network's classes."""
 
-_TOGETHER = {"cpu": 8, "cuda": 64}  # copies that run at once, where no chunk size was given
+_CACHED = 600_000  # numbers of a batch that a CPU's caches hold: four images of 224 pixels (benchmarks/perturbation.py)
 
 
 def in_blocks(
-    run: Callable[[slice], Result], count: int, inputs: tuple[Tensor, ...], chunk: int | None = None
+    network: nn.Module,
+    run: Callable[[slice], Result],
+    count: int,
+    inputs: tuple[Tensor, ...],
+    chunk: int | None = None,
 ) -> list[Result]:
     """Run copies 0 to ``count`` - 1 of all images in blocks, and return the blocks' results in order.
 
@@ -36,27 +40,46 @@ def in_blocks(
     one copy of them at a time.
 
     Args:
+        network: The network that runs them.
         run: What to do with the copies of a block; it may be called again for a block that failed.
         count: Number of copies of each image.
         inputs: The images, a chunk of n.
         chunk: How many images may run at once; None for a number that suits the device.
     """
-    n, device = len(inputs[0]), inputs[0].device
-    together = max(1, (chunk or _TOGETHER.get(device.type, 16)) // n)
+    tried = slice(0, 0)
+
+    def noting(block: slice) -> Result:
+        nonlocal tried
+        tried = block
+        return run(block)
 
     def blocks(size: int) -> list[Result]:
-        return run_in_chunks(run, lambda _: 0.0, n=count, chunk=size, device=device)
+        return run_in_chunks(noting, lambda _: 0.0, n=count, chunk=size, device=inputs[0].device)
 
+    together = max(1, (chunk or _at_once(inputs[0])) // len(inputs[0]))
     if min(together, count) > 1:
         try:
             return blocks(together)
-        except Exception:  # of a network that takes no other number of images; another fault comes again, as itself
-            pass
+        except Exception:
+            copies = tuple(repeated(x, tried.stop - tried.start) for x in inputs)
+            if why_not(network, copies) is None:  # the network takes so many images: the fault is another one
+                raise
     return blocks(1)
 
 
+def _at_once(x: Tensor) -> int:
+    """Return how many images run fastest at once: on a CPU, as many as its caches hold."""
+    if x.device.type == "cpu":
+        return min(64, max(4, _CACHED // x[0].numel()))
+    return 64 if x.device.type == "cuda" else 16
+
+
 def sum_of_blocks(
-    run: Callable[[slice], tuple[Tensor, ...]], count: int, inputs: tuple[Tensor, ...], chunk: int | None = None
+    network: nn.Module,
+    run: Callable[[slice], tuple[Tensor, ...]],
+    count: int,
+    inputs: tuple[Tensor, ...],
+    chunk: int | None = None,
 ) -> tuple[Tensor, ...]:
     """Run copies as :func:`in_blocks` does, and add up the blocks' results in single precision at least.
 
@@ -72,7 +95,7 @@ def sum_of_blocks(
         for total, result in zip(sums, results, strict=True):
             total += result
 
-    in_blocks(add, count, inputs, chunk)
+    in_blocks(network, add, count, inputs, chunk)
     return tuple(sums)
 
 

@@ -82,7 +82,7 @@ class GuidedIG(Stepped, PathMethod):
         def run(block: slice) -> tuple[Tensor, ...]:
             return self._walked(job, maps.targets[:, block], starts)
 
-        walked = in_blocks(run, maps.targets.shape[1], job.inputs, self.chunk)  # a path for each target
+        walked = in_blocks(self.network, run, maps.targets.shape[1], job.inputs, self.chunk)  # a path for each target
         return self.accounted(job, maps, tuple(torch.cat(v) for v in zip(*walked, strict=True)), start)
 
     def _walked(self, job: Job, targets: Tensor, starts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

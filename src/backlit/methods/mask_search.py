@@ -143,7 +143,7 @@ class MeaningfulPerturbation(MaskSearch):
             each = [self.scores_of(job, i, copies, t.expand(len(copies), -1)) for t in targets]
             return torch.stack(each, 1)
 
-        scores = torch.cat(in_blocks(run, _RADII, job.inputs, self.chunk))  # (radii, v, n)
+        scores = torch.cat(in_blocks(self.network, run, _RADII, job.inputs, self.chunk))  # (radii, v, n)
         enough = (scores - scores[-1]) / (
             scores[0] - scores[-1]
         ) < _LEFT  # nowhere, if nothing changes the score: 0 / 0

@@ -18,7 +18,6 @@ from backlit.methods.images import Baseline, check_baseline
 from backlit.methods.job import Job
 from backlit.methods.steps import Stepped
 
-_CACHED = 600_000  # numbers of a batch: four images of 224 pixels, measured on one thread (benchmarks/perturbation.py)
 Alter = Callable[[int, slice], Tensor]
 """Makes copies ``slice`` of input i, (v, n, c, h, w) or (v * n, c, h, w)."""
 
@@ -89,7 +88,7 @@ class ForwardOnly(Stepped):
                         self.callback(CopyStep(before + block.stop, steps, scores))
                     kept[:, block] = scores  # a tensor of its own for each block would leave holes in the memory
 
-                in_blocks(run, count, inputs, self.chunk or _at_once(inputs[i]))
+                in_blocks(self.network, run, count, inputs, self.chunk)
                 results.append(kept)
         return results
 
@@ -131,8 +130,3 @@ class Replacing(Passes):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_baseline("baseline", self.baseline)
-
-
-def _at_once(x: Tensor) -> int | None:
-    """Return how many images run fastest at once: on a CPU, as many as its caches hold; None for what suits the device."""
-    return min(64, max(4, _CACHED // x[0].numel())) if x.device.type == "cpu" else None

@@ -69,7 +69,7 @@ class PathMethod(Method):
             grads = gradients(propagation, repeated(targets, v))
             return term(block, tuple(wide(g).unflatten(1, (v, n)) for g in grads))
 
-        return sum_of_blocks(run, count, job.inputs, self.chunk)
+        return sum_of_blocks(self.network, run, count, job.inputs, self.chunk)
 
     def scores_at(self, job: Job, targets: Tensor, count: int, points: Points) -> Tensor:
         """The targets' scores at the copies, (t, count, n), from plain passes."""
@@ -79,7 +79,7 @@ class PathMethod(Method):
                 output = output_of(*(c.flatten(0, 1) for c in points(block)))
                 return wide(target_scores(output, targets, "logit"))
 
-            return torch.cat(in_blocks(run, count, job.inputs, self.chunk), 1)
+            return torch.cat(in_blocks(self.network, run, count, job.inputs, self.chunk), 1)
 
     def straight(
         self, job: Job, targets: Tensor, starts: tuple[Tensor, ...], nodes: tuple[Tensor, Tensor]

@@ -130,7 +130,7 @@ class MaskSearch(Stepped):
             before = (i * count + block.start) * self.steps
             return self._descend(job, i, wanted, block, lambda step, *more: told(before + len(wanted) * step, *more))
 
-        blocks = in_blocks(run, count, job.inputs, self.chunk)
+        blocks = in_blocks(self.network, run, count, job.inputs, self.chunk)
         curves = {name: torch.cat([b.curves[name] for b in blocks]) for name in blocks[0].curves}
         return Outcome(torch.cat([b.masks for b in blocks]), torch.cat([b.scores for b in blocks]), curves)
 
