@@ -13,7 +13,7 @@ from torch import nn
 
 from backlit import FileError
 from backlit.inverse.fit import FitOptions, fit_inverse
-from backlit.inverse.patterns import fit_patterns
+from backlit.inverse.patterns import PatternOptions, fit_patterns
 
 
 class Interrupted(Exception):
@@ -41,7 +41,7 @@ def inverse(model: nn.Module, out: str | Path, progress: Callable[[Any], None] =
 
 
 def patterns(model: nn.Module, out: str | Path, progress: Callable[[Any], None] = lambda step: None) -> Any:
-    return fit_patterns(model, TwoBatches(), out=out, progress=progress)
+    return fit_patterns(model, TwoBatches(), PatternOptions(), out=out, progress=progress)
 
 
 @pytest.mark.parametrize("fit", [inverse, patterns])

@@ -4,7 +4,8 @@ from backlit.inverse.artefact import Fitted
 from backlit.inverse.fit import FitOptions, InverseNetwork, fit_inverse
 from backlit.inverse.fitting import FitStep
 from backlit.inverse.gaussians import GaussianOptions, PatchGaussians, fit_gaussians
-from backlit.inverse.patterns import Patterns, fit_patterns
+from backlit.inverse.patterns import PatternOptions, Patterns, fit_patterns
+from backlit.inverse.selector import Selector, SelectorOptions, fit_selector
 
 __all__ = [
     "FitOptions",
@@ -13,8 +14,12 @@ __all__ = [
     "GaussianOptions",
     "InverseNetwork",
     "PatchGaussians",
+    "PatternOptions",
     "Patterns",
+    "Selector",
+    "SelectorOptions",
     "fit_gaussians",
     "fit_inverse",
     "fit_patterns",
+    "fit_selector",
 ]

@@ -100,12 +100,27 @@ class Sums:
         return patterns, int((count_pos == 0).sum())
 
 
+@dataclass(frozen=True)
+class PatternOptions:
+    """A choice of how patterns are learned.
+
+    Attributes:
+        precision: Dtype of the products inside a batch; their sums are float64.
+    """
+
+    precision: torch.dtype = torch.float64
+
+    def __post_init__(self) -> None:
+        known = self.precision in (torch.float32, torch.float64)
+        check(known, "precision", self.precision, "torch.float32 or torch.float64")
+
+
 def fit_patterns(
     model: nn.Module,
     data: Data,
+    options: PatternOptions,
     *,
     out: str | Path | None = None,
-    precision: torch.dtype = torch.float64,
     description: str = "",
     progress: Callable[[FitStep], None] = lambda step: None,
 ) -> Patterns:
@@ -114,9 +129,9 @@ def fit_patterns(
     Args:
         model: The network, in eval mode. It is not changed.
         data: An iterable of batches, images (n, c, h, w) or (images, labels), whose labels are not used.
+        options: How to learn them.
         out: A file for the result. The sums so far are kept every so often in a folder beside it (``OUT.parts``), from which
             the same call goes on after an interruption.
-        precision: Dtype of the products inside a batch; their sums are float64.
         description: Of the data, for the record.
         progress: Called after each batch.
 
@@ -128,8 +143,7 @@ def fit_patterns(
             to another fit or is in use.
     """
     job = Fitting("pattern", model, data, out, progress)
-    known = precision in (torch.float32, torch.float64)
-    check(known, "precision", precision, "torch.float32 or torch.float64")
+    precision = options.precision
     calls = Calls.of(model, job.sample)
     layers = _layers(calls)
     _check_rules(calls.lean.trace)

@@ -76,29 +76,28 @@ class SelectorOptions:
 def fit_selector(
     model: nn.Module,
     data: Data,
+    options: SelectorOptions,
     *,
     out: str | Path | None = None,
     description: str = "",
     progress: Callable[[FitStep], None] = lambda step: None,
-    options: SelectorOptions | None = None,
 ) -> Selector:
     """Learn an explainer and its approximator for one network.
 
     Args:
         model: The network, in eval mode. It is not changed.
         data: An iterable of batches, images (n, c, h, w) or (images, labels), whose labels are not used.
+        options: What to learn, and how.
         out: A file for the result. Each finished pass is kept in a folder beside it (``OUT.parts``), from which the same call
             goes on after an interruption.
         description: Of the data, for the record.
         progress: Called after each batch.
-        options: What to learn; None for the defaults.
 
     Raises:
         InputError: If an argument or a batch cannot be used, or the network takes several inputs.
         ModelStateError: If an output is not finite; names the batch.
         FileError: If ``out`` cannot be written or is anything but an earlier fit of this kind.
     """
-    options = options or SelectorOptions()
     job = Fitting("l2x", model, data, out, progress)
     x = _checked(job.sample, options)
     output = forward(model, *job.sample)

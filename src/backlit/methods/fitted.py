@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import field
+from collections.abc import Callable
+from dataclasses import field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,31 +13,19 @@ from torch import Tensor, nn
 from backlit._errors import InputError, nearest
 from backlit._options import NO_OPTION
 from backlit._state import check_module
-from backlit.inverse import Fitted
+from backlit.inverse import FitStep, Fitted
 from backlit.inverse.artefact import Layers
 from backlit.inverse.data import Data
 from backlit.methods.base import NO_NETWORK, Method
 from backlit.methods.named import Named, network_of
+from backlit.methods.steps import told_of_fit
 
+Learned = TypeVar("Learned", bound=Fitted)
 Placed = tuple[tuple[torch.device, torch.dtype], Layers]
 """What was learned, on a device and in a dtype."""
 
 
-def check_fit(model: nn.Module | Named, options: Iterable[str], known: Sequence[str]) -> nn.Module:
-    """Return the network to fit to; refuse what no fit takes.
-
-    Raises:
-        InputError: If the model is no module, or an option is none that is ``known``.
-    """
-    network = network_of(model)
-    check_module(network)
-    for key in options:
-        if key not in known:
-            raise InputError(f"{key!r} is no option of this fit: it has {', '.join(known)}.{nearest(key, known)}")
-    return network
-
-
-class FittedMethod(Method):
+class FittedMethod(Method, Generic[Learned]):
     """A method whose parameters come from data: ``METHOD.fit(model, data)``, then ``METHOD(model, fitted=...)``.
 
     Attributes:
@@ -47,6 +34,8 @@ class FittedMethod(Method):
     """
 
     artefact: ClassVar[str]
+    learner: ClassVar[Callable[..., Fitted]]
+    fit_options: ClassVar[type]
     subtracts = True
     takes_scores = False
     explains_inside = False
@@ -75,15 +64,47 @@ class FittedMethod(Method):
         object.__setattr__(self, "fitted", learned)
 
     @classmethod
-    @abstractmethod
-    def fit(cls, model: nn.Module | Named, data: Data, **options: Any) -> Fitted:
-        """Learn from batches of images, or of (images, class indices), what the method needs for this model."""
+    def fit(
+        cls,
+        model: nn.Module | Named,
+        data: Data,
+        *,
+        out: str | Path | None = None,
+        description: str = "",
+        progress: Callable[[FitStep], None] | bool = False,
+        **options: Any,
+    ) -> Learned:
+        """Learn from data what the method needs for this model.
+
+        Args:
+            model: The network, in eval mode. It is not changed.
+            data: An iterable of batches, images (n, c, h, w) or (images, class indices).
+            out: A file for the result. What is done is kept beside it, and the same call goes on from there.
+            description: Of the data, for the record.
+            progress: Called after each batch; True says on the error stream how far it is.
+            options: The fields of the class' ``fit_options``.
+
+        Raises:
+            InputError: If an argument or a batch cannot be used.
+            UnsupportedOp: If the network holds nothing to learn, or an operation that the fit has no rule for.
+            ModelStateError: If an activation is not finite; names the batch.
+            FileError: If ``out`` cannot be written, or holds anything but an earlier fit of this kind.
+        """
+        network = network_of(model)
+        check_module(network)
+        known = [f.name for f in fields(cls.fit_options)]
+        for key in options:
+            if key not in known:
+                raise InputError(f"{key!r} is no option of this fit: it has {', '.join(known)}.{nearest(key, known)}")
+        made = cls.fit_options(**options)
+        with told_of_fit(cls.title, progress) as tell:
+            found = cls.learner(network, data, made, out=out, description=description, progress=tell)
+        return cast(Learned, found)
 
     @property
-    def learned(self) -> Fitted:
+    def learned(self) -> Learned:
         """The fit, read from its file."""
-        assert isinstance(self.fitted, Fitted)
-        return self.fitted
+        return cast(Learned, self.fitted)
 
     def parameters(self, x: Tensor) -> Layers:
         """Return what was learned, on the device and in the dtype of ``x``; copied there once, not for every map."""

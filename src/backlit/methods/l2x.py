@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields
-from pathlib import Path
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from backlit._forward import forward
 from backlit.capture.refuse import check_output
-from backlit.inverse import FitStep
-from backlit.inverse.data import Data
 from backlit.inverse.selector import Selector, SelectorOptions, chosen, fit_selector, spread
-from backlit.methods.fitted import FittedMethod, check_fit
+from backlit.methods.fitted import FittedMethod
 from backlit.methods.job import Job, Maps
-from backlit.methods.named import Named
-from backlit.methods.steps import told_of_fit
 
 
-class L2X(FittedMethod):
+class L2X(FittedMethod[Selector]):
     """L2X (Chen et al. 2018): the probability of each cell of a grid to be among those that say most of the output.
 
     The explainer was learned to pick k cells from which another network predicts the output best, for all classes at once: the
@@ -38,6 +30,8 @@ class L2X(FittedMethod):
     source = "Chen et al. 2018"
     answers = "Which cells of the image, seen alone, tell most of the network's output?"
     artefact = "l2x"
+    fit_options = SelectorOptions
+    learner = staticmethod(fit_selector)
     needs = "data to fit to"
     follows_target = False
     takes_rules = False
@@ -46,26 +40,6 @@ class L2X(FittedMethod):
     @property
     def forward_passes(self) -> float:
         return 1.0
-
-    @classmethod
-    def fit(
-        cls,
-        model: nn.Module | Named,
-        data: Data,
-        *,
-        out: str | Path | None = None,
-        description: str = "",
-        progress: Callable[[FitStep], None] | bool = False,
-        **options: int | float,
-    ) -> Selector:
-        """Learn the explainer; see :class:`backlit.inverse.selector.SelectorOptions` for the options.
-
-        ``progress`` is called after each batch; True says on the error stream how far it is.
-        """
-        network = check_fit(model, options, [f.name for f in fields(SelectorOptions)])
-        made = SelectorOptions(**options)  # type: ignore[arg-type]
-        with told_of_fit(cls.title, progress) as tell:
-            return fit_selector(network, data, out=out, description=description, progress=tell, options=made)
 
     @torch.no_grad()
     def explain(self, job: Job) -> Maps:

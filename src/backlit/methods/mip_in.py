@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from backlit._errors import InputError
 from backlit._forward import of_image
-from backlit.inverse import FitOptions, FitStep, InverseNetwork, fit_inverse
+from backlit.inverse import FitOptions, InverseNetwork, fit_inverse
 from backlit.inverse.calls import Values
 from backlit.inverse.chain import WayBack
-from backlit.inverse.data import Data
 from backlit.inverse.part import INPUT, InvertedPart, find_part
 from backlit.inverse.regressions import Parameters
 from backlit.inverse.signals import Who
 from backlit.methods.base import Target, check
-from backlit.methods.fitted import FittedMethod, check_fit
+from backlit.methods.fitted import FittedMethod
 from backlit.methods.images import enlarged
 from backlit.methods.inputs import check_images, check_targets, pick
 from backlit.methods.job import Job, Maps, activation_bytes
-from backlit.methods.named import Named
-from backlit.methods.steps import told_of_fit
 from backlit.methods.target import indices_of
 
 
-class MIPIN(FittedMethod):
+class MIPIN(FittedMethod[InverseNetwork]):
     """MIP-IN (Jing et al. 2021): the attribution that a learned inverse network gives to the input for one logit.
 
     The map is A, the inverse network without its constants (Sec. 4.3), adapted to the image by the gates of its own forward
@@ -49,6 +43,8 @@ class MIPIN(FittedMethod):
     answers = "Which part of the image holds what the network keeps of it for this class?"
     source = "Jing et al. 2021"
     artefact = "mip_in"
+    fit_options = FitOptions
+    learner = staticmethod(fit_inverse)
     takes_rules = False
     memory_factor = 8.0
 
@@ -57,27 +53,6 @@ class MIPIN(FittedMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.rectify in ("each", "mean", None), "rectify", self.rectify, "'each', 'mean', or None")
-
-    @classmethod
-    def fit(
-        cls,
-        model: nn.Module | Named,
-        data: Data,
-        *,
-        out: str | Path | None = None,
-        description: str = "",
-        progress: Callable[[FitStep], None] | bool = False,
-        **options: Any,
-    ) -> InverseNetwork:
-        """Learn the inverse network; ``options`` are those of :class:`backlit.inverse.FitOptions`.
-
-        ``progress`` is called after each batch; True says on the error stream how far it is.
-
-        See :func:`backlit.inverse.fit_inverse`.
-        """
-        network = check_fit(model, options, [f.name for f in fields(FitOptions)])
-        with told_of_fit("MIP-IN", progress) as tell:
-            return fit_inverse(network, data, FitOptions(**options), out=out, description=description, progress=tell)
 
     def explain(self, job: Job) -> Maps:
         inputs = job.inputs

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import log10
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from backlit.capture import Propagation, propagate
-from backlit.inverse import FitStep, Patterns, fit_patterns
-from backlit.inverse.data import Data
+from backlit.inverse import PatternOptions, Patterns, fit_patterns
 from backlit.methods.base import check
-from backlit.methods.fitted import FittedMethod, check_fit
+from backlit.methods.fitted import FittedMethod
 from backlit.methods.job import Job, Maps, scores_of
-from backlit.methods.named import Named
-from backlit.methods.steps import told_of_fit
 from backlit.rules.patterns import pattern_table
 
 _SEEDS = (1.0, 1e-10, 1e-20, 1e-30)
 """What the logit is taken times before it goes back, as long as the map is not finite."""
 
 
-class PatternNet(FittedMethod):
+class PatternNet(FittedMethod[Patterns]):
     """PatternNet (Kindermans et al. 2018, Sec. 4): the signal, the logit back-propagated with patterns for weights.
 
     The map has a shape, not a unit: each is divided by its largest magnitude, and ``completeness["log10_scale"]`` is the
@@ -43,6 +38,8 @@ class PatternNet(FittedMethod):
     answers = "Which part of the image does the score follow?"
     source = "Kindermans et al. 2018"
     artefact = "pattern"
+    fit_options = PatternOptions
+    learner = staticmethod(fit_patterns)
     times_weight: ClassVar[bool] = False
 
     estimator: Literal["two_component", "linear"] = "two_component"
@@ -51,25 +48,6 @@ class PatternNet(FittedMethod):
         super().__post_init__()
         known = ("two_component", "linear")
         check(self.estimator in known, "estimator", self.estimator, "'two_component' or 'linear'")
-
-    @classmethod
-    def fit(
-        cls,
-        model: nn.Module | Named,
-        data: Data,
-        *,
-        out: str | Path | None = None,
-        description: str = "",
-        progress: Callable[[FitStep], None] | bool = False,
-        **options: Any,
-    ) -> Patterns:
-        """Learn the patterns; see :func:`backlit.inverse.fit_patterns`. PatternNet and PatternAttribution share them.
-
-        ``progress`` is called after each batch; True says on the error stream how far it is.
-        """
-        network = check_fit(model, options, ["precision"])
-        with told_of_fit("Patterns", progress) as tell:
-            return fit_patterns(network, data, out=out, description=description, progress=tell, **options)
 
     def explain(self, job: Job) -> Maps:
         inputs = job.inputs

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from backlit._errors import InputError
 from backlit._random import stable_seed
-from backlit.inverse import FitStep
-from backlit.inverse.data import Data
 from backlit.inverse.gaussians import KIND, GaussianOptions, PatchGaussians, fit_gaussians
 from backlit.methods.account import wide
 from backlit.methods.base import check_whole
 from backlit.methods.copies import target_scores
-from backlit.methods.fitted import FittedMethod, check_fit
+from backlit.methods.fitted import FittedMethod
 from backlit.methods.job import Job, Maps
-from backlit.methods.named import Named
 from backlit.methods.passes import ForwardOnly
-from backlit.methods.steps import told_of_fit
 from backlit.methods.windows import Windows, whole_windows
 
 _RIDGE = 1e-6  # of the mean variance, on the covariance's diagonal: patches with constant pixels have none
@@ -118,7 +112,7 @@ def _conditioned(
     return mean[:, hidden], slopes, torch.linalg.cholesky(own - given @ cross.mT)
 
 
-class PDA(ForwardOnly, FittedMethod):
+class PDA(ForwardOnly, FittedMethod[PatchGaussians]):
     """Prediction difference analysis (Zintgraf et al. 2017, Sec. 3): the weight of evidence of each window of pixels.
 
     A window is drawn anew several times from a Gaussian, fitted to patches of data, given the pixels around it. The map, one
@@ -141,6 +135,8 @@ class PDA(ForwardOnly, FittedMethod):
     answers = "How much evidence for the class does this pixel's neighbourhood hold that its surroundings do not?"
     needs = "forward passes alone; data to fit to"
     artefact = KIND
+    fit_options = GaussianOptions
+    learner = staticmethod(fit_gaussians)
 
     window: int | None = None
     stride: int = 1
@@ -167,26 +163,6 @@ class PDA(ForwardOnly, FittedMethod):
                 f"stride must be at most the window, {fitted} pixels, so that every pixel is covered, but is {self.stride}. Use a "
                 "smaller stride, or fit a larger window."
             )
-
-    @classmethod
-    def fit(
-        cls,
-        model: nn.Module | Named,
-        data: Data,
-        *,
-        out: str | Path | None = None,
-        description: str = "",
-        progress: Callable[[FitStep], None] | bool = False,
-        **options: int | None,
-    ) -> PatchGaussians:
-        """Fit the Gaussians of patches; ``options`` are those of :class:`backlit.inverse.gaussians.GaussianOptions`.
-
-        ``progress`` is called after each batch; True says on the error stream how far it is.
-        """
-        network = check_fit(model, options, [f.name for f in fields(GaussianOptions)])
-        made = GaussianOptions(**options)  # pyright: ignore[reportArgumentType]  checked there
-        with told_of_fit("PDA", progress) as tell:
-            return fit_gaussians(network, data, made, out=out, description=description, progress=tell)
 
     @property
     def forward_passes(self) -> float:
