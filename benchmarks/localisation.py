@@ -68,7 +68,7 @@ def _edges(x: Tensor, target: Tensor) -> Tensor:
 def measure(loaded: LoadedModel, arguments: argparse.Namespace, path: Path) -> None:
     """Append a row for each method and image that has none; a method that cannot explain this network says why."""
     part, parts = map(int, arguments.part.split("/"))
-    done = {(row["method"], row["name"]) for row in rows_of(path)}
+    done = {(row["method"], row["place"]) for row in rows_of(path)}
     places = sorted([*half("dev", 900, boxed=True), *half("test", 900, boxed=True)])
     data = shared_data()
     chosen = {
@@ -76,11 +76,11 @@ def measure(loaded: LoadedModel, arguments: argparse.Namespace, path: Path) -> N
     }
     for name, (maps, passes) in list(chosen.items())[part::parts]:
         count = max(arguments.least, min(len(places), arguments.images, int(arguments.passes / passes)))
-        mine = [places[i * len(places) // count] for i in range(count)]
-        for start in range(0, count, BLOCK):
-            examples = load_examples(select(data, mine[start : start + BLOCK]), loaded.preprocess, boxes=True)
-            if all((name, image) in done for image in examples.names):
-                continue
+        wanted = [places[i * len(places) // count] for i in range(count)]
+        mine = [place for place in wanted if (name, place) not in done]
+        for start in range(0, len(mine), BLOCK):
+            block = mine[start : start + BLOCK]
+            examples = load_examples(select(data, block), loaded.preprocess, boxes=True)
             begun = time.process_time()
             try:
                 made = maps(examples.inputs, examples.target)
@@ -91,7 +91,7 @@ def measure(loaded: LoadedModel, arguments: argparse.Namespace, path: Path) -> N
             scores = {m.name: m(loaded.network, examples, {name: made}).values[name] for m in METRICS}
             with path.open("a") as file:
                 for i, image in enumerate(examples.names):
-                    row = {"method": name, "name": image, "seconds": seconds, "passes": passes}
+                    row = {"method": name, "place": block[i], "name": image, "seconds": seconds, "passes": passes}
                     row |= {metric: float(values[i]) for metric, values in scores.items()}
                     file.write(json.dumps(row) + "\n")
         print(name, count, "images", flush=True)
@@ -101,7 +101,7 @@ def summary(rows: list[dict[str, float]]) -> list[dict[str, object]]:
     """A row for each method: the means of the metrics with their 95 % intervals, best energy pointing game first."""
     table: list[dict[str, object]] = []
     for name in dict.fromkeys(row["method"] for row in rows):
-        own = list({row["name"]: row for row in rows if row["method"] == name}.values())  # an image counts once
+        own = [row for row in rows if row["method"] == name]
         entry: dict[str, object] = {"method": name, "images": len(own), "passes": own[0]["passes"]}
         entry["processor seconds"] = round(float(np.median([row["seconds"] for row in own])), 3)
         for metric in METRICS:
