@@ -41,9 +41,10 @@ def methods(network: nn.Module) -> dict[str, Any]:
     return {"gradient_x_input": GradientXInput(network), "saliency": Saliency(network)}
 
 
-@pytest.fixture(scope="module")
-def maps(examples: Examples, methods: dict[str, Any]) -> dict[str, Attribution]:
-    found = {name: m(examples.inputs, examples.target) for name, m in methods.items()}
+@pytest.fixture
+def maps(metric: Metric, examples: Examples, methods: dict[str, Any]) -> dict[str, Attribution]:
+    target = examples.target if metric.explains == "target" else None
+    found = {name: m(examples.inputs, target) for name, m in methods.items()}
     return {name: replace(a, parts={"source": examples.inputs * 0.7}) for name, a in found.items()}
 
 

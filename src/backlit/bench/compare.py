@@ -25,7 +25,7 @@ def compare(
     model: LoadedModel | nn.Module,
     examples: Examples,
     methods: Sequence[str | type[Method]] | Mapping[str, Method | type[Method]],
-    metrics: Sequence[str | Metric | type[Metric]],
+    metrics: Sequence[str | Metric | type[Metric]] | Mapping[str, Metric | type[Metric]],
     *,
     out: str | Path | None = None,
     classes: int = 1,
@@ -40,8 +40,9 @@ def compare(
     Args:
         model: The network, in eval mode; a :class:`LoadedModel` brings class names and the pictures' colours.
         examples: The images, their targets, and the ground truth that the metrics need.
-        methods: Names of methods ("random" is one), or method objects by names of your own.
-        metrics: Names of metrics, or metric objects with their options.
+        methods: Names of methods ("random" is one), each as it is or in a setting ("lpr(plugin=channel)"), or method objects by
+            names of your own.
+        metrics: Names of metrics, in settings likewise, or metric objects with their options, or such objects by names of your own.
         out: A folder for maps, tables and the record of finished work. If it holds the same comparison, unfinished, that
             goes on where it stopped. None keeps everything in memory.
         classes: Number of classes to explain of each image: its target, then those that the network finds most likely.

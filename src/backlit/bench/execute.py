@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
@@ -18,7 +18,7 @@ from backlit.attribution import Attribution
 from backlit.bench.plan import Plan
 from backlit.bench.record import Finished, map_row, score_row
 from backlit.methods import Gradient
-from backlit.metrics import Metric, Scores
+from backlit.metrics import Scores
 
 STRIPS = 3  # images whose reset checks are kept to look at
 
@@ -35,14 +35,13 @@ def execute(plan: Plan, finished: Finished, progress: Progress) -> None:
         progress(next(piece), pieces, f"{name}, {plan.words(block)}")
 
     for block in plan.blocks:
-        maps: dict[str, Attribution] = {}
+        maps: dict[str, list[Attribution]] = {}
         for name in plan.methods:
             begin(name, block)
-            of_classes = _explained(plan, finished, name, block)
-            maps[name] = of_classes[0]
-            _keep_heat(plan, finished, name, block, of_classes)
+            maps[name] = _explained(plan, finished, name, block)
+            _keep_heat(plan, finished, name, block, maps[name])
         for metric in plan.metrics:
-            begin(metric.name, block)
+            begin(metric, block)
             _score(plan, finished, metric, block, maps)
     progress(pieces, pieces, "done")
 
@@ -80,30 +79,38 @@ def _keep_heat(plan: Plan, finished: Finished, name: str, block: slice, maps: li
         finished.heat.setdefault(name, []).append(heat[:, :kept].clone())
 
 
-def _score(plan: Plan, finished: Finished, metric: Metric, block: slice, maps: Mapping[str, Attribution]) -> None:
-    scored = finished.has("scores", metric.name, block)
-    if scored and (block.start or _has_pictures(plan, finished, metric)):
+def _score(plan: Plan, finished: Finished, name: str, block: slice, maps: Mapping[str, Sequence[Attribution]]) -> None:
+    metric, scored = plan.metrics[name], finished.has("scores", name, block)
+    if scored and (block.start or _has_pictures(plan, finished, name)):
         return
     examples = replace(plan.examples[block], inputs=plan.images(block))
+    column = plan.explained_by(metric, block)
     start = time.perf_counter()
-    scores = metric(plan.network, examples, maps, plan.methods)
+    scores = metric(plan.network, examples, {n: of_class(m, column) for n, m in maps.items()}, plan.methods)
     if block.start == 0:
-        _keep_pictures(finished, metric, scores)
+        _keep_pictures(finished, name, scores)
     if not scored:
-        finished.add(score_row(metric, block, scores, time.perf_counter() - start))
+        finished.add(score_row(name, block, scores, time.perf_counter() - start))
 
 
-def _keep_pictures(finished: Finished, metric: Metric, scores: Scores) -> None:
+def of_class(maps: Sequence[Attribution], column: Tensor) -> Attribution:
+    """Return for each image the map of one of its classes: ``maps`` has one an image for each, ``column`` (n,) says which."""
+    if not bool(column.any()):
+        return maps[0]
+    return Attribution.cat([maps[c][i] for i, c in enumerate(column.tolist())])
+
+
+def _keep_pictures(finished: Finished, metric: str, scores: Scores) -> None:
     for method, maps in scores.pictures.items():
-        finished.save_pictures(metric.name, method, maps[:, :STRIPS].float())
+        finished.save_pictures(metric, method, maps[:, :STRIPS].float())
 
 
-def _has_pictures(plan: Plan, finished: Finished, metric: Metric) -> bool:
+def _has_pictures(plan: Plan, finished: Finished, metric: str) -> bool:
     """Whether the pictures of the first block, if the metric gives some, are there or could be read."""
-    labels = finished.row("scores", metric.name, plan.blocks[0])["labels"]
+    labels = finished.row("scores", metric, plan.blocks[0])["labels"]
     for method in plan.methods if labels else ():
-        if not finished.load_pictures(metric.name, method, len(labels), plan.examples.inputs.device):
-            warn(f"pictures of {metric.name} for {method} are made again: some were lost or changed.")
+        if not finished.load_pictures(metric, method, len(labels), plan.examples.inputs.device):
+            warn(f"pictures of {metric} for {method} are made again: some were lost or changed.")
             return False
     return True
 

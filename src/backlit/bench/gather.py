@@ -20,6 +20,7 @@ from backlit.bench.execute import STRIPS
 from backlit.bench.folder import PROTOCOLS
 from backlit.bench.plan import Plan
 from backlit.bench.record import Finished, scores_of
+from backlit.bench.setting import title_of
 from backlit.bench.tables import curve_rows, difference_rows, ranking_rows, score_rows
 from backlit.comparison import TABLES, ClassFacts, Comparison, ImageFacts, MethodFacts, Strip
 from backlit.metrics import Metric, Scores
@@ -28,7 +29,7 @@ from backlit.models.loaded import numbered_classes
 
 def gathered(plan: Plan, finished: Finished, seconds: float) -> Comparison:
     """Join the finished pieces of all blocks; ``seconds`` is how long this call took."""
-    scores = [_joined(plan, finished, metric) for metric in plan.metrics]
+    scores = {name: _joined(plan, finished, name, metric) for name, metric in plan.metrics.items()}
     heat = {name: torch.cat(blocks, 1) for name, blocks in finished.heat.items()}
     images = _image_facts(plan)
     targets = dict(zip(plan.examples.names, plan.examples.target.tolist(), strict=True))
@@ -41,9 +42,9 @@ def gathered(plan: Plan, finished: Finished, seconds: float) -> Comparison:
         curves=curve_rows(scores),
         ranking=ranking_rows(scores),
         differences=difference_rows(scores),
-        protocols=tuple({**m.protocol.to_json(), "target": plan.target} for m in plan.metrics),
-        strips=tuple(strip for one in scores for strip in _strips(plan, finished, one, heat)),
-        notes={s.metric.name: s.remarks for s in scores if s.remarks},
+        protocols=tuple(_protocol(plan, name, metric) for name, metric in plan.metrics.items()),
+        strips=tuple(strip for name, one in scores.items() for strip in _strips(plan, finished, name, one, heat)),
+        notes={name: one.remarks for name, one in scores.items() if one.remarks},
         provenance=_provenance(plan, seconds),
     )
 
@@ -67,8 +68,13 @@ def write_tables(comparison: Comparison, store: Store) -> None:
         store.write(f"{table}.csv", frame.write_csv().encode())
 
 
-def _joined(plan: Plan, finished: Finished, metric: Metric) -> Scores:
-    rows = [(finished.row("scores", metric.name, block), plan.examples.names[block]) for block in plan.blocks]
+def _protocol(plan: Plan, name: str, metric: Metric) -> JsonObject:
+    told = metric.protocol.to_json()
+    return {**told, "metric": name, "title": title_of(metric.title, metric.name, name), "target": plan.target}
+
+
+def _joined(plan: Plan, finished: Finished, name: str, metric: Metric) -> Scores:
+    rows = [(finished.row("scores", name, block), plan.examples.names[block]) for block in plan.blocks]
     return Scores.cat([scores_of(metric, row, names) for row, names in rows])
 
 
@@ -89,7 +95,7 @@ def _method_facts(plan: Plan, finished: Finished, name: str) -> MethodFacts:
     complete = {k: float(np.mean([v for r in rows for v in r["completeness"][k]])) for k in rows[0]["completeness"]}
     return MethodFacts(
         name=name,
-        title=method.title if name == method.name else f"{method.title} ({name})",
+        title=title_of(method.title, method.name, name),
         summary=method.summary,
         source=method.source,
         options=described(method),
@@ -109,7 +115,7 @@ def _image_facts(plan: Plan) -> tuple[ImageFacts, ...]:
         classes = [
             ClassFacts(c, names[c], float(plan.logits[i, c]), float(chances[i, c])) for c in plan.targets[i].tolist()
         ]
-        facts.append(ImageFacts(name, _picture(plan, plan.examples.inputs[i]), tuple(classes)))
+        facts.append(ImageFacts(name, _picture(plan, plan.examples.inputs[i]), tuple(classes[: plan.classes])))
     return tuple(facts)
 
 
@@ -121,8 +127,7 @@ def _picture(plan: Plan, x: Tensor) -> Tensor:
     return (x - low) / (high - low).clamp(min=1e-12)
 
 
-def _strips(plan: Plan, finished: Finished, scores: Scores, heat: Mapping[str, Tensor]) -> Iterator[Strip]:
-    metric = scores.metric.name
+def _strips(plan: Plan, finished: Finished, metric: str, scores: Scores, heat: Mapping[str, Tensor]) -> Iterator[Strip]:
     labels = finished.row("scores", metric, plan.blocks[0])["labels"]
     for method in plan.methods if labels else ():
         after = finished.pictures[metric, method]

@@ -17,6 +17,7 @@ from backlit._forward import forward
 from backlit._json import JsonObject
 from backlit._layout import fast_layout
 from backlit._plain import identity, kind_of, network_of, versions
+from backlit.bench.setting import LONGEST, read_setting
 from backlit.capture.refuse import check_model
 from backlit.methods import BASELINES, METHODS, Method
 from backlit.methods.inputs import check_images
@@ -26,7 +27,7 @@ from backlit.metrics.lookup import find_metric
 from backlit.models import LoadedModel
 
 BLOCK = 8  # images that are explained and scored together: what an interruption costs at most
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,59}")
+_NAME = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{LONGEST - 1}}}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class Plan:
         loaded: The model that it came with; None if it was given bare.
         examples: The images, their targets and the ground truth, on one device.
         methods: The methods by name.
-        metrics: The metrics, each another one.
+        metrics: The metrics by name.
         classes: Number of classes to explain of each image.
         shown: Number of images whose maps the result holds.
         target: What the examples' targets are, in words.
@@ -48,7 +49,7 @@ class Plan:
     loaded: LoadedModel | None
     examples: Examples
     methods: Mapping[str, Method]
-    metrics: Sequence[Metric]
+    metrics: Mapping[str, Metric]
     classes: int
     shown: int
     target: str
@@ -68,7 +69,8 @@ class Plan:
         for name, method in self.methods.items():
             _check_method(name, method, self.network)
         check_model(self.network, (self.examples.inputs,))
-        for metric in self.metrics:
+        for name, metric in self.metrics.items():
+            _check_name("metrics", name)
             metric.check(self.network, self.examples, self.methods)
         self._check_truth(self.logits.shape[1])
 
@@ -111,10 +113,21 @@ class Plan:
 
     @cached_property
     def targets(self) -> Tensor:
-        """The classes to explain (n, t): the target first, then the likeliest others."""
+        """The classes to explain (n, t): the target first, then the likeliest others.
+
+        One of the first two is the prediction: where a metric asks for its map, two are explained even if one is to be shown.
+        """
         target, k = self.examples.target, self.logits.shape[1]
-        others = self.logits.scatter(1, target[:, None], -torch.inf).topk(min(self.classes, k) - 1).indices
+        asked = max(self.classes, 2) if any(m.explains == "prediction" for m in self.metrics.values()) else self.classes
+        others = self.logits.scatter(1, target[:, None], -torch.inf).topk(min(asked, k) - 1).indices
         return torch.cat([target[:, None], others], 1)
+
+    def explained_by(self, metric: Metric, block: slice) -> Tensor:
+        """Say which column of the block's targets (n,) the maps are of that a metric scores."""
+        if metric.explains == "target" or self.targets.shape[1] == 1:
+            return torch.zeros(len(self.targets[block]), dtype=torch.int64)
+        first, second = self.logits[block].gather(1, self.targets[block, :2]).unbind(1)
+        return (second > first).long().cpu()
 
     def images(self, block: slice) -> Tensor:
         """Return the images of a block in the layout that is fastest for the network."""
@@ -144,7 +157,7 @@ class Plan:
             "targets": self.targets.tolist(),
             "target": self.target,
             "methods": {name: _asked(m, f"methods[{name!r}].") for name, m in self.methods.items()},
-            "metrics": {m.name: _asked(m, f"metrics: {m.name}.") for m in self.metrics},
+            "metrics": {name: _asked(m, f"metrics: {name}.") for name, m in self.metrics.items()},
             "block": BLOCK,
         }
 
@@ -162,46 +175,68 @@ def methods_of(
     if isinstance(methods, Mapping):
         named = {name: m(network, seed=seed) if isinstance(m, type) else m for name, m in methods.items()}
     else:
-        kinds = [m if isinstance(m, type) else _kind(m) for m in methods]
-        named = {kind.name: kind(network, seed=seed) for kind in kinds}
+        made = [_method(m, network, seed) for m in methods]
+        named = dict(made)
     if not named:
         raise InputError("methods must name at least one method, but is empty.")
     return named
 
 
-def _kind(name: Any) -> type[Method]:
-    if not isinstance(name, str):
+def _method(asked: Any, network: nn.Module, seed: int) -> tuple[str, Method]:
+    if isinstance(asked, type):
+        return asked.name, asked(network, seed=seed)
+    if not isinstance(asked, str):
         raise InputError(
-            f"methods must be names or classes, but hold {type(name).__name__}; give method objects by name: {{'name': object}}."
+            f"methods must be names or classes, but hold {type(asked).__name__}; give method objects by name: {{'name': object}}."
         )
-    return find_method(name, METHODS + BASELINES)
+    setting = read_setting(asked, "methods")
+    kind = find_method(setting.of, METHODS + BASELINES)
+    return setting.name(kind.name), kind(network, **{"seed": seed, **setting.options})
 
 
-def metrics_of(metrics: Sequence[str | Metric | type[Metric]], seed: int) -> list[Metric]:
-    """Make metrics from names, classes or metrics.
+def metrics_of(
+    metrics: Sequence[str | Metric | type[Metric]] | Mapping[str, Metric | type[Metric]], seed: int
+) -> dict[str, Metric]:
+    """Make metrics by name, from names, classes, metrics, or metrics by names of the user's own.
 
     Raises:
-        InputError: If a name is unknown, or a metric there twice.
+        InputError: If a name is unknown, or there twice.
     """
     if isinstance(metrics, str):
         raise InputError(f"metrics must be a list of names or metrics, but is the text {metrics!r}.")
-    kinds = [find_metric(m) if isinstance(m, str) else m for m in metrics]
-    made = [m(seed=seed) if isinstance(m, type) else m for m in kinds]
-    names = [m.name for m in made]
-    twice = next((n for n in names if names.count(n) > 1), None)
-    if twice is not None:
-        raise InputError(f"metrics must be different, but {twice!r} is there twice. Compare twice for two protocols.")
-    return made
+    if isinstance(metrics, Mapping):
+        named = [(name, m(seed=seed) if isinstance(m, type) else m) for name, m in metrics.items()]
+    else:
+        named = [_metric(m, seed) for m in metrics]
+    names = [name for name, _ in named]
+    if (twice := next((n for n in names if names.count(n) > 1), None)) is not None:
+        raise InputError(
+            f"metrics must be different, but {twice!r} is there twice. Give two settings of one by names of your own: "
+            "{'name': metric}."
+        )
+    return dict(named)
+
+
+def _metric(asked: str | Metric | type[Metric], seed: int) -> tuple[str, Metric]:
+    if not isinstance(asked, str):
+        return asked.name, asked(seed=seed) if isinstance(asked, type) else asked
+    setting = read_setting(asked, "metrics")
+    kind = find_metric(setting.of)
+    return setting.name(kind.name), kind(**{"seed": seed, **setting.options})
+
+
+def _check_name(argument: str, name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"{argument} must have names of letters, digits, '_', '-' and '.', at most {LONGEST}: they become file names. One is "
+            f"{name!r}."
+        )
 
 
 def _check_method(name: str, method: Any, network: nn.Module) -> None:
     if not isinstance(method, Method):
         raise InputError(f"methods[{name!r}] must be a method, but is {type(method).__name__}.")
-    if not _NAME.fullmatch(name):
-        raise InputError(
-            f"methods must have names of letters, digits, '_', '-' and '.', at most 60: they become file "
-            f"names. One is {name!r}."
-        )
+    _check_name("methods", name)
     if method.network is not network:
         raise InputError(f"methods[{name!r}] must explain the model that is compared, but was made for another one.")
 

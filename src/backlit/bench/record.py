@@ -118,15 +118,15 @@ def map_row(name: str, block: slice, maps: Sequence[Attribution], seconds: float
     }
 
 
-def score_row(metric: Metric, block: slice, scores: Scores, seconds: float) -> JsonObject:
+def score_row(name: str, block: slice, scores: Scores, seconds: float) -> JsonObject:
     """Make the line that holds a metric's scores of a block."""
 
     def plain(values: Mapping[str, np.ndarray]) -> JsonObject:
-        return {name: v.tolist() for name, v in values.items()}
+        return {method: v.tolist() for method, v in values.items()}
 
     return {
         "kind": "scores",
-        "name": metric.name,
+        "name": name,
         "start": block.start,
         "seconds": seconds,
         "values": plain(scores.values),

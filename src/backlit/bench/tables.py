@@ -32,41 +32,41 @@ def polars() -> ModuleType:
     return polars
 
 
-def score_rows(scores: Sequence[Scores], targets: Mapping[str, int]) -> pl.DataFrame:
+def score_rows(scores: Mapping[str, Scores], targets: Mapping[str, int]) -> pl.DataFrame:
     """List one row an image, metric and method; null where the protocol does not score the image."""
     rows = []
-    for one in scores:
+    for metric, one in scores.items():
         named = {"": one.values, **one.extra}
         for extra, values in named.items():
             for method, numbers in values.items():
                 for image, value in zip(one.names, numbers.tolist(), strict=True):
-                    rows.append((one.metric.name, method, image, targets[image], value, extra))
+                    rows.append((metric, method, image, targets[image], value, extra))
     names = ("metric", "method", "image", "target", "value", "extra")
     kinds = (str, str, str, int, float, str)
     return _frame(names, kinds, rows)
 
 
-def curve_rows(scores: Sequence[Scores]) -> pl.DataFrame:
+def curve_rows(scores: Mapping[str, Scores]) -> pl.DataFrame:
     """List one row a point of each mean curve, with its 95 % band."""
     rows = []
-    for one in scores:
+    for metric, one in scores.items():
         for method, curves in one.curves.items():
             assert one.positions is not None
             middle, low, high = mean_band(curves, seed=one.metric.seed)
             points = zip(one.positions.tolist(), middle.tolist(), low.tolist(), high.tolist(), strict=True)
-            rows += [(one.metric.name, method, *point, len(curves)) for point in points]
+            rows += [(metric, method, *point, len(curves)) for point in points]
     names = ("metric", "method", "position", "mean", "low", "high", "images")
     return _frame(names, (str, str, float, float, float, float, int), rows)
 
 
-def ranking_rows(scores: Sequence[Scores]) -> pl.DataFrame:
+def ranking_rows(scores: Mapping[str, Scores]) -> pl.DataFrame:
     """List one row a metric and method, best first; the statistics beside the score are null where a metric has none."""
     rows = []
-    for one in scores:
+    for metric, one in scores.items():
         for rank, (method, e) in enumerate(one.ranking(), 1):
             further = one.beside(method)
             beside = [n for name in BESIDE for n in _numbers(further.get(name))]
-            rows.append((one.metric.name, rank, method, e.value, e.low, e.high, e.images, *beside))
+            rows.append((metric, rank, method, e.value, e.low, e.high, e.images, *beside))
     own = ("metric", "rank", "method", "value", "low", "high", "images")
     ends = [f"{name.replace(' ', '_')}{end}" for name in BESIDE for end in ("", "_low", "_high")]
     return _frame((*own, *ends), (str, int, str, float, float, float, int, *[float] * len(ends)), rows)
@@ -76,13 +76,13 @@ def _numbers(e: Estimate | None) -> tuple[float | None, ...]:
     return (None,) * 3 if e is None else (e.value, e.low, e.high)
 
 
-def difference_rows(scores: Sequence[Scores]) -> pl.DataFrame:
+def difference_rows(scores: Mapping[str, Scores]) -> pl.DataFrame:
     """List one row a metric and pair of methods: the paired difference, its interval, and whether that excludes 0."""
     rows = []
-    for one in scores:
+    for metric, one in scores.items():
         for method, other in combinations(one.values, 2):
             e = one.difference(method, other)
-            rows.append((one.metric.name, method, other, e.value, e.low, e.high, e.images, e.excludes_zero))
+            rows.append((metric, method, other, e.value, e.low, e.high, e.images, e.excludes_zero))
     names = ("metric", "method", "other", "difference", "low", "high", "images", "significant")
     return _frame(names, (str, str, str, float, float, float, int, bool), rows)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +93,7 @@ def run(
     source: Source,
     loaded: LoadedModel,
     methods: Sequence[Chosen],
-    metrics: Sequence[Metric],
+    metrics: Mapping[str, Metric],
     out: Path,
     compute: Compute,
     *,

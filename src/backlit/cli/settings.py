@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 from backlit._errors import BacklitError, InputError, nearest, reason
 from backlit._forward import forward
 from backlit._options import option_names, options_of
+from backlit.bench.setting import Setting, read_settings, value_of
 from backlit.cli.complete import FAST
 from backlit.cli.console import console
 from backlit.inverse import Fitted
@@ -58,7 +58,8 @@ class Chosen:
     Attributes:
         method: The method.
         options: Its options, without those that are left as they are by default.
-        name: What files and rows call it: the method's name, or that of a short schedule.
+        name: What files and rows call it: the method's name, or that of a short schedule, with the options of its setting.
+        setting: Options that belong to its name, ``lpr(plugin=channel)``, which no other option replaces.
         named: It was asked for by its own name, not by "all": then a reason why it cannot run is an error.
     """
 
@@ -66,6 +67,7 @@ class Chosen:
     options: dict[str, Any]
     name: str = ""
     named: bool = True
+    setting: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or self.method.name)
@@ -78,8 +80,8 @@ class Chosen:
     @property
     def names(self) -> tuple[str, ...]:
         """Return what the owner of an option may be called."""
-        own = (self.method.name, self.method.__name__)
-        return own if self.name == self.method.name else (*own, self.name, FAST)
+        own = (self.method.name, self.method.__name__, self.name)
+        return (*own, SHORT, FAST) if self.name.partition(".")[0] == SHORT else own
 
 
 def preprocessing(size: int | None, mean: str | None, std: str | None, crop: str | None) -> dict[str, Any]:
@@ -156,12 +158,13 @@ def methods(names: str, options: list[str], seed: int) -> list[Chosen]:
 
 
 def _chosen(names: str, known: tuple[type[Method], ...]) -> list[Chosen]:
-    def find(name: str) -> list[Chosen]:
-        if name.lower() == "all":
+    def find(asked: Setting) -> list[Chosen]:
+        if asked.of.lower() == "all" and not asked.options:
             return [Chosen(method, {}, named=False) for method in METHODS]
-        if same_name(name, FAST) or same_name(name, SHORT):
-            return [Chosen(DMBP, short_schedule(), SHORT)]
-        return [Chosen(find_method(name, known), {})]
+        if same_name(asked.of, FAST) or same_name(asked.of, SHORT):
+            return [Chosen(DMBP, short_schedule(), asked.name(SHORT), setting=asked.options)]
+        method = find_method(asked.of, known)
+        return [Chosen(method, {}, asked.name(method.name), setting=asked.options)]
 
     found = [one for several in _named(names, "method", find) for one in several]
     return list({one.name: one for one in sorted(found, key=lambda one: one.named)}.values())
@@ -174,7 +177,7 @@ def short_schedule() -> dict[str, Any]:
 
 
 def _as_kind(one: Chosen) -> _Kind:
-    return _Kind(one.method, one.names, one.options)
+    return _Kind(one.method, one.names, one.options, one.setting)
 
 
 def _joined(found: list[Chosen], options: list[dict[str, Any]]) -> list[Chosen]:
@@ -248,23 +251,27 @@ def with_bounds(chosen: Sequence[Chosen], preprocess: Preprocess) -> list[Chosen
     ]
 
 
-def methods_and_metrics(names: str, metrics: str, options: list[str], seed: int) -> tuple[list[Chosen], list[Metric]]:
-    """The methods and metrics named, by comma, each with the options that are for it: ``insertion.steps=20``.
+def methods_and_metrics(
+    names: str, metrics: str, options: list[str], seed: int
+) -> tuple[list[Chosen], dict[str, Metric]]:
+    """The methods, and the metrics by name, each with the options that are for it: ``insertion.steps=20``.
 
     Raises:
         InputError: An unknown name or option, with the nearest one.
     """
     found = _chosen(names, METHODS + BASELINES)
-    scored = list(dict.fromkeys(_named(metrics, "metric", find_metric)))
+    asked = _named(metrics, "metric", lambda one: (find_metric(one.of), one))
+    scored = {one.name(metric.name): (metric, one.options) for metric, one in asked}
     chosen, unused = _with_options([_as_kind(one) for one in found], options, seed)
-    kinds = [_Kind(metric, (metric.name, metric.__name__)) for metric in scored]
+    kinds = [_Kind(kind, (kind.name, kind.__name__, name), setting=own) for name, (kind, own) in scored.items()]
     measured, unused = _with_options(kinds, options, seed, unused)
-    _refuse(unused, [*(one.method for one in found), *scored])
-    return _joined(found, chosen), [metric(**own) for metric, own in zip(scored, measured, strict=True)]
+    _refuse(unused, [*(one.method for one in found), *(kind for kind, _ in scored.values())])
+    made = zip(scored.items(), measured, strict=True)
+    return _joined(found, chosen), {name: kind(**own) for (name, (kind, _)), own in made}
 
 
-def _named(names: str, argument: str, find: Callable[[str], Found]) -> list[Found]:
-    found = [find(name.strip()) for name in names.split(",") if name.strip()]
+def _named(names: str, argument: str, find: Callable[[Setting], Found]) -> list[Found]:
+    found = [find(one) for one in read_settings(names, argument)]
     if not found:
         raise InputError(
             f"{argument} must name at least one {argument}, by comma, but is {names!r}. See `backlit {argument}s`."
@@ -274,11 +281,12 @@ def _named(names: str, argument: str, find: Callable[[str], Found]) -> list[Foun
 
 @dataclass(frozen=True)
 class _Kind:
-    """What has options: a method or metric, the names of it that may stand before an option, and what is set already."""
+    """What has options: a method or metric, the names of it that may stand before an option, its defaults, and what is fixed."""
 
     kind: type[Method] | type[Metric]
     names: tuple[str, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
+    setting: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _with_options(
@@ -290,12 +298,14 @@ def _with_options(
     for one in kinds:
         own: dict[str, Any] = {"seed": seed, **one.options}
         known = settable(one.kind)
+        _refuse([f"{key}={value}" for key, value in one.setting.items() if key not in known], [one.kind])
         for text in texts:
             name, value = _pair(text)
             owner, dot, key = name.rpartition(".")
             if key in known and (not dot or any(same_name(owner, other) for other in one.names)):
                 own[key] = value
                 rest.pop(text, None)
+        own |= one.setting
         _check(one.kind, own)
         chosen.append(own)
     return chosen, list(rest)
@@ -327,15 +337,7 @@ def _pair(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise InputError(f"option must be KEY=VALUE, such as steps=40, but is {text!r}.")
-    if name.rpartition(".")[2] == "dtype":
-        dtype = getattr(torch, value, None)
-        return name, dtype if isinstance(dtype, torch.dtype) else value
-    if value.lower() in ("true", "false"):  # as they are written outside of Python, too
-        value = value.capitalize()
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last two: nested too deeply
-        return name, value
+    return name, value_of(name.rpartition(".")[2], value)
 
 
 def _numbers(name: str, text: str | None) -> tuple[float, ...] | float | None:

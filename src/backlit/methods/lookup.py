@@ -25,10 +25,10 @@ def find_method(name: str, methods: tuple[type[Method], ...]) -> type[Method]:
 
 
 def title_named(name: str) -> str:
-    """Return the title of a method, by what files and rows call it; the name itself where no method has it."""
-    if name == SHORT:
-        return f"{DMBP.title}, short schedule"
-    return next((method.title for method in METHODS + BASELINES if method.name == name), name)
+    """Return the title of a method, with the options of its setting, by what files and rows call it; the name of others."""
+    own, dot, options = name.partition(".")
+    titles = {method.name: method.title for method in METHODS + BASELINES} | {SHORT: f"{DMBP.title}, short schedule"}
+    return f"{titles[own]}{f' ({options})' if dot else ''}" if own in titles else name
 
 
 def same_name(one: str, other: str) -> bool:

@@ -12,17 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from backlit._errors import InputError
+from backlit._forward import forward
 from backlit._json import JsonObject
 from backlit._options import Configured
 from backlit._plain import described
 from backlit.attribution import Attribution, Reduce
 from backlit.capture.refuse import check_model
 from backlit.methods.base import Method, check, check_common
+from backlit.methods.chunks import run_in_chunks
 from backlit.methods.inputs import check_takes
 from backlit.metrics.examples import Examples
 from backlit.metrics.statistics import FEWEST, Estimate, Statistic, difference, estimate, mean
 
 Need = Literal["labels", "boxes", "cells", "methods", "source"]
+_ROUNDING = 1e-5  # of the largest logit, or four steps of its precision: what another size of the batch may change
+Explained = Literal["target", "prediction"]
 WHO_HAS_IT: dict[Need, str] = {
     "labels": "all true classes of each image (Examples.labels; VOC, two-object scenes and mosaics have them)",
     "boxes": "boxes of the target (Examples.boxes; VOC and ImageNet with its annotations have them)",
@@ -47,6 +51,7 @@ class Protocol:
     forward_passes: str
     axes: tuple[str, str]
     options: JsonObject
+    explains: Explained = "target"
 
     def to_json(self) -> JsonObject:
         """Return it as a dictionary; infinite ends of the range are None."""
@@ -171,6 +176,7 @@ class Case:
         heat: For each method one number a pixel of each image (n, 1, h, w).
         maps: The maps that ``heat`` was made of, with all their channels.
         methods: The method objects by the same names, for metrics that explain again; empty if none were given.
+        explained: The class (n,) of each image that the maps are of: the examples' targets, or the network's predictions.
     """
 
     network: nn.Module
@@ -178,6 +184,7 @@ class Case:
     heat: Mapping[str, Tensor]
     maps: Mapping[str, Attribution | Tensor]
     methods: Mapping[str, Method]
+    explained: Tensor
 
 
 class Metric(Configured, ABC):
@@ -199,6 +206,8 @@ class Metric(Configured, ABC):
     range: ClassVar[tuple[float, float]]
     needs: ClassVar[tuple[Need, ...]] = ()
     ties: ClassVar[str] = "none: the score does not order pixels"
+    explains: ClassVar[Explained] = "target"
+    """Whose map it scores: that of the examples' target, or of the class that the network predicts."""
 
     reduce: Reduce = "sum"
     seed: int = 0
@@ -233,7 +242,28 @@ class Metric(Configured, ABC):
         self._check_maps(maps, methods)
         heat = {name: self.heatmap(name, m, examples) for name, m in maps.items()}
         with torch.no_grad():
-            return self.measure(Case(network, examples, heat, maps, methods or {}))
+            explained = self._explained(network, examples, maps)
+            return self.measure(Case(network, examples, heat, maps, methods or {}, explained))
+
+    def _explained(self, network: nn.Module, examples: Examples, maps: Mapping[str, Attribution | Tensor]) -> Tensor:
+        """The classes (n,) that the maps are of.
+
+        Raises:
+            InputError: If an attribution is of others.
+        """
+        wanted, given = examples.target, {n: m.target for n, m in maps.items() if isinstance(m, Attribution)}
+        if self.explains == "prediction":
+            wanted = _predicted(network, examples.inputs, next(iter(given.values()), None), self.chunk)
+        for name, target in given.items():
+            if not torch.equal(target.to(wanted.device), wanted):
+                whose = (
+                    "the examples' targets, but explains others"
+                    if self.explains == "target"
+                    else f"the classes that the network predicts, as {self.title} asks, but explains others. Explain with "
+                    "target=None"
+                )
+                raise InputError(f"maps[{name!r}] must explain {whose}.")
+        return wanted
 
     @abstractmethod
     def measure(self, case: Case) -> Scores:
@@ -274,6 +304,7 @@ class Metric(Configured, ABC):
             forward_passes=self.forward_passes,
             axes=self.axes,
             options=described(self),
+            explains=self.explains,
         )
 
     def compared(self, values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
@@ -307,8 +338,6 @@ class Metric(Configured, ABC):
             which = ", ".join(str(examples.names[i]) for i in wrong[:3])
             raise InputError(f"maps[{name!r}] must be finite, but holds NaN or Inf for {which}.")
         if isinstance(given, Attribution):
-            if not torch.equal(given.target.to(examples.target.device), examples.target):
-                raise InputError(f"maps[{name!r}] must explain the examples' targets, but explains others.")
             return given.heatmap(self.reduce).to(examples.inputs.device)
         values = values.to(examples.inputs.device)
         return Attribution(values, examples.target, examples.target.to(values.dtype)).heatmap(self.reduce)
@@ -342,6 +371,27 @@ class Metric(Configured, ABC):
                 )
             if "source" in self.needs and not (isinstance(given, Attribution) and "source" in given.parts):
                 raise InputError(f"{self.title} needs {WHO_HAS_IT['source']}; maps[{name!r}] has none.")
+
+
+def _predicted(network: nn.Module, x: Tensor, given: Tensor | None, chunk: int | None) -> Tensor:
+    """The classes (n,) that the network predicts; of classes whose logits are the same but for rounding, those that are given."""
+    logits = torch.cat(
+        run_in_chunks(
+            lambda part: forward(network, x[part]).double(),
+            lambda _: x[0].numel() * x.element_size() * 64,
+            n=len(x),
+            chunk=chunk,
+            device=x.device,
+        )
+    )
+    top, predicted = logits.max(1)
+    if given is None or int(given.max()) >= logits.shape[1]:
+        return predicted
+    given = given.to(predicted.device)
+    chosen = logits.gather(1, given[:, None])[:, 0]
+    return torch.where(
+        chosen >= top - max(_ROUNDING, 4 * torch.finfo(x.dtype).eps) * logits.abs().amax(1), given, predicted
+    )
 
 
 def _shown(e: Estimate) -> str:

@@ -10,9 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from backlit._errors import InputError
-from backlit._forward import forward
 from backlit.methods.base import Method, check, check_whole, is_number
-from backlit.methods.chunks import run_in_chunks
 from backlit.metrics.base import Case, Metric, Scores, to_numbers
 from backlit.metrics.examples import Examples, inside
 from backlit.metrics.ranking import average_ranks
@@ -181,11 +179,11 @@ class BoundaryDependence(Metric):
             self,
             case.examples.names,
             {name: to_numbers(share) for name, (share, _) in shares.items()},
-            groups=self.right(case.network, case.examples),
+            groups=self.right(case),
             counts={_FLAT.format(name): flat for name, (_, flat) in shares.items()},
         )
 
-    def right(self, network: nn.Module, examples: Examples) -> np.ndarray | None:
+    def right(self, case: Case) -> np.ndarray | None:
         """Tell whether the network predicts each target; not needed for the share alone."""
         return None
 
@@ -194,7 +192,7 @@ class BoundaryAUC(BoundaryDependence):
     """ROC AUC of IBD as a sign of a wrong prediction (TR-GBP, Sec. 5.4), on the half of the images with the largest IBD.
 
     An image's positive class is that the network is wrong, and its score the IBD; the same number is the AUC of -IBD for
-    being right. The examples' target must be the ground truth; what is explained in the paper is the prediction.
+    being right. The examples' target must be the ground truth; the maps are those of the prediction: where that looked.
     """
 
     name = "ibd_auc"
@@ -202,21 +200,14 @@ class BoundaryAUC(BoundaryDependence):
     summary = "area under the ROC of IBD for wrong predictions, among the half of images with the largest IBD"
     source = "TR-GBP, Sec. 5.4, Table 2"
     higher_is_better = True
+    explains = "prediction"
 
     @property
     def forward_passes(self) -> str:
         return "1 that all maps of an image share"
 
-    def right(self, network: nn.Module, examples: Examples) -> np.ndarray:
-        x = examples.inputs
-        predicted = run_in_chunks(
-            lambda part: forward(network, x[part]).argmax(1),
-            lambda _: x[0].numel() * x.element_size() * 64,
-            n=len(x),
-            chunk=self.chunk,
-            device=x.device,
-        )
-        return to_numbers(torch.cat(predicted) == examples.target)
+    def right(self, case: Case) -> np.ndarray:
+        return to_numbers(case.explained == case.examples.target)
 
     def statistic(self, values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
         """Compute the AUC of each sample (d, n) -> (d,): NaN, undefined, where the larger half is all right or all wrong.
