@@ -52,12 +52,12 @@ def read_setting(text: str, argument: str) -> Setting:
     Raises:
         InputError: If it is none, or several; names ``argument``.
     """
-    found = read_settings(text, argument)
-    if len(found) != 1:
+    several = read_settings(text, argument)
+    if len(several) != 1:
         raise InputError(
             f"{argument} must hold one name a text, such as 'lpr(plugin=channel)', but one is {text!r}. Write each on its own."
         )
-    return found[0]
+    return several[0]
 
 
 def value_of(name: str, text: str) -> Any:
