@@ -6,7 +6,7 @@ import ast
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,8 @@ import torch
 
 from backlit._errors import InputError
 
+Options = dict[str, Any]
+"""Options of a method or metric by name."""
 LONGEST = 60
 """Characters of a name that becomes part of file names."""
 _FORM = re.compile(r"\s*([^()]+?)\s*(?:\((.*)\))?\s*", re.DOTALL)
@@ -30,7 +32,7 @@ class Setting:
     """
 
     of: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
 
     def name(self, own: str) -> str:
         """Return what files and rows call it: its own name, then each option that was set."""
@@ -60,7 +62,7 @@ def read_setting(text: str, argument: str) -> Setting:
     return several[0]
 
 
-def value_of(name: str, text: str) -> Any:
+def value_of(name: str, text: str) -> object:
     """Return what an option's text stands for: a Python literal if it is one, else the text; of a dtype, torch's own."""
     text = text.strip()
     if name == "dtype":
@@ -74,7 +76,7 @@ def value_of(name: str, text: str) -> Any:
         return text
 
 
-def safe_name(own: str, options: Mapping[str, Any]) -> str:
+def safe_name(own: str, options: Options) -> str:
     """Return a name for a setting that every file system takes: ``lpr.plugin-channel``.
 
     What cannot stand in a file's name, or is too long, is told by a digest, so that two settings have two names.
@@ -125,7 +127,7 @@ def _read(text: str, argument: str) -> Setting:
     return Setting(form[1], options)
 
 
-def _said(value: Any) -> str:
+def _said(value: object) -> str:
     if isinstance(value, (tuple, list)):
         return "-".join(map(_said, value))
     if value is None or isinstance(value, bool):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ from torch import Tensor
 from backlit._errors import BacklitError, InputError, nearest, reason
 from backlit._forward import forward
 from backlit._options import option_names, options_of
-from backlit.bench.setting import Setting, read_settings, value_of
+from backlit.bench.setting import Options, Setting, read_settings, value_of
 from backlit.cli.complete import FAST
 from backlit.cli.console import console
 from backlit.inverse import Fitted
@@ -64,10 +64,10 @@ class Chosen:
     """
 
     method: type[Method]
-    options: dict[str, Any]
+    options: Options
     name: str = ""
     named: bool = True
-    setting: Mapping[str, Any] = field(default_factory=dict)
+    setting: Options = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or self.method.name)
@@ -84,7 +84,7 @@ class Chosen:
         return (*own, SHORT, FAST) if self.name.partition(".")[0] == SHORT else own
 
 
-def preprocessing(size: int | None, mean: str | None, std: str | None, crop: str | None) -> dict[str, Any]:
+def preprocessing(size: int | None, mean: str | None, std: str | None, crop: str | None) -> Options:
     """Changes to a model's preprocessing, from the options that were given."""
     given = {"size": size, "mean": _numbers("mean", mean), "std": _numbers("std", std), "crop": crop}
     return {name: value for name, value in given.items() if value is not None}
@@ -94,7 +94,7 @@ def load(
     name: str,
     weights: str | None,
     compute: Compute,
-    changes: dict[str, Any],
+    changes: Options,
     *,
     bare: bool = False,
     download: bool = False,
@@ -135,7 +135,7 @@ def logits_of(loaded: LoadedModel, images: Tensor) -> Tensor:
     return logits
 
 
-def _load(name: str, weights: str | None, compute: Compute, changes: dict[str, Any], bare: bool) -> LoadedModel:
+def _load(name: str, weights: str | None, compute: Compute, changes: Options, bare: bool) -> LoadedModel:
     if bare:
         try:
             return load_model(name, device=compute.device, dtype=compute.dtype, **changes)
@@ -170,7 +170,7 @@ def _chosen(names: str, known: tuple[type[Method], ...]) -> list[Chosen]:
     return list({one.name: one for one in sorted(found, key=lambda one: one.named)}.values())
 
 
-def short_schedule() -> dict[str, Any]:
+def short_schedule() -> Options:
     """The options of ``DMBP.fast`` that are not those of DMBP."""
     usual = options_of(DMBP(NO_NETWORK))
     return {name: value for name, value in options_of(DMBP.fast(NO_NETWORK)).items() if value != usual[name]}
@@ -180,7 +180,7 @@ def _as_kind(one: Chosen) -> _Kind:
     return _Kind(one.method, one.names, one.options, one.setting)
 
 
-def _joined(found: list[Chosen], options: list[dict[str, Any]]) -> list[Chosen]:
+def _joined(found: list[Chosen], options: list[Options]) -> list[Chosen]:
     return [replace(one, options=own) for one, own in zip(found, options, strict=True)]
 
 
@@ -285,18 +285,18 @@ class _Kind:
 
     kind: type[Method] | type[Metric]
     names: tuple[str, ...]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    setting: Mapping[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
+    setting: Options = field(default_factory=dict)
 
 
 def _with_options(
     kinds: list[_Kind], texts: list[str], seed: int, unused: list[str] | None = None
-) -> tuple[list[dict[str, Any]], list[str]]:
+) -> tuple[list[Options], list[str]]:
     """The options that are for each kind, and the texts that were for none of them (and not used before)."""
     rest = dict.fromkeys(texts if unused is None else unused)
     chosen = []
     for one in kinds:
-        own: dict[str, Any] = {"seed": seed, **one.options}
+        own: Options = {"seed": seed, **one.options}
         known = settable(one.kind)
         _refuse([f"{key}={value}" for key, value in one.setting.items() if key not in known], [one.kind])
         for text in texts:
@@ -311,7 +311,7 @@ def _with_options(
     return chosen, list(rest)
 
 
-def _check(kind: type[Method] | type[Metric], options: dict[str, Any]) -> None:
+def _check(kind: type[Method] | type[Metric], options: Options) -> None:
     """Let a value that cannot be be an error before any image is read."""
     if issubclass(kind, Method):
         kind(NO_NETWORK, **options)
@@ -333,7 +333,7 @@ def settable(kind: type[Method] | type[Metric]) -> list[str]:
     return [name for name in option_names(kind) if name not in ("callback", "progress", "fitted", "rules")]
 
 
-def _pair(text: str) -> tuple[str, Any]:
+def _pair(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise InputError(f"option must be KEY=VALUE, such as steps=40, but is {text!r}.")
