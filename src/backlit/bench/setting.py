@@ -23,7 +23,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 @dataclass(frozen=True)
-class Setting:
+class NamedSetting:
     """A method or metric as it was asked for.
 
     Attributes:
@@ -39,7 +39,7 @@ class Setting:
         return safe_name(own, self.options)
 
 
-def read_settings(text: str, argument: str) -> list[Setting]:
+def read_settings(text: str, argument: str) -> list[NamedSetting]:
     """Read settings separated by commas or semicolons.
 
     Raises:
@@ -48,7 +48,7 @@ def read_settings(text: str, argument: str) -> list[Setting]:
     return [_read(part, argument) for part in split(text, ",;", argument) if part.strip()]
 
 
-def read_setting(text: str, argument: str) -> Setting:
+def read_setting(text: str, argument: str) -> NamedSetting:
     """Read one setting.
 
     Raises:
@@ -116,7 +116,7 @@ def split(text: str, separators: str, argument: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _read(text: str, argument: str) -> Setting:
+def _read(text: str, argument: str) -> NamedSetting:
     form = _FORM.fullmatch(text)
     pairs = [pair.partition("=") for pair in split(form[2] or "", ",", argument) if pair.strip()] if form else []
     if form is None or not all(equals and key.strip() for key, equals, _ in pairs):
@@ -124,7 +124,7 @@ def _read(text: str, argument: str) -> Setting:
     options = {key.strip(): value_of(key.strip(), value) for key, _, value in pairs}
     if len(options) < len(pairs):
         raise InputError(f"{argument}: {text.strip()!r} sets an option twice. Set it once.")
-    return Setting(form[1], options)
+    return NamedSetting(form[1], options)
 
 
 def _said(value: object) -> str:

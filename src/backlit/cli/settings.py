@@ -13,7 +13,7 @@ from torch import Tensor
 from backlit._errors import BacklitError, InputError, nearest, reason
 from backlit._forward import forward
 from backlit._options import option_names, options_of
-from backlit.bench.setting import Options, Setting, read_settings, value_of
+from backlit.bench.setting import NamedSetting, Options, read_settings, value_of
 from backlit.cli.complete import FAST
 from backlit.cli.console import console
 from backlit.inverse import Fitted
@@ -158,7 +158,7 @@ def methods(names: str, options: list[str], seed: int) -> list[Chosen]:
 
 
 def _chosen(names: str, known: tuple[type[Method], ...]) -> list[Chosen]:
-    def find(asked: Setting) -> list[Chosen]:
+    def find(asked: NamedSetting) -> list[Chosen]:
         if asked.of.lower() == "all" and not asked.options:
             return [Chosen(method, {}, named=False) for method in METHODS]
         if same_name(asked.of, FAST) or same_name(asked.of, SHORT):
@@ -270,7 +270,7 @@ def methods_and_metrics(
     return _joined(found, chosen), {name: kind(**own) for (name, (kind, _)), own in made}
 
 
-def _named(names: str, argument: str, find: Callable[[Setting], Found]) -> list[Found]:
+def _named(names: str, argument: str, find: Callable[[NamedSetting], Found]) -> list[Found]:
     found = [find(one) for one in read_settings(names, argument)]
     if not found:
         raise InputError(
