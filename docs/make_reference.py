@@ -55,9 +55,10 @@ they differ in the question that they answer, in what they need and in what they
 - *Map*: signed, for the class or against it; contrast, more or less for it than for others; one-sided, for it or nothing;
   magnitude, how much a pixel matters; signal, a part of the image.
 - *Inside*: whether `at="layer"` explains an inner layer's output.
+- *Beside images*: what else it explains.
 
-| method | the question that its map answers | needs | passes | compared with | map | inside |
-|---|---|---|---|---|---|---|
+| method | the question that its map answers | needs | passes | compared with | map | inside | beside images |
+|---|---|---|---|---|---|---|---|
 """
 _BASELINES = ("baseline", "reference", "references")
 
@@ -109,6 +110,7 @@ def _matrix_row(kind: type[Method]) -> str:
         ", ".join(compared),
         kind.kind,
         "yes" if kind.explains_inside else "",
+        ", ".join(what for axes, what in ((3, "signals"), (5, "volumes")) if axes in kind.axes),
     )
     return f"| {' | '.join(cells)} |\n"
 

@@ -268,7 +268,7 @@ def test_only_results_of_one_kind_are_joined(changed: dict[str, object], message
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("values", torch.zeros(3, 4, 5), r"values must be maps \(n, c, h, w\), but have shape \(3, 4, 5\)"),
+        ("values", torch.zeros(3, 4), r"values must be maps \(n, c, h, w\), or those of .* but have shape \(3, 4\)"),
         ("target", torch.zeros(2), r"target must have shape \(3,\).*has \(2,\)"),
         ("output", torch.zeros(3, 1), r"output must have shape \(3,\)"),
         ("parts", {"positive": torch.zeros(3, 1, 4, 5)}, r"parts\['positive'\] must have shape \(3, 3, 4, 5\)"),

@@ -33,7 +33,8 @@ class Attribution:
     """Attribution maps of n images, each for one target.
 
     Attributes:
-        values: The maps (n, c, h, w), in units of the logit per pixel and channel for methods that split the logit.
+        values: The maps (n, c, h, w), of signals (n, c, t), of volumes (n, c, d, h, w); in units of the logit per pixel and
+            channel for methods that split the logit.
         target: Class indices (n,), int64.
         output: The targets' logits in the network's own forward pass (n,).
         inputs: The images as the network took them, as many and as large as the maps; or None.
@@ -64,8 +65,9 @@ class Attribution:
             "provenance",
         ):  # copies: what the caller does to its dictionary later changes nothing here
             object.__setattr__(self, name, dict(getattr(self, name)))
-        if self.values.dim() != 4:
-            raise InputError(f"values must be maps (n, c, h, w), but have shape {tuple(self.values.shape)}.")
+        if self.values.dim() not in (3, 4, 5):
+            must = "maps (n, c, h, w), or those of signals (n, c, t) or of volumes (n, c, d, h, w)"
+            raise InputError(f"values must be {must}, but have shape {tuple(self.values.shape)}.")
         n = len(self.values)
         expected: list[tuple[str, Tensor, tuple[int, ...]]] = [
             ("target", self.target, (n,)),

@@ -34,7 +34,7 @@ NAN[1, 0, 0, 0] = float("nan")
         (GOOD, "tabby", r"target must be a class index, but is the label 'tabby'.*class_index"),
         (GOOD, 1.5, r"integer class indices, but is torch.float32"),
         (GOOD, [0, 1, 2], r"one index or one per image \(2\), but has shape \(3,\)"),
-        (GOOD[0], 0, r"images of shape \(n, c, h, w\), but has shape \(3, 8, 8\).*x\[None\]"),
+        (GOOD[0], 0, r"images of shape \(n, c, h, w\).*, but has shape \(3, 8, 8\).*x\[None\]"),
         (GOOD[:0], 0, r"at least one image, but has shape \(0, 3, 8, 8\)"),
         (GOOD.byte(), 0, r"floating-point.*torch.uint8.*normalise"),
         (GOOD.half(), 0, r"float16 on the CPU.*\.float\(\)"),

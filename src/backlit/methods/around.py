@@ -9,6 +9,7 @@ from typing import TypeGuard
 from torch import Tensor, nn
 
 from backlit._errors import InputError
+from backlit.methods.axes import Shape, as_they_were
 from backlit.methods.cut import Cut, Replaced
 
 OUTSIDE = "<score>"
@@ -44,14 +45,16 @@ class Context:
             else is as it is.
         cut: Where the network is cut, if what is explained is the output of an inner layer.
         images: The images then, a tensor for each input.
+        shapes: Of signals and volumes, which the methods see as images: what they are for the network.
     """
 
     arguments: tuple[object, ...] = ()
     cut: Cut | None = None
     images: tuple[Tensor, ...] = ()
+    shapes: tuple[Shape, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.arguments) or self.cut is not None
+        return bool(self.arguments) or self.cut is not None or bool(self.shapes)
 
     def of(self, rows: slice | Tensor, n: int) -> Context:
         """The context of some of the n images."""
@@ -79,6 +82,9 @@ class Bound(Around):
         Raises:
             InputError: If the batch holds other images than all of the chunk's, some times over.
         """
+        explained = tuple(map(as_they_were, explained, self.context.shapes)) or explained
+        if not self.context.arguments and self.context.cut is None:
+            return self.network(*explained)
         count, rest = divmod(len(explained[0]), self.n)
         if rest or not count:
             raise InputError(

@@ -14,6 +14,7 @@ from backlit._errors import InputError
 from backlit._options import NO_OPTION
 from backlit._random import image_bytes, stable_seed
 from backlit.methods.account import wide
+from backlit.methods.axes import ANY
 from backlit.methods.base import MOST_STEPS, NO_NETWORK, Kind, Method, check_positive, check_whole
 from backlit.methods.copies import in_blocks, repeated
 from backlit.methods.gradient import Gradient
@@ -21,6 +22,7 @@ from backlit.methods.images import content
 from backlit.methods.job import Job, Maps
 
 _TRAITS = (
+    "axes",
     *("subtracts", "takes_scores", "traces", "memory_factor"),
     *("stops_at_map", "follows_target", "reads_attention", "explains_inside"),
 )
@@ -43,6 +45,7 @@ class Averaged(Method):
         rules: Rules of your own by primitive, handed to the method that is averaged.
     """
 
+    axes = ANY
     of: str | type[Method] | Method | None = None
     samples: int = 50
     sigma: float = 0.15

@@ -24,9 +24,10 @@ from backlit.capture import RuleLike
 from backlit.capture.primitives import BY_NAME
 from backlit.capture.refuse import check_model
 from backlit.methods.around import Context, further_arguments
+from backlit.methods.axes import IMAGES, as_images, shapes_of
 from backlit.methods.chunks import first_size, out_of_memory, run_in_chunks
 from backlit.methods.cut import cut_at, output_at
-from backlit.methods.inputs import check_images, check_runs, check_targets, chunk_of, not_finite
+from backlit.methods.inputs import check_axes, check_images, check_runs, check_targets, chunk_of, not_finite
 from backlit.methods.job import Job, Maps, guessed_bytes
 from backlit.methods.named import Named, in_place, network_of
 from backlit.methods.scored import maps_of_score
@@ -158,6 +159,8 @@ class Method(Configured, ABC):
     """What it needs beside images and a network, in a few words for the same table."""
     explains_inside: ClassVar[bool] = True
     """Whether it explains the output of an inner layer (``at``) as it does images."""
+    axes: ClassVar[tuple[int, ...]] = IMAGES
+    """How many axes its inputs may have."""
     memory_factor: ClassVar[float] = 4.0
     """Bytes that an image takes at the peak, over the bytes of its activations in one forward pass."""
 
@@ -287,16 +290,22 @@ class Method(Configured, ABC):
         return results if isinstance(inputs, tuple) else tuple(r[0] for r in results)
 
     def _maps(self, inputs: Any, target: Any, beside: Beside, *, several: bool) -> tuple[tuple[Tensor, ...], Maps]:
-        tensors = tuple(x.detach() for x in check_images(inputs, self.network))  # the caller's graph is not continued
+        tensors = tuple(x.detach() for x in check_images(inputs, self.network, self.axes))  # the caller's graph is cut
         check_model(self.network, tensors, seen=self.traces)
         target = indices_of(target, self.loaded)
         context = Context(further_arguments(beside[0]))
         if beside[1] is not None:
             tensors, context = self._inside(tensors, beside[1], context)
+        shapes = shapes_of(tensors)
+        explained, context = tuple(map(as_images, tensors)) if shapes else tensors, replace(context, shapes=shapes)
+        if shapes:
+            bound = context.bound(self.network, len(tensors[0]))
+            check_axes(bound, explained, shapes, outputs=several or not is_score(target))
         if is_score(target) and not several:
-            maps = maps_of_score(self, tensors, target, context)
+            maps = maps_of_score(self, explained, target, context)
         else:
-            maps = self.run(tensors, check_targets(target, len(tensors[0]), several=several), context)
+            maps = self.run(explained, check_targets(target, len(tensors[0]), several=several), context)
+        maps = maps.shaped(shapes)
         told = {
             "at": beside[1],
             "additional_forward_args": plain(context.arguments, argument="additional_forward_args"),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from backlit.capture import Call, RuleLike, Tap, named
+from backlit.methods.axes import ANY
 from backlit.methods.base import check
 from backlit.methods.biases import BiasMethod, check_told, offset, propagated, with_biases
 from backlit.methods.job import Job, Maps, scores_of
@@ -31,6 +32,7 @@ class BBp(BiasMethod):
             their sum (in equal shares where all of them are zero); "equal" in equal shares.
     """
 
+    axes = ANY
     name = "bbp"
     title = "BBp"
     kind = "signed"

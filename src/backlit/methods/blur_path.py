@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from backlit._forward import forward
+from backlit.methods.axes import ROWS
 from backlit.methods.base import MOST_STEPS, check_positive, check_whole
 from backlit.methods.job import Job, Maps, scores_of
 from backlit.methods.path import PathMethod
@@ -25,6 +26,7 @@ class BlurIG(PathMethod):
         grad_step: Step of the finite difference that gives the image's change with the standard deviation.
     """
 
+    axes = ROWS
     name = "blur_ig"
     title = "Blur IG"
     summary = "gradients on the way from the blurred image, times what each scale adds"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,18 +23,27 @@ class Cut:
         layer: The module's path.
         call: How many operations on tensors run before it.
         shape: The output's shape behind the images' axis.
+        as_it_is: Whether it is a signal or a volume.
     """
 
     layer: str
     call: int
     shape: tuple[int, ...]
+    as_it_is: bool = False
 
     def shown(self, output: Tensor) -> Tensor:
-        """The output as a map (n, c, h, w): of tokens (n, t, c) as (n, c, t, 1), of a vector (n, c) as (n, c, 1, 1)."""
+        """The output as a map (n, c, h, w): of tokens (n, t, c) as (n, c, t, 1), of a vector (n, c) as (n, c, 1, 1).
+
+        Of a network of signals or volumes it is one, too, and stays as it is.
+        """
+        if self.as_it_is:
+            return output
         return output if output.dim() == 4 else output[..., None, None] if output.dim() == 2 else output.mT[..., None]
 
     def given(self, shown: Tensor) -> Tensor:
         """The map as the output that it was."""
+        if self.as_it_is:
+            return shown
         dims = len(self.shape) + 1
         return shown if dims == 4 else shown[..., 0, 0] if dims == 2 else shown[..., 0].mT
 
@@ -53,6 +62,9 @@ def cut_at(network: nn.Module, layer: str, inputs: tuple[Tensor, ...]) -> Cut:
         return listed.last
 
     cut = of_image(found_in, inputs)
+    dims = {x.dim() for x in inputs}
+    if cut is not None and dims != {4} and len(cut.shape) + 1 in dims:
+        return replace(cut, as_it_is=True)
     if cut is None or len(cut.shape) not in (1, 2, 3):
         shape = "nothing" if cut is None else f"{('n', *cut.shape)}"
         raise InputError(

@@ -15,6 +15,7 @@ from backlit._warn import Once, warn
 from backlit.capture import propagate
 from backlit.methods.account import account, wide
 from backlit.methods.audit import Leak, audit
+from backlit.methods.axes import ANY
 from backlit.methods.base import Method, check, check_positive
 from backlit.methods.copies import repeated
 from backlit.methods.images import (
@@ -42,6 +43,7 @@ class _Lift(Method):
         tolerance: Warn, once, when the map misses the difference of the logits by this share of it.
     """
 
+    axes = ANY
     source = "Shrikumar et al. 2017"
     memory_factor = 8.0
 

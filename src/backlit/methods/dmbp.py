@@ -24,6 +24,7 @@ from backlit._errors import InputError, ModelStateError, UnsupportedOp
 from backlit._warn import warn
 from backlit.capture import Coverage, CoverageRow, FrozenNetwork, Site, freeze
 from backlit.capture.forms import Scaled
+from backlit.methods.axes import ANY
 from backlit.methods.base import MOST_STEPS, check, check_positive, check_whole, is_number
 from backlit.methods.branches import behind_sums, images_apart, with_layers
 from backlit.methods.descent import OPTIMIZERS, Descent
@@ -65,6 +66,7 @@ class DMBP(Stepped):
         compile: Run the steps through torch.compile: slower to start, faster afterwards.
     """
 
+    axes = ANY
     name = "dmbp"
     title = "DMBP"
     kind = "signed"

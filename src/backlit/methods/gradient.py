@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from backlit.capture import propagate
+from backlit.methods.axes import ANY
 from backlit.methods.base import Kind, Method, check
 from backlit.methods.job import Job, Maps, scores_of
 from backlit.methods.targets import gradients
@@ -17,6 +18,7 @@ from backlit.rules import RuleTable, presets
 class Gradient(Method):
     """The gradient of the target's logit (Simonyan et al. 2014, Sec. 3, before the absolute value)."""
 
+    axes = ANY
     name = "gradient"
     title = "Gradient"
     kind = "magnitude"

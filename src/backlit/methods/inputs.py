@@ -13,10 +13,16 @@ from backlit._errors import BacklitError, InputError, ModelStateError, Unsupport
 from backlit._forward import forward
 from backlit._state import check_state
 from backlit.capture.refuse import check_output
+from backlit.methods.axes import ANY, IMAGES, ROWS, Shape
 
 
-def check_images(inputs: Any, model: nn.Module) -> tuple[Tensor, ...]:
+def check_images(inputs: Any, model: nn.Module, dims: tuple[int, ...] = IMAGES) -> tuple[Tensor, ...]:
     """The inputs as a tuple of image batches that fit the model's device and precision.
+
+    Args:
+        inputs: A tensor, or a tuple of them.
+        model: The network.
+        dims: How many axes they may have: 3 for signals (n, c, t), 4 for images (n, c, h, w), 5 for volumes (n, c, d, h, w).
 
     Raises:
         InputError: If an input is no batch of finite floating-point images (n, c, h, w), or the model has another dtype.
@@ -27,7 +33,7 @@ def check_images(inputs: Any, model: nn.Module) -> tuple[Tensor, ...]:
     if not tensors:
         raise InputError("inputs must hold at least one tensor of images (n, c, h, w), but is an empty tuple.")
     for i, x in enumerate(tensors):
-        _check_one(x, f"inputs[{i}]" if isinstance(inputs, tuple) else "inputs", tensors[0])
+        _check_one(x, f"inputs[{i}]" if isinstance(inputs, tuple) else "inputs", tensors[0], dims)
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     x = tensors[0]
     if parameter is not None and parameter.device != x.device:
@@ -52,14 +58,12 @@ def check_images(inputs: Any, model: nn.Module) -> tuple[Tensor, ...]:
     return tensors
 
 
-def _check_one(x: Any, name: str, first: Tensor) -> None:
+def _check_one(x: Any, name: str, first: Tensor, dims: tuple[int, ...]) -> None:
     if not isinstance(x, Tensor):
         raise InputError(f"{name} must be a tensor of images (n, c, h, w), but is {type(x).__name__}.")
     shape = tuple(x.shape)
-    if x.dim() != 4:
-        raise InputError(
-            f"{name} must be images of shape (n, c, h, w), but has shape {shape}. {_way_out(x.dim(), first is not x)}"
-        )
+    if x.dim() not in dims:
+        raise InputError(f"{name} must be {_SHAPES[dims]}, but has shape {shape}. {_way_out(x.dim(), first is not x)}")
     if x.layout != torch.strided:
         raise InputError(f"{name} must be a dense tensor, but is of layout {x.layout}. Use x.to_dense().")
     if x.numel() == 0:
@@ -77,21 +81,53 @@ def _check_one(x: Any, name: str, first: Tensor) -> None:
         raise InputError(f"{name} is float16 on the CPU, which cannot run it well. Use .float() or .bfloat16().")
 
 
+_SHAPES: dict[tuple[int, ...], str] = {
+    IMAGES: "images of shape (n, c, h, w)",
+    ROWS: "images (n, c, h, w) or signals (n, c, t)",
+    ANY: "images (n, c, h, w), signals (n, c, t) or volumes (n, c, d, h, w)",
+}
+
+
 def _way_out(dims: int, further: bool) -> str:
     """What to do with an input that is no batch of images."""
     if further:
         return "Wrap the model so that other inputs are constants, which the wrapper holds and expands to len(x)."
     if dims == 3:
         return (
-            "For one image (c, h, w) add the batch axis: x[None]. Signals (n, c, t) are images of one row: give x[:, :, None], and "
-            "a module whose forward is model(x[:, :, 0])."
+            "For one image (c, h, w) add the batch axis: x[None]. Methods such as LRP and IntegratedGradients take signals "
+            "(n, c, t); for others they are images of one row: give x[:, :, None], and a module whose forward is model(x[:, :, 0])."
         )
     if dims == 5:
         return (
-            "Volumes (n, c, d, h, w) are explained as images of c * d channels: give x.flatten(1, 2), and a module whose forward "
-            "is model(x.unflatten(1, (c, d)))."
+            "Methods such as LRP and IntegratedGradients take volumes; for others they are images of c * d channels: give "
+            "x.flatten(1, 2), and a module whose forward is model(x.unflatten(1, (c, d)))."
         )
     return "Features (n, d) are images of one pixel: give x[:, :, None, None], and a module whose forward is model(x.flatten(1))."
+
+
+def check_axes(model: nn.Module, tensors: tuple[Tensor, ...], shapes: tuple[Shape, ...], *, outputs: bool) -> None:
+    """Refuse signals and volumes that the network does not take: they may be images that lack an axis.
+
+    Args:
+        model: The network, of what is explained in their place.
+        tensors: The signals and volumes as images.
+        shapes: What they are.
+        outputs: Whether the network must give a row of numbers for each of them.
+
+    Raises:
+        InputError: With the way out.
+    """
+    plain = None
+    for some in (tuple(x[:1] for x in tensors), tensors):
+        plain = why_not(model, some, outputs=outputs)
+        if plain is None or isinstance(plain, (ModelStateError, UnsupportedOp)):
+            return
+    wrong = next(shape for shape in shapes if len(shape) != 3)
+    text = ", ".join(str((len(tensors[0]), *shape)) for shape in shapes)
+    raise InputError(
+        f"inputs must be images of shape (n, c, h, w), or signals or volumes that the model takes, but has shape {text}, with "
+        f"which it does not run: {str(plain).rstrip('.')}. {_way_out(len(wrong) + 1, False)}"
+    )
 
 
 def check_targets(target: Any, n: int, *, several: bool) -> Tensor | None:
@@ -232,10 +268,12 @@ def _only_together(model: nn.Module, tensors: tuple[Tensor, ...], some: tuple[Te
     )
 
 
-def why_not(model: nn.Module, tensors: tuple[Tensor, ...]) -> Exception | None:
-    """Return what keeps the network from giving one row for each image; None if nothing does."""
+def why_not(model: nn.Module, tensors: tuple[Tensor, ...], *, outputs: bool = True) -> Exception | None:
+    """Return what keeps the network from giving one row for each image, or from running at all; None if nothing does."""
     try:
-        check_output(forward(model, *tensors), len(tensors[0]))
+        output = forward(model, *tensors)
+        if outputs:
+            check_output(output, len(tensors[0]))
     except Exception as error:
         return error
     return None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from backlit.capture import Coverage, Propagation, Trace
+from backlit.methods.axes import Shape, as_they_were
 from backlit.methods.inputs import pick, probability
 
 
@@ -118,6 +119,14 @@ class Maps:
             notes=first.notes,
             probability=None if first.probability is None else rows(lambda c: c.probability),  # type: ignore[arg-type, return-value]
         )
+
+    def shaped(self, shapes: Sequence[Shape]) -> Maps:
+        """The maps of signals and volumes, which were explained as images, in their own shapes; as they are, without any."""
+
+        def own(values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(map(as_they_were, values, shapes)) or values
+
+        return replace(self, values=own(self.values), parts={k: own(part) for k, part in self.parts.items()})
 
     def of_images(self, order: Tensor) -> Maps:
         """The maps of these images, in this order."""

@@ -35,6 +35,7 @@ from backlit.capture.record import record
 from backlit.capture.refuse import check_output
 from backlit.capture.rule import as_rule
 from backlit.capture.watch import Watch
+from backlit.methods.axes import ANY
 from backlit.methods.base import MOST_STEPS, check, check_positive, check_whole, is_number
 from backlit.methods.branches import between_convolutions
 from backlit.methods.job import Job, Maps
@@ -115,6 +116,7 @@ class LPR(Stepped):
             the site, or names of sites and modules.
     """
 
+    axes = ANY
     name = "lpr"
     title = "LPR"
     kind = "signed"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from backlit._errors import InputError
+from backlit.methods.axes import ROWS
 from backlit.methods.base import check_whole
 from backlit.methods.images import baselines_of
 from backlit.methods.job import Job, Maps
@@ -28,6 +29,7 @@ class Occlusion(Replacing):
             far border is cut there, so that every pixel is covered.
     """
 
+    axes = ROWS
     name = "occlusion"
     title = "Occlusion"
     summary = "drop of the score while a window hides the pixel"

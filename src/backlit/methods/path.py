@@ -17,6 +17,7 @@ from backlit._random import stable_seed
 from backlit._warn import Once, warn
 from backlit.capture import Propagation, propagate
 from backlit.methods.account import account, wide
+from backlit.methods.axes import ANY
 from backlit.methods.base import MOST_STEPS, Method, check, check_whole
 from backlit.methods.copies import in_blocks, plain_passes, repeated, sum_of_blocks, target_scores
 from backlit.methods.images import (
@@ -46,6 +47,7 @@ MOST_NODES = 1000
 class PathMethod(Method):
     """A method that adds up gradients along a path that ends at the image."""
 
+    axes = ANY
     kind = "signed"
 
     _said: Once = field(default_factory=Once, init=False, metadata=NO_OPTION)

@@ -8,6 +8,7 @@ from torch import Tensor
 from backlit._forward import forward
 from backlit._random import image_bytes, stable_seed
 from backlit.capture.refuse import check_output
+from backlit.methods.axes import ANY
 from backlit.methods.base import Method
 from backlit.methods.job import Job, Maps
 
@@ -15,6 +16,7 @@ from backlit.methods.job import Job, Maps
 class Random(Method):
     """Uniform noise from -1 to 1, drawn for each image from the seed and its bytes: what a map is worth that looks at nothing."""
 
+    axes = ANY
     name = "random"
     title = "Random"
     kind = "noise"

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from backlit._errors import InputError
 from backlit.methods.account import wide
+from backlit.methods.axes import IMAGES
 from backlit.methods.base import check, check_whole, is_number
 from backlit.methods.job import Job, Maps
 from backlit.methods.path import MOST_NODES, PathMethod, nodes_of
@@ -42,6 +43,7 @@ class XRAI(PathMethod):
         high: What white is.
     """
 
+    axes = IMAGES
     name = "xrai"
     title = "XRAI"
     summary = "regions of the image by the density of integrated gradients in them"

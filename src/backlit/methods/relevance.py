@@ -17,6 +17,7 @@ from backlit._warn import Once, warn
 from backlit.capture import Propagation, RuleLike, Trace, propagate
 from backlit.capture.record import Recording, record
 from backlit.methods.audit import Leak, audit
+from backlit.methods.axes import ANY
 from backlit.methods.base import Kind, Method, check, check_positive, is_number
 from backlit.methods.box import box_of
 from backlit.methods.job import Job, Maps, scores_of
@@ -34,6 +35,7 @@ class Relevance(Method):
         tolerance: Warn, once, when this share of a logit is neither in the map nor in the biases.
     """
 
+    axes = ANY
     source = "Bach et al. 2015"
 
     tolerance: float = 0.01

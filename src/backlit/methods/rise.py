@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from backlit._errors import check
 from backlit._random import stable_seed
 from backlit.methods.account import wide
+from backlit.methods.axes import ROWS
 from backlit.methods.base import check_whole, is_number
 from backlit.methods.copies import Score
 from backlit.methods.images import baselines_of
@@ -96,6 +97,7 @@ class RISE(Replacing):
             network of one output has no probability: its score is taken as it is.
     """
 
+    axes = ROWS
     name = "rise"
     title = "RISE"
     kind = "one-sided"

@@ -14,6 +14,7 @@ from backlit.methods.base import is_number
 from backlit.report.canvas import INK, SOFT, WARNING, WARNING_GROUND, Canvas, fitted, line_height, width_of, wrapped
 from backlit.report.kinds import check_one, method_of, title_of
 from backlit.report.panels import Panels, as_bytes, check_picture
+from backlit.report.planes import as_planes
 from backlit.report.scales import scales
 from backlit.report.trust import Trust, is_contrast, score_word, trust
 
@@ -45,6 +46,7 @@ def card(
         InputError: If the explanation is of several images, or an argument cannot be used.
     """
     check_one(explanation)
+    explanation = as_planes(explanation)
     if style not in get_args(Style):
         known = ", ".join(get_args(Style))
         raise InputError(f"style must be one of {known}, but is {style!r}.{nearest(str(style), get_args(Style))}")

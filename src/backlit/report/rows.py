@@ -23,6 +23,7 @@ from backlit.report.card import class_of
 from backlit.report.figure import render_image, scale_text
 from backlit.report.kinds import LEVELS, PALETTES, Palette, limit_of, title_of
 from backlit.report.panels import Panels, as_bytes, shown_inputs
+from backlit.report.planes import as_planes
 from backlit.report.trust import Trust, trust
 
 _TITLE = 34  # letters of a title: more would run into the next one
@@ -72,6 +73,7 @@ def draw(explanation: Attribution, images: Tensor | None, look: Look, into: Figu
     """
     if not len(explanation):
         raise InputError("the attribution must hold at least one image to be drawn, but is empty.")
+    explanation = as_planes(explanation)
     shown = _pictures(explanation, images)
     named = _named(explanation, look.class_names)
     columns = 1 + (shown is not None) * 2 + (len(explanation.parts) if look.parts else 0)
