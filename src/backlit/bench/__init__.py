@@ -1,1 +1,4 @@
 """Plans of many explanations and scores, run, resumed and gathered."""
+
+FAST = "fast"
+"""What a command line calls DMBP's short schedule."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-FAST = "fast"
+from backlit.bench import FAST
+
 METHOD_NAMES = tuple(
     (
         "dmbp lpr tr_gbp mip_in pattern_net pattern_attribution l2x fullgrad bbp lrp deep_taylor excitation_backprop "

@@ -20,13 +20,14 @@ from backlit.bench.explain import PAGE, MapFolder, map_folder
 from backlit.cli.console import counted, shown
 from backlit.cli.output import Output, Prediction, Said
 from backlit.cli.progress import Pace, paced
-from backlit.cli.settings import SHORT, Chosen, Compute, logits_of
+from backlit.cli.settings import Chosen, Compute, logits_of
 from backlit.cli.stopping import Hopeless, one_failure, said_when_stopped
 from backlit.cli.targets import Choice, Target, explained, targets
 from backlit.data.images import check_file, load_batch
 from backlit.data.listing import Failure, list_images
 from backlit.methods import FittedMethod
 from backlit.methods.base import NO_NETWORK
+from backlit.methods.lookup import SHORT
 from backlit.models import LoadedModel
 from backlit.post import PostStep
 from backlit.report.card import Style
