@@ -62,6 +62,7 @@ class Journal:
         self.entries.sort(key=lambda entry: entry.line)  # the order of writing, whatever became of the file's
         self.rows = [entry.row for entry in self.entries if entry.plan == plan]
         self._next = max(known, default=0) + 1
+        self._keeps = True
         if bad or (data and not data.endswith(b"\n")):
             self._set_aside(bad)
 
@@ -90,8 +91,15 @@ class Journal:
                 f"{self._argument}: cannot write {str(self.path)!r} ({error.strerror or error}). What was written before is kept."
             ) from error
         self._next += 1
-        self.entries.append(entry)
-        self.rows.append(row)
+        if self._keeps:
+            self.entries.append(entry)
+            self.rows.append(row)
+
+    def forget(self) -> None:
+        """Keep rows on the disk alone, those that are there and those to come: :func:`rows_in` reads them."""
+        self._keeps = False
+        self.entries.clear()
+        self.rows.clear()
 
     def _set_aside(self, bad: list[tuple[int, bytes]]) -> None:
         if bad:
@@ -143,6 +151,25 @@ class Rows:
 def sound_entries(path: Path) -> Iterator[Entry | None]:
     """Read the lines of a journal without changing it; None stands for a line that is damaged."""
     return (_entry(line) for line in _read(path, "out").splitlines())
+
+
+def rows_in(path: Path, plan: str) -> Iterator[JsonObject]:
+    """Read the sound rows of a plan one by one, without changing the file: another process may be adding to it.
+
+    Raises:
+        FileError: If the file cannot be read.
+    """
+    try:
+        if not path.is_file():
+            return
+        with path.open("rb") as file:
+            for line in file:
+                if (entry := _entry(line)) is not None and entry.plan == plan:
+                    yield entry.row
+    except OSError as error:
+        raise FileError(
+            f"out: cannot read {str(path)!r} ({error.strerror or error}). Check its permissions."
+        ) from error
 
 
 def free_name(path: Path) -> Path:

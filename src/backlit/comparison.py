@@ -25,7 +25,8 @@ class MethodFacts:
     """One method of a comparison.
 
     ``seconds`` are of one image and class, ``forward_equivalents`` the same over one forward pass of one image in the
-    same run; ``coverage`` counts the sites by rule, ``completeness`` holds the mean over images of each number that the
+    same run, ``megabytes`` the most memory that a block of images took beside what was taken before (NaN if not known);
+    ``coverage`` counts the sites by rule, ``completeness`` holds the mean over images of each number that the
     method reports, ``options`` and ``notes`` are plain JSON values.
     """
 
@@ -38,6 +39,7 @@ class MethodFacts:
     forward_equivalents: float
     coverage: Mapping[str, int]
     completeness: Mapping[str, float]
+    megabytes: float = float("nan")
     notes: JsonObject = field(default_factory=dict)
 
 
@@ -88,6 +90,7 @@ class Comparison:
             ``extra``, the further number's name ("" for the score itself).
         curves: One row a point: ``metric, method, position, mean, low, high, images`` (95 % interval of the mean).
         ranking: One row a metric and method, best first: ``metric, rank, method, value, low, high, images``; rank counts from 1.
+            ``seconds``, ``forward_equivalents`` and ``megabytes`` are the method's, as in :class:`MethodFacts`.
             MoRF and LeRF also have ``median`` and ``ratio_of_means``, each with its ``_low`` and ``_high``: of ratios, the
             mean is carried by images whose own logit is small.
         differences: One row a metric and pair of methods: ``metric, method, other, difference, low, high, images,

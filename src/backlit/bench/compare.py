@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from backlit._store import claim
-from backlit.bench.execute import Progress, execute
+from backlit.bench.executor import Progress, Serial
 from backlit.bench.folder import COMPARISON
 from backlit.bench.gather import gathered, write_tables
 from backlit.bench.plan import Plan, methods_of, metrics_of
@@ -74,12 +74,12 @@ def compare(
     plan.check()
     start = time.perf_counter()
     if out is None:
-        finished = Finished(None)
-        execute(plan, finished, progress)
+        finished = Finished(plan, None)
+        Serial(raising=True).run(plan, finished, progress)
         return gathered(plan, finished, time.perf_counter() - start)
     with claim(out, COMPARISON, plan.asked(), force=force) as store:
-        finished = Finished(store)
-        execute(plan, finished, progress)
+        finished = Finished(plan, store)
+        Serial(raising=True).run(plan, finished, progress)
         comparison = gathered(plan, finished, time.perf_counter() - start)
         write_tables(comparison, store)
     return comparison

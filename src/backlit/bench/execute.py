@@ -1,96 +1,140 @@
-"""Explain and score a comparison's images, block by block; what is finished is not done again."""
+"""Explain and score one task of a comparison; what is finished is not done again."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import count
 
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import BacklitError
+from backlit._errors import BacklitError, FileError, reason
 from backlit._forward import forward
 from backlit._warn import warn
 from backlit.attribution import Attribution
+from backlit.bench.cost import Cost, measured
 from backlit.bench.plan import Plan
-from backlit.bench.record import Finished, map_row, score_row
+from backlit.bench.record import STRIPS, Finished, Task, error_row, map_row, score_row
 from backlit.methods import Gradient
+from backlit.methods.chunks import out_of_memory
 from backlit.metrics import Scores
 
-STRIPS = 3  # images whose reset checks are kept to look at
+MOST_ATTEMPTS = 3  # of a piece whose failure may pass: not of what Backlit refuses, which it would refuse again
 
-Progress = Callable[[int, int, str], None]
-"""``progress(done, of, what)``, called before each piece of work and at the end."""
-
-
-def execute(plan: Plan, finished: Finished, progress: Progress) -> None:
-    """Do what is not finished yet, a method or metric on a block of images at a time."""
-    _warm_up(plan)
-    pieces, piece = len(plan.blocks) * (len(plan.methods) + len(plan.metrics)), count()
-
-    def begin(name: str, block: slice) -> None:
-        progress(next(piece), pieces, f"{name}, {plan.words(block)}")
-
-    for block in plan.blocks:
-        maps: dict[str, list[Attribution]] = {}
-        for name in plan.methods:
-            begin(name, block)
-            maps[name] = _explained(plan, finished, name, block)
-            _keep_heat(plan, finished, name, block, maps[name])
-        for metric in plan.metrics:
-            begin(metric, block)
-            _score(plan, finished, metric, block, maps)
-    progress(pieces, pieces, "done")
+Begin = Callable[[str], None]
+"""Called before each piece of work, with what it is."""
 
 
-def _warm_up(plan: Plan) -> None:
+def warm_up(plan: Plan) -> None:
     """Run the first backward pass of the process, which takes long: it would be counted as the first method's time."""
     with suppress(BacklitError):  # a network that only some methods can explain
         Gradient(plan.network).attribute(plan.images(slice(0, 1)), 0)
 
 
-def _explained(plan: Plan, finished: Finished, name: str, block: slice) -> list[Attribution]:
+def run_task(plan: Plan, finished: Finished, task: Task, begin: Begin = lambda what: None) -> None:
+    """Compute a method's maps of a block and all their scores; the first failure is raised."""
+    words = plan.words(plan.blocks[task.number])
+    begin(f"{task.method}, {words}")
+    maps = _explained(plan, finished, task)
+    for metric in plan.metrics:
+        begin(f"{metric} of {task.method}, {words}")
+        _score(plan, finished, task, metric, maps)
+
+
+def try_task(plan: Plan, finished: Finished, task: Task, begin: Begin = lambda what: None, *, halves: int = 0) -> int:
+    """Do the same, but write down what fails and go on with the next piece; return the number of pieces that failed.
+
+    Args:
+        plan: What is to be done.
+        finished: Where it goes.
+        task: The task.
+        begin: Called before each piece.
+        halves: How often to halve the block from the start: where a process died of it.
+
+    Raises:
+        FileError: If nothing can be written: every other piece would fail as well.
+    """
+    words = plan.words(plan.blocks[task.number])
+    begin(f"{task.method}, {words}")
+    maps = _tried(plan, finished, task, "", lambda: _explained(plan, finished, task, halves))
+    if maps is None:
+        return 1 + len(plan.metrics)
+    failed = 0
+    for metric in plan.metrics:
+        begin(f"{metric} of {task.method}, {words}")
+        done = _tried(plan, finished, task, metric, lambda metric=metric: _score(plan, finished, task, metric, maps))
+        failed += done is None
+    return failed
+
+
+def _tried(
+    plan: Plan, finished: Finished, task: Task, metric: str, work: Callable[[], list[Attribution]]
+) -> list[Attribution] | None:
+    """What the work returns; None if it failed in each attempt, which is then written down."""
+    before = finished.failures.get((task.method, metric, task.number), {}).get("attempts", 0)
+    for attempt in range(1, MOST_ATTEMPTS + 1):
+        try:
+            return work()
+        except FileError:
+            raise
+        except Exception as error:  # whatever a method, a metric or the network raises
+            if attempt == MOST_ATTEMPTS or isinstance(error, BacklitError):
+                finished.add(error_row(plan, task, metric, reason(error), before + attempt))
+                return None
+    return None
+
+
+def _explained(plan: Plan, finished: Finished, task: Task, halves: int = 0) -> list[Attribution]:
     """Return a method's maps of a block, one a class: from the disk if they are there, else computed and written."""
-    done = finished.has("maps", name, block)
+    done, block = finished.has(task), plan.blocks[task.number]
     if done:
-        maps = finished.load_maps(name, block, plan.targets.shape[1], plan.examples.inputs.device)
+        maps = finished.load_maps(task, plan.examples.inputs.device)
         if maps is not None:
             return maps
-        warn(f"maps of {name}, {plan.words(block)}, are made again: some were lost or changed.")
-    x = plan.images(block)
-    forward_seconds = _forward_seconds(plan.network, x)
-    start = time.perf_counter()
-    maps = list(plan.methods[name].each(x, plan.targets[block].cpu()))
-    seconds = time.perf_counter() - start
-    finished.save_maps(name, block, maps)
+        warn(f"maps of {task.method}, {plan.words(block)}, are made again: some were lost or changed.")
+    forward_seconds = _forward_seconds(plan.network, plan.images(block))
+    with measured(plan.examples.inputs.device) as cost:
+        maps = _each(plan, task.method, block, 1 << halves)
+    finished.save_maps(task, maps)
     if not done:
-        finished.add(map_row(name, block, maps, seconds, forward_seconds))
+        finished.add(map_row(plan, task, maps, {**_numbers(cost), "forward": forward_seconds}))
     return maps
 
 
-def _keep_heat(plan: Plan, finished: Finished, name: str, block: slice, maps: list[Attribution]) -> None:
-    """Keep the heatmaps (t, n, h, w) of the images that the result shows."""
-    kept = max(plan.shown, STRIPS) - block.start
-    if kept > 0:
-        heat = torch.stack([a.heatmap()[:, 0].float().cpu() for a in maps])
-        finished.heat.setdefault(name, []).append(heat[:, :kept].clone())
+def _each(plan: Plan, method: str, block: slice, parts: int) -> list[Attribution]:
+    """Explain a block in so many parts, in twice as many where the memory does not reach for that."""
+    size = max(1, (block.stop - block.start) // parts)
+    try:
+        explained: list[list[Attribution]] = []
+        for start in range(block.start, block.stop, size):
+            part = slice(start, min(start + size, block.stop))
+            explained.append(list(plan.methods[method].each(plan.images(part), plan.targets[part].cpu())))
+    except (RuntimeError, MemoryError) as error:
+        if size == 1 or not out_of_memory(error):
+            raise
+    else:
+        return explained[0] if len(explained) == 1 else [Attribution.cat(of) for of in zip(*explained, strict=True)]
+    if plan.examples.inputs.is_cuda:
+        torch.cuda.empty_cache()
+    return _each(plan, method, block, 2 * parts)
 
 
-def _score(plan: Plan, finished: Finished, name: str, block: slice, maps: Mapping[str, Sequence[Attribution]]) -> None:
-    metric, scored = plan.metrics[name], finished.has("scores", name, block)
-    if scored and (block.start or _has_pictures(plan, finished, name)):
-        return
+def _score(plan: Plan, finished: Finished, task: Task, metric: str, maps: list[Attribution]) -> list[Attribution]:
+    scored = finished.has(task, metric)
+    if scored and (task.number or _has_pictures(plan, finished, task, metric)):
+        return maps
+    block, one = plan.blocks[task.number], plan.metrics[metric]
     examples = replace(plan.examples[block], inputs=plan.images(block))
-    column = plan.explained_by(metric, block)
+    methods = {task.method: plan.methods[task.method]}
     start = time.perf_counter()
-    scores = metric(plan.network, examples, {n: of_class(m, column) for n, m in maps.items()}, plan.methods)
-    if block.start == 0:
-        _keep_pictures(finished, name, scores)
+    scores = one(plan.network, examples, {task.method: of_class(maps, plan.explained_by(one, block))}, methods)
+    if task.number == 0:
+        _keep_pictures(finished, metric, scores)
     if not scored:
-        finished.add(score_row(name, block, scores, time.perf_counter() - start))
+        finished.add(score_row(plan, task, metric, scores, time.perf_counter() - start))
+    return maps
 
 
 def of_class(maps: Sequence[Attribution], column: Tensor) -> Attribution:
@@ -105,14 +149,17 @@ def _keep_pictures(finished: Finished, metric: str, scores: Scores) -> None:
         finished.save_pictures(metric, method, maps[:, :STRIPS].float())
 
 
-def _has_pictures(plan: Plan, finished: Finished, metric: str) -> bool:
+def _has_pictures(plan: Plan, finished: Finished, task: Task, metric: str) -> bool:
     """Whether the pictures of the first block, if the metric gives some, are there or could be read."""
-    labels = finished.row("scores", metric, plan.blocks[0])["labels"]
-    for method in plan.methods if labels else ():
-        if not finished.load_pictures(metric, method, len(labels), plan.examples.inputs.device):
-            warn(f"pictures of {metric} for {method} are made again: some were lost or changed.")
-            return False
+    layers = finished.layers(task.method, metric)
+    if layers and finished.load_pictures(metric, task.method, layers) is None:
+        warn(f"pictures of {metric} for {task.method} are made again: some were lost or changed.")
+        return False
     return True
+
+
+def _numbers(cost: Cost) -> dict[str, float]:
+    return {"seconds": cost.seconds, "bytes": cost.bytes}
 
 
 def _forward_seconds(network: nn.Module, x: Tensor) -> float:

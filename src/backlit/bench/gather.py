@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -16,10 +16,10 @@ from backlit._json import JsonObject
 from backlit._plain import described
 from backlit._store import Store
 from backlit._version import __version__
-from backlit.bench.execute import STRIPS
+from backlit.bench.collect import OfMethod, OfMetric
 from backlit.bench.folder import PROTOCOLS
 from backlit.bench.plan import Plan
-from backlit.bench.record import Finished, scores_of
+from backlit.bench.record import STRIPS, Finished, Task
 from backlit.bench.setting import title_of
 from backlit.bench.tables import curve_rows, difference_rows, ranking_rows, score_rows
 from backlit.comparison import TABLES, ClassFacts, Comparison, ImageFacts, MethodFacts, Strip
@@ -28,25 +28,38 @@ from backlit.models.loaded import numbered_classes
 
 
 def gathered(plan: Plan, finished: Finished, seconds: float) -> Comparison:
-    """Join the finished pieces of all blocks; ``seconds`` is how long this call took."""
-    scores = {name: _joined(plan, finished, name, metric) for name, metric in plan.metrics.items()}
-    heat = {name: torch.cat(blocks, 1) for name, blocks in finished.heat.items()}
+    """Join what is finished, be it all or not; ``seconds`` is how long this call took."""
+    costs, by_metric = _collected(plan, finished)
+    scores = {name: one.scores(finished.failures) for name, one in by_metric.items()}
     images = _image_facts(plan)
+    maps = _maps(plan, finished)
     targets = dict(zip(plan.examples.names, plan.examples.target.tolist(), strict=True))
     return Comparison(
         model=plan.model,
-        methods=tuple(_method_facts(plan, finished, name) for name in plan.methods),
+        methods=tuple(_method_facts(plan, name, cost) for name, cost in costs.items()),
         images=images,
-        maps=_maps(heat, images),
+        maps=maps,
         scores=score_rows(scores, targets),
         curves=curve_rows(scores),
-        ranking=ranking_rows(scores),
+        ranking=ranking_rows(scores, {name: _cost(one) for name, one in costs.items()}),
         differences=difference_rows(scores),
         protocols=tuple(_protocol(plan, name, metric) for name, metric in plan.metrics.items()),
-        strips=tuple(strip for name, one in scores.items() for strip in _strips(plan, finished, name, one, heat)),
+        strips=tuple(strip for name, one in scores.items() for strip in _strips(plan, finished, name, one)),
         notes={name: one.remarks for name, one in scores.items() if one.remarks},
-        provenance=_provenance(plan, seconds),
+        provenance=_provenance(plan, costs.values(), seconds),
     )
+
+
+def _collected(plan: Plan, finished: Finished) -> tuple[dict[str, OfMethod], dict[str, OfMetric]]:
+    costs = {name: OfMethod() for name in plan.methods}
+    scores = {name: OfMetric(plan, name) for name in plan.metrics}
+    for row in finished.rows():
+        (costs[row["name"]] if row["kind"] == "maps" else scores[row["metric"]]).take(row)
+    return costs, scores
+
+
+def _cost(cost: OfMethod) -> tuple[float, float, float]:
+    return cost.seconds_of_one, cost.forward_equivalents, cost.bytes / 2**20
 
 
 def write_tables(comparison: Comparison, store: Store) -> None:
@@ -73,37 +86,36 @@ def _protocol(plan: Plan, name: str, metric: Metric) -> JsonObject:
     return {**told, "metric": name, "title": title_of(metric.title, metric.name, name), "target": plan.target}
 
 
-def _joined(plan: Plan, finished: Finished, name: str, metric: Metric) -> Scores:
-    rows = [(finished.row("scores", name, block), plan.examples.names[block]) for block in plan.blocks]
-    return Scores.cat([scores_of(metric, row, names) for row, names in rows])
+def _maps(plan: Plan, finished: Finished) -> dict[tuple[str, str, int], Tensor]:
+    """The heatmap (h, w) by method, image and class, of the images that are shown."""
+    maps = {}
+    for task in plan.tasks:
+        block = plan.blocks[task.number]
+        if block.start >= plan.shown or not finished.has(task):
+            continue
+        of_block = finished.load_maps(task, torch.device("cpu")) or ()
+        heat = [one.heatmap()[:, 0].float() for one in of_block[: plan.classes]]
+        for i in range(block.start, min(block.stop, plan.shown)):
+            for t, values in enumerate(heat):
+                key = (task.method, plan.examples.names[i], int(plan.targets[i, t]))
+                maps[key] = values[i - block.start].clone()
+    return maps
 
 
-def _maps(heat: Mapping[str, Tensor], images: tuple[ImageFacts, ...]) -> dict[tuple[str, str, int], Tensor]:
-    """The heatmap (h, w) by method, image and class."""
-    return {
-        (name, image.name, shown.index): values[t, i]
-        for name, values in heat.items()
-        for i, image in enumerate(images)
-        for t, shown in enumerate(image.classes)
-    }
-
-
-def _method_facts(plan: Plan, finished: Finished, name: str) -> MethodFacts:
-    rows, method = [finished.row("maps", name, block) for block in plan.blocks], plan.methods[name]
-    seconds = sum(r["seconds"] for r in rows) / sum(r["images"] * r["classes"] for r in rows)
-    forward = float(np.median([r["forward"] for r in rows]))
-    complete = {k: float(np.mean([v for r in rows for v in r["completeness"][k]])) for k in rows[0]["completeness"]}
+def _method_facts(plan: Plan, name: str, cost: OfMethod) -> MethodFacts:
+    method = plan.methods[name]
     return MethodFacts(
         name=name,
         title=title_of(method.title, method.name, name),
         summary=method.summary,
         source=method.source,
         options=described(method),
-        seconds=seconds,
-        forward_equivalents=seconds / forward,
-        coverage=rows[0]["coverage"],
-        completeness=complete,
-        notes=rows[0]["notes"],
+        seconds=cost.seconds_of_one,
+        forward_equivalents=cost.forward_equivalents,
+        megabytes=cost.bytes / 2**20,
+        coverage=cost.first("coverage"),
+        completeness=cost.completeness,
+        notes=cost.first("notes"),
     )
 
 
@@ -127,10 +139,14 @@ def _picture(plan: Plan, x: Tensor) -> Tensor:
     return (x - low) / (high - low).clamp(min=1e-12)
 
 
-def _strips(plan: Plan, finished: Finished, metric: str, scores: Scores, heat: Mapping[str, Tensor]) -> Iterator[Strip]:
-    labels = finished.row("scores", metric, plan.blocks[0])["labels"]
+def _strips(plan: Plan, finished: Finished, metric: str, scores: Scores) -> Iterator[Strip]:
+    labels = scores.labels
     for method in plan.methods if labels else ():
-        after = finished.pictures[metric, method]
+        after = finished.load_pictures(metric, method, len(labels))
+        first = finished.load_maps(Task(method, 0), torch.device("cpu")) if after is not None else None
+        if after is None or first is None:
+            continue
+        heat = first[0].heatmap()[:, 0].float()
         for i in range(min(after.shape[1], STRIPS)):
             curve = scores.curves[method][i] if scores.curves else np.array([1.0, scores.values[method][i]])
             yield Strip(
@@ -138,18 +154,19 @@ def _strips(plan: Plan, finished: Finished, metric: str, scores: Scores, heat: M
                 image=plan.examples.names[i],
                 metric=metric,
                 labels=("trained", *labels),
-                maps=(heat[method][0, i], *after[:, i]),
+                maps=(heat[i], *after[:, i]),
                 correlations={"Spearman": tuple(curve.tolist())},
             )
 
 
-def _provenance(plan: Plan, seconds: float) -> JsonObject:
+def _provenance(plan: Plan, costs: Iterable[OfMethod], seconds: float) -> JsonObject:
+    threads = sorted({number for cost in costs for number in cost.threads})
     return {
         "images": len(plan.examples),
         "fingerprint": fingerprint(plan.network),
         "device": str(plan.examples.inputs.device),
         "dtype": str(plan.examples.inputs.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
+        "threads": threads[0] if len(threads) == 1 else threads,
         "versions": {"backlit": __version__, "torch": str(torch.__version__)},
         "date": time.strftime("%Y-%m-%d"),
         "seconds": round(seconds, 1),

@@ -17,6 +17,7 @@ from backlit._forward import forward
 from backlit._json import JsonObject
 from backlit._layout import fast_layout
 from backlit._plain import identity, kind_of, network_of, versions
+from backlit.bench.record import Task
 from backlit.bench.setting import LONGEST, read_setting
 from backlit.capture.refuse import check_model
 from backlit.methods import BASELINES, METHODS, Method
@@ -96,6 +97,15 @@ class Plan:
         """The blocks of images, in order."""
         n = len(self.examples)
         return [slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The work that is given out at once, in order: block by block, each method."""
+        return [Task(method, number) for number in range(len(self.blocks)) for method in self.methods]
+
+    def number_of(self, start: int) -> int | None:
+        """Return the number of the block that starts with this image; None if none does."""
+        return start // BLOCK if start % BLOCK == 0 and 0 <= start < len(self.examples) else None
 
     @cached_property
     def logits(self) -> Tensor:

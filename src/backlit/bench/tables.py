@@ -14,6 +14,8 @@ from backlit.metrics.statistics import Estimate, mean_band
 if TYPE_CHECKING:
     import polars as pl
 
+COSTS = ("seconds", "forward_equivalents", "megabytes")
+"""What a method's map of one image and class costs: the same in the rows of all metrics."""
 NUMBERS = ("value", "low", "high")
 BESIDE = ("median", "ratio of means")
 """What stands beside the score of a metric that has it, with its interval."""
@@ -59,17 +61,21 @@ def curve_rows(scores: Mapping[str, Scores]) -> pl.DataFrame:
     return _frame(names, (str, str, float, float, float, float, int), rows)
 
 
-def ranking_rows(scores: Mapping[str, Scores]) -> pl.DataFrame:
-    """List one row a metric and method, best first; the statistics beside the score are null where a metric has none."""
+def ranking_rows(scores: Mapping[str, Scores], costs: Mapping[str, Sequence[float]]) -> pl.DataFrame:
+    """List one row a metric and method, best first; the statistics beside the score are null where a metric has none.
+
+    ``costs`` are those of a method's maps: seconds, forward-equivalents and megabytes.
+    """
     rows = []
     for metric, one in scores.items():
         for rank, (method, e) in enumerate(one.ranking(), 1):
             further = one.beside(method)
             beside = [n for name in BESIDE for n in _numbers(further.get(name))]
-            rows.append((metric, rank, method, e.value, e.low, e.high, e.images, *beside))
+            rows.append((metric, rank, method, e.value, e.low, e.high, e.images, *beside, *costs[method]))
     own = ("metric", "rank", "method", "value", "low", "high", "images")
     ends = [f"{name.replace(' ', '_')}{end}" for name in BESIDE for end in ("", "_low", "_high")]
-    return _frame((*own, *ends), (str, int, str, float, float, float, int, *[float] * len(ends)), rows)
+    numbers = (*ends, *COSTS)
+    return _frame((*own, *numbers), (str, int, str, float, float, float, int, *[float] * len(numbers)), rows)
 
 
 def _numbers(e: Estimate | None) -> tuple[float | None, ...]:
