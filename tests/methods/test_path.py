@@ -446,3 +446,38 @@ def test_references_of_another_shape() -> None:
         ExpectedGradients(NET, references=torch.zeros(2, 3, 9, 9))(X, 1)
     with pytest.raises(InputError, match="references must be one set for each of 1 inputs, but has 2"):
         ExpectedGradients(NET, references=(torch.zeros(2, 3, 12, 10),) * 2)(X, 1)
+
+
+class Overwriting(nn.Module):
+    """A network that writes over what autograd would need, or says the same without."""
+
+    def __init__(self, *, writes: bool) -> None:
+        super().__init__()
+        self.conv, self.fc, self.writes = nn.Conv2d(3, 4, 3), nn.Linear(4, 5), writes
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x).sigmoid()
+        h = h.mul_(2.0) if self.writes else h * 2.0
+        return self.fc(h.mean((2, 3)))
+
+
+@pytest.mark.parametrize("method", [IntegratedGradients, BlurIG, GuidedIG])
+def test_what_autograd_cannot_go_back_through_is_run_by_the_engine(method: type[Method]) -> None:
+    one, other = (Overwriting(writes=w).double().eval() for w in (True, False))
+    other.load_state_dict(one.state_dict())
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        one(x.clone().requires_grad_()).sum().backward()
+    torch.testing.assert_close(method(one, steps=5).attribute(x, 1), method(other, steps=5).attribute(x, 1))
+
+
+def test_the_engine_and_autograd_agree() -> None:
+    net = Overwriting(writes=False).double().eval()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    targets = [[0, 3], [1, 1]]
+    plain = IntegratedGradients(net, steps=4).each(x, targets)
+    ruled = IntegratedGradients(net, steps=4, rules={}).each(x, targets)
+    for one, other in zip(plain, ruled, strict=True):
+        torch.testing.assert_close(one.values, other.values)
+    zero = IntegratedGradients(net, steps=4, rules={"sigmoid": lambda g, inputs, output, call: (g * 0,)})
+    assert float(zero.attribute(x, 0).abs().max()) == 0

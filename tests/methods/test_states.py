@@ -253,12 +253,12 @@ class Around(nn.Module):
 OTHER_SHAPES = {
     "signals": (
         nn.Sequential(nn.Conv1d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 5)),
-        X[:, :, :, 0], r"For one image \(c, h, w\).*x\[None\]. Signals \(n, c, t\).*x\[:, :, None\]",
+        X[:, :, :, 0], r"For one image \(c, h, w\).*x\[None\]. .*LRP.* signals \(n, c, t\).*x\[:, :, None\]",
         lambda x: x[:, :, None], lambda x: x[:, :, 0],
     ),
     "volumes": (
         nn.Sequential(nn.Conv3d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 5)),
-        X[:, :, :6, :, None].expand(-1, -1, -1, -1, 5), r"Volumes \(n, c, d, h, w\).*x.flatten\(1, 2\).*unflatten",
+        X[:, :, :6, :, None].expand(-1, -1, -1, -1, 5), r"LRP.* take volumes.*x.flatten\(1, 2\).*unflatten",
         lambda x: x.flatten(1, 2), lambda x: x.unflatten(1, (3, 6)),
     ),
     "features": (
@@ -272,7 +272,7 @@ OTHER_SHAPES = {
 def test_inputs_that_are_no_images_are_told_a_way_that_works(shape: str) -> None:
     model, x, message, given, before = OTHER_SHAPES[shape]
     with pytest.raises(InputError, match=message):
-        Gradient(model.eval())(x, 1)
+        backlit.FullGrad(model.eval())(x, 1)
     leaf = x.clone().requires_grad_()
     expected = torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)[0]
     wrapped = Around(model, before).eval()
@@ -283,7 +283,7 @@ def test_inputs_that_are_no_images_are_told_a_way_that_works(shape: str) -> None
 
 def test_one_image_without_its_axis() -> None:
     with pytest.raises(
-        InputError, match=r"but has shape \(3, 12, 10\). For one image \(c, h, w\) add the batch axis: x\[None\]"
+        InputError, match=r"but has shape \(3, 12, 10\).* For one image \(c, h, w\) add the batch axis: x\[None\]"
     ):
         Gradient(net())(X[0], 1)
     Gradient(net())(X[0][None], 1)

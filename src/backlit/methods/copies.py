@@ -12,11 +12,13 @@ from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from backlit._errors import BacklitError
 from backlit._forward import unchanged
 from backlit.capture.refuse import check_output
 from backlit.methods.account import wide
-from backlit.methods.chunks import run_in_chunks
+from backlit.methods.chunks import out_of_memory, run_in_chunks
 from backlit.methods.inputs import probability, why_not
 from backlit.methods.job import scores_of
 
@@ -118,6 +120,35 @@ def plain_passes(network: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[Cal
             return output
 
         yield output_of
+
+
+def true_gradients(network: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor, ...] | None:
+    """The gradients (t, n, ...) of the targets' logits, targets (n, t), by a plain pass forward and back.
+
+    Returns:
+        One for each input; None if autograd cannot go back through the network as it is written.
+
+    Raises:
+        ModelStateError: If the network drew at random or wrote to itself.
+    """
+    leaves = tuple(x.detach().requires_grad_() for x in inputs)
+    try:
+        with torch.enable_grad(), unchanged(network, leaves):
+            output = network(*(x.clone() for x in leaves))  # it may write to its input
+        check_output(output, len(inputs[0]))
+        one_hot = F.one_hot(targets.T, output.shape[1]).to(output.dtype)
+        several = len(one_hot) > 1
+        weights = one_hot if several else one_hot[0]
+        grads = torch.autograd.grad(output, leaves, weights, is_grads_batched=several, allow_unused=True)
+    except RuntimeError as error:
+        if isinstance(error, BacklitError) or out_of_memory(error):
+            raise
+        return None
+    lead = targets.T.shape[:1]
+    return tuple(
+        x.new_zeros((*lead, *x.shape)) if g is None else g if several else g[None]
+        for g, x in zip(grads, leaves, strict=True)
+    )
 
 
 def repeated(values: Tensor, count: int) -> Tensor:

@@ -15,7 +15,6 @@ from backlit.methods.images import Baseline, baselines_of, check_baseline
 from backlit.methods.job import Job, Maps, scores_of
 from backlit.methods.path import PathMethod
 from backlit.methods.steps import Stepped
-from backlit.methods.targets import gradients
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,8 @@ class GuidedIG(Stepped, PathMethod):
         with self.watched(self.steps, job) as done:
             for index in range(1, self.steps + 1):
                 parts = _split(path.progress * path.way, ways)
-                run = self.propagated(tuple(b + p.to(b) for b, p in zip(begins, parts, strict=True)))
-                grad = _flat(tuple(wide(g[0]) for g in gradients(run, own)))
+                grads = self.gradients_at(tuple(b + p.to(b) for b, p in zip(begins, parts, strict=True)), own)
+                grad = _flat(tuple(wide(g[0]) for g in grads))
                 sums += path.step(grad, index / self.steps) * grad
                 done(index)
                 if self.callback is not None:

@@ -19,7 +19,7 @@ from backlit.capture import Propagation, propagate
 from backlit.methods.account import account, wide
 from backlit.methods.axes import ANY
 from backlit.methods.base import MOST_STEPS, Method, check, check_whole
-from backlit.methods.copies import in_blocks, plain_passes, repeated, sum_of_blocks, target_scores
+from backlit.methods.copies import in_blocks, plain_passes, repeated, sum_of_blocks, target_scores, true_gradients
 from backlit.methods.images import (
     BASELINE_IMAGES,
     Baseline,
@@ -67,11 +67,21 @@ class PathMethod(Method):
         def run(block: slice) -> tuple[Tensor, ...]:
             copies = points(block)
             v, n = copies[0].shape[:2]
-            propagation = self.propagated(tuple(c.flatten(0, 1) for c in copies))
-            grads = gradients(propagation, repeated(targets, v))
+            grads = self.gradients_at(tuple(c.flatten(0, 1) for c in copies), repeated(targets, v))
             return term(block, tuple(wide(g).unflatten(1, (v, n)) for g in grads))
 
         return sum_of_blocks(self.network, run, count, job.inputs, self.chunk)
+
+    def gradients_at(self, copies: tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor, ...]:
+        """The gradients (t, n, ...) of the copies' targets (n, t): by autograd alone, unless the user has rules.
+
+        A network that writes over what autograd needs is run through the engine, which keeps it.
+        """
+        if self.rules is None:
+            grads = true_gradients(self.network, copies, targets)
+            if grads is not None:
+                return grads
+        return gradients(self.propagated(copies), targets)
 
     def scores_at(self, job: Job, targets: Tensor, count: int, points: Points) -> Tensor:
         """The targets' scores at the copies, (t, count, n), from plain passes."""
