@@ -19,7 +19,7 @@ from _common import interleaved, shared_model, write
 from backlit import compare, load_model
 from backlit.methods import Random
 from backlit.metrics import Examples, Insertion
-from backlit.metrics.perturbation import blurred
+from backlit.metrics.replacement import blurred
 
 MAPS, STEPS, CHUNK = 8, 50, 16
 

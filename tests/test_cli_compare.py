@@ -150,7 +150,7 @@ def test_mosaics_are_made_of_a_data_set(folders: Path) -> None:
         (["--metrics", "insertoin"], "metric must be one of"),
         (["--methods", "dmpb"], "Did you mean 'dmbp'"),
         (["--option", "insertion.stepz=3"], "option 'insertion.stepz=3' fits nothing that was asked for"),
-        (["--option", "insertion.steps=0"], "steps must be a positive integer, but is 0"),
+        (["--option", "insertion.steps=0"], "steps must be a positive integer or None, but is 0"),
         (["--metrics", "pointing_game"], "needs boxes of the target"),
         (["--read", "coco"], "read must be one of images, folder, imagenet, voc, cifar10, mnist, but is 'coco'"),
         (["--data", "coco"], "'coco' does not exist"),

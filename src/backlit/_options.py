@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, dataclass_transform
 
 from torch import Tensor, nn
@@ -106,13 +107,18 @@ def _is_option(f: Field[Any]) -> bool:
     return f.init and f.metadata.get("option", True)
 
 
-def _is_default(value: object, name: str) -> bool:
-    own, usual = getattr(value, name), default_of(value, name)
+def own_options(value: Configured, usual: Mapping[str, object] = MappingProxyType({})) -> dict[str, Any]:
+    """The options of a value that are not the defaults by name; ``usual`` holds other defaults."""
+    defaults = {name: usual.get(name, default_of(value, name)) for name in option_names(value)}
+    return {name: own for name, own in options_of(value).items() if not _is_same(own, defaults[name])}
+
+
+def _is_same(own: object, usual: object) -> bool:
     return own is usual or (type(own) is type(usual) and not isinstance(own, Tensor) and bool(own == usual))
 
 
 def _own_options(value: Configured) -> list[str]:
-    return [f"{name}={_shown(own)}" for name, own in options_of(value).items() if not _is_default(value, name)]
+    return [f"{name}={_shown(own)}" for name, own in own_options(value).items()]
 
 
 def _shown(value: object) -> str:

@@ -130,8 +130,8 @@ def test_settings_stand_beside_each_other(model: backlit.LoadedModel, examples: 
         ("lrp.preset-epsilon", "LRP (preset-epsilon)"),
     ]
     assert [(p["metric"], p["title"], p["channels"]) for p in found.protocols] == [
-        ("deletion", "Deletion", "sum over channels"),
-        ("deletion.reduce-abs", "Deletion (reduce-abs)", "abs over channels"),
+        ("deletion", "Deletion (dmbp)", "sum over channels"),
+        ("deletion.reduce-abs", "Deletion (dmbp, reduce=abs)", "sum of magnitudes over channels"),
     ]
     assert found.ranking.height == 6
     by = {k: v["value"].to_list() for k, v in found.scores.partition_by("metric", "method", as_dict=True).items()}
@@ -187,7 +187,7 @@ def test_the_command_compares_settings(tmp_path: Path) -> None:
     assert set(ranking["method"]) == {"grad_cam", "smooth_grad.of-grad_cam.samples-2"}
     assert set(ranking["metric"]) == {"ibd_auc.border-4", "deletion.reduce-abs"}
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "IBD as a sign of error (border-4)" in page
+    assert "IBD as a sign of error (border=4)" in page
     done = command("compare", "--limit", 2, "--method", "dmbp(stepz=3)", "--out", tmp_path / "no")
     assert done.returncode == 2
     assert "option 'stepz=3' fits nothing" in done.stderr

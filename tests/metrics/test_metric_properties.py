@@ -132,7 +132,7 @@ def test_its_options_are_seen_from_outside(kind: type[Metric]) -> None:
 @pytest.mark.parametrize("kind", METRICS, ids=lambda m: m.name)
 def test_an_unknown_option_is_refused_by_name(kind: type[Metric]) -> None:
     with pytest.raises(
-        InputError, match=r"'seeds' is no option of .*: it has reduce, seed.*Did you mean 'seed'\?"
+        InputError, match=r"'seeds' is no option of .*: it has .*reduce, seed.*Did you mean 'seed'\?"
     ) as error:
         kind(seeds=3)  # type: ignore[call-arg]
     assert kind.title in str(error.value)

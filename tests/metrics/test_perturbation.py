@@ -24,7 +24,8 @@ from backlit.metrics import (
     MoRF100,
     Scores,
 )
-from backlit.metrics.perturbation import Perturbation, blurred
+from backlit.metrics.perturbation import Perturbation
+from backlit.metrics.replacement import blurred
 
 BLUR = {"blur_size": 9, "blur_sigma": 2.0}
 
@@ -275,12 +276,25 @@ def test_the_network_runs_once_for_what_all_maps_share(
 
 BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: Insertion(step=3), r"'step' is no option of Insertion.*Did you mean 'steps'"),
-    (lambda: Insertion(steps=0), "steps must be a positive integer, but is 0"),
+    (lambda: Insertion(steps=0), "steps must be a positive integer or None, but is 0"),
     (lambda: Insertion(fraction=1.5), "fraction must be above 0 and at most 1"),
-    (lambda: Insertion(replacement="noise"), "replacement must be 'blur', 'zero' or 'mean'"),
+    (
+        lambda: Insertion(replacement="noise"),
+        "replacement must be one of blur, folded_blur, zero, mean, but is 'noise'",
+    ),
     (lambda: Insertion(blur_size=10), "blur_size must be a positive odd integer"),
     (lambda: Insertion(score="loss"), "score must be one of probability, logit"),
     (lambda: Insertion(reduce="median"), "reduce must be 'sum'"),
+    (
+        lambda: Insertion(steps=None),
+        "steps and pixels_per_step say the same in two ways, but are None and None. Give one",
+    ),
+    (
+        lambda: Insertion(pixels_per_step=9),
+        "steps and pixels_per_step say the same in two ways, but are 50 and 9. Give one",
+    ),
+    (lambda: Insertion(explains="label"), "explains must be 'target' or 'prediction', but is 'label'"),
+    (lambda: Insertion(preset="rice"), "preset must be one of dmbp, rise, latec, but is 'rice'. Did you mean 'rise'"),
     (lambda: Insertion(chunk=0), "chunk must be a positive integer or None"),
 ]
 

@@ -83,7 +83,9 @@ def write_tables(comparison: Comparison, store: Store) -> None:
 
 def _protocol(plan: Plan, name: str, metric: Metric) -> JsonObject:
     told = metric.protocol.to_json()
-    return {**told, "metric": name, "title": title_of(metric.title, metric.name, name), "target": plan.target}
+    own = name.partition(".")[0] == metric.name  # then its title says all that its name does
+    title = told["title"] if own else title_of(told["title"], metric.name, name)
+    return {**told, "metric": name, "title": title, "target": plan.target}
 
 
 def _maps(plan: Plan, finished: Finished) -> dict[tuple[str, str, int], Tensor]:

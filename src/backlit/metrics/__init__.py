@@ -2,6 +2,7 @@
 
 from backlit.metrics.base import Case, Metric, Protocol, Scores
 from backlit.metrics.examples import Examples
+from backlit.metrics.insertion import Deletion, Insertion
 from backlit.metrics.localisation import (
     BoundaryAUC,
     BoundaryDependence,
@@ -10,7 +11,7 @@ from backlit.metrics.localisation import (
     GridPointingGame,
     PointingGame,
 )
-from backlit.metrics.perturbation import ComplementaryInsertion, Deletion, Insertion, LeRF5, LeRF100, MoRF5, MoRF100
+from backlit.metrics.perturbation import ComplementaryInsertion, LeRF5, LeRF100, MoRF5, MoRF100
 from backlit.metrics.reset import CascadingReset, LastLayerReset
 from backlit.metrics.sensitivity import ClassSensitivity, Infidelity, MaxSensitivity
 from backlit.metrics.signal import PercentageChange, PositivePercentageChange

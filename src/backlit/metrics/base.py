@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from backlit._errors import InputError
 from backlit._forward import forward
 from backlit._json import JsonObject
-from backlit._options import Configured
+from backlit._options import Configured, own_options
 from backlit._plain import described
 from backlit.attribution import Attribution, Reduce
 from backlit.capture.refuse import check_model
@@ -27,6 +27,7 @@ from backlit.metrics.statistics import FEWEST, Estimate, Statistic, difference, 
 Need = Literal["labels", "boxes", "cells", "methods", "source"]
 _ROUNDING = 1e-5  # of the largest logit, or four steps of its precision: what another size of the batch may change
 Explained = Literal["target", "prediction"]
+_CHANNELS: dict[Reduce, str] = {"sum": "sum", "abs": "sum of magnitudes", "max": "largest", "norm": "norm"}
 WHO_HAS_IT: dict[Need, str] = {
     "labels": "all true classes of each image (Examples.labels; VOC, two-object scenes and mosaics have them)",
     "boxes": "boxes of the target (Examples.boxes; VOC and ImageNet with its annotations have them)",
@@ -290,16 +291,26 @@ class Metric(Configured, ABC):
         return "", ""
 
     @property
+    def usual(self) -> Mapping[str, object]:
+        """Options that are not news for it, though they are not the defaults: those of a preset."""
+        return {}
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The options that tell it from others of its class, in words, for its title: "reduce=abs"."""
+        return tuple(f"{name}={value}" for name, value in own_options(self, self.usual).items() if name != "chunk")
+
+    @property
     def protocol(self) -> Protocol:
         """The record of what exactly this metric measures."""
         return Protocol(
             metric=self.name,
-            title=self.title,
+            title=f"{self.title} ({', '.join(self.settings)})" if self.settings else self.title,
             source=self.source,
             higher_is_better=self.higher_is_better,
             direction=self.direction,
             range=self.range,
-            channels=f"{self.reduce} over channels",
+            channels=f"{_CHANNELS[self.reduce]} over channels",
             ties=self.ties,
             forward_passes=self.forward_passes,
             axes=self.axes,

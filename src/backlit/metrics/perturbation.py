@@ -1,15 +1,15 @@
-"""Change pixels in the order of the map and watch the network: insertion, deletion, MoRF and LeRF."""
+"""Change pixels in the order of the map and watch the network: what insertion, deletion, MoRF and LeRF have in common."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from backlit._errors import BacklitError, InputError
 from backlit._forward import forward
@@ -18,12 +18,12 @@ from backlit.attribution import Attribution
 from backlit.methods.base import Method, check, check_positive, check_whole, is_number
 from backlit.methods.chunks import run_in_chunks
 from backlit.methods.inputs import check_takes
-from backlit.metrics.base import Case, Metric, Scores, to_numbers
+from backlit.metrics.base import Case, Explained, Metric, Scores, to_numbers
 from backlit.metrics.examples import Examples
 from backlit.metrics.ranking import drawn_orders, pixel_ranks
+from backlit.metrics.replacement import REPLACEMENTS, Replacement, check_blur, replaced
 from backlit.metrics.statistics import Statistic, median, ratio_of_means
 
-Replacement = Literal["blur", "zero", "mean"]
 Score = Literal["probability", "logit", "logit_ratio", "change"]
 _BLOCK = 8  # images whose ranks are held at once
 _FOOTPRINT = 64  # bytes that a forward pass takes at its peak, over those of its images: VGG16 takes 43, SqueezeNet 16
@@ -59,15 +59,19 @@ class Perturbation(Metric):
 
     Attributes:
         steps: Number of equal steps; the curve has one point more. More than there are pixels to change count as as many.
+            None: steps of ``pixels_per_step`` pixels.
+        pixels_per_step: Pixels that change at a step, for ``steps=None``; the last step may have fewer.
         fraction: Share of the pixels that have been changed at the last step.
-        replacement: What stands where the image does not: its "blur" (Gaussian), "zero" (in the network's own,
-            normalised input), or the "mean" of its channel.
+        replacement: What stands where the image does not: its "blur" (Gaussian, edges reflected), its "folded_blur" (the kernel
+            of RISE's published code, zeros outside the image), "zero" (in the network's own, normalised input), or the
+            "mean" of its channel.
         blur_size: Pixels a side of the blur's kernel, odd.
         blur_sigma: Its standard deviation, pixels.
         score: What the curve shows: the target's "probability" or "logit"; "logit_ratio", the logit over the image's
             own; "change", the logit's absolute change over the image's own logit.
         activation: What makes probabilities of logits: "softmax", or "sigmoid" for networks with one decision a class.
         absolute: Names of the methods whose summed maps are ranked by magnitude (``DMBP.name``, not yours for it).
+        explains: Whose map and score it is: of the examples' "target", or of the class that the network predicts, "prediction".
     """
 
     ties = _TIES
@@ -75,7 +79,8 @@ class Perturbation(Metric):
     order: ClassVar[Order] = "most relevant first"
     curve_of: ClassVar[Subject] = "target"
 
-    steps: int = 50
+    steps: int | None = 50
+    pixels_per_step: int | None = None
     fraction: float = 1.0
     replacement: Replacement = "blur"
     blur_size: int = 51
@@ -83,12 +88,13 @@ class Perturbation(Metric):
     score: Score = "probability"
     activation: Literal["softmax", "sigmoid"] = "softmax"
     absolute: tuple[str, ...] = ()
+    explains: Explained = "target"  # pyright: ignore[reportIncompatibleVariableOverride]  an option, here
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole("steps", self.steps)
+        self._check_steps()
         check(is_number(self.fraction) and 0 < self.fraction <= 1, "fraction", self.fraction, "above 0 and at most 1")
-        check(self.replacement in ("blur", "zero", "mean"), "replacement", self.replacement, "'blur', 'zero' or 'mean'")
+        check(self.replacement in REPLACEMENTS, "replacement", self.replacement, f"one of {', '.join(REPLACEMENTS)}")
         check_whole("blur_size", self.blur_size)
         check(self.blur_size % 2 == 1, "blur_size", self.blur_size, "a positive odd integer")
         check_positive("blur_sigma", self.blur_sigma)
@@ -99,6 +105,16 @@ class Perturbation(Metric):
         check(listed, "absolute", self.absolute, "a tuple of names of methods")
         object.__setattr__(self, "absolute", tuple(self.absolute))
         check(self.activation in ("softmax", "sigmoid"), "activation", self.activation, "'softmax' or 'sigmoid'")
+        check(self.explains in ("target", "prediction"), "explains", self.explains, "'target' or 'prediction'")
+
+    def _check_steps(self) -> None:
+        check_whole("steps", self.steps, none=True)
+        check_whole("pixels_per_step", self.pixels_per_step, none=True)
+        if (self.steps is None) == (self.pixels_per_step is None):
+            raise InputError(
+                f"steps and pixels_per_step say the same in two ways, but are {self.steps} and {self.pixels_per_step}. Give one "
+                "of them, and None for the other."
+            )
 
     @property
     def higher_is_better(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  options decide
@@ -118,6 +134,10 @@ class Perturbation(Metric):
     @property
     def forward_passes(self) -> str:
         shared = 1 + (self.fraction == 1)
+        if self.steps is None:
+            return (
+                f"1 for every {self.pixels_per_step:,} pixels that change, and {shared} that all maps of an image share"
+            )
         return f"{self.steps + 1 - shared}, and {shared} that all maps of an image share"
 
     @property
@@ -130,7 +150,7 @@ class Perturbation(Metric):
             check_blur(self.blur_size, examples.inputs)
 
     def measure(self, case: Case) -> Scores:
-        network, examples, heat = case.network, case.examples, case.heat
+        network, examples, heat = case.network, replace(case.examples, target=case.explained), case.heat
         ranked = {k: v.abs() if _method_of(k, case.maps[k]) in self.absolute else v for k, v in heat.items()}
         blocks = []
         for start in range(0, len(examples), _BLOCK):
@@ -146,7 +166,7 @@ class Perturbation(Metric):
             names=examples.names,
             values=dict(zip(heat, area, strict=True)),
             curves=dict(zip(heat, numbers, strict=True)),
-            positions=np.linspace(0, self.fraction, self.steps_on(examples.inputs) + 1),
+            positions=self._positions(examples.inputs),
             groups=None if own is None or not self.beside else to_numbers(own),
             counts=counts,
             notes=self._notes(examples.inputs),
@@ -154,13 +174,28 @@ class Perturbation(Metric):
 
     def steps_on(self, x: Tensor) -> int:
         """Count the steps on images x (n, c, h, w): no more than there are pixels to change."""
-        return min(self.steps, max(1, round(self.fraction * x.shape[-2] * x.shape[-1])))
+        changed = max(1, round(self.fraction * x.shape[-2] * x.shape[-1]))
+        return -(-changed // (self.pixels_per_step or 1)) if self.steps is None else min(self.steps, changed)
+
+    def _changed(self, x: Tensor) -> Tensor:
+        """Count the pixels that have changed at each point of the curve, on images x (n, c, h, w): int (points,)."""
+        changed, steps = self.fraction * x.shape[-2] * x.shape[-1], self.steps_on(x)
+        if self.steps is None:
+            at = torch.arange(steps + 1, device=x.device, dtype=torch.float32) * (self.pixels_per_step or 1)
+            return at.clamp(max=changed).round().int()
+        return torch.linspace(0, changed, steps + 1).round().int().to(x.device)
+
+    def _positions(self, x: Tensor) -> np.ndarray:
+        """Compute the share of the pixels that have changed at each point of the curve (points,)."""
+        if self.steps is None:
+            return to_numbers(self._changed(x)) / (x.shape[-2] * x.shape[-1])
+        return np.linspace(0, self.fraction, self.steps_on(x) + 1)
 
     def _notes(self, x: Tensor) -> tuple[str, ...]:
         steps, asked = self.steps_on(x), self.steps
         return (
             ()
-            if steps == asked
+            if asked is None or steps == asked
             else (f"{steps:,} steps of one pixel, of steps={asked:,}: there are no more pixels to change",)
         )
 
@@ -191,13 +226,13 @@ class Perturbation(Metric):
         """Compute raw scores (m, n, points) of n images under m maps; what all maps of an image share runs once."""
         x = fast_layout(network, examples.inputs)
         (n, _, h, w), m, steps = x.shape, len(heat), self.steps_on(x)
-        replaced = self.replaced(x)
-        first, last = (replaced, x) if self.action == "reveal" else (x, replaced)
+        instead = replaced(x, self.replacement, self.blur_size, self.blur_sigma)
+        first, last = (instead, x) if self.action == "reveal" else (x, instead)
         drawn = drawn_orders(x, self.seed)
         ascending = self.order == "least relevant first"
         ranked = [pixel_ranks(v.flatten(1), drawn, ascending=ascending) for v in heat.values()]
         ranks = torch.stack(ranked).view(m, n, 1, h, w).int()
-        counts = torch.linspace(0, self.fraction * h * w, steps + 1).round().int().to(x.device)
+        counts = self._changed(x)
         whole = self.fraction == 1
         inner = torch.arange(1, steps + (not whole), device=x.device)
 
@@ -259,24 +294,6 @@ class Perturbation(Metric):
         """Turn logits into probabilities."""
         return logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()
 
-    def replaced(self, x: Tensor) -> Tensor:
-        """Make what stands where the image does not."""
-        if self.replacement == "zero":
-            return torch.zeros_like(x)
-        if self.replacement == "mean":
-            return x.mean((2, 3), keepdim=True).expand_as(x)
-        return blurred(x, self.blur_size, self.blur_sigma)
-
-
-class Insertion(Perturbation):
-    """Insertion (Petsiuk et al. 2018, Sec. 4.1), as DMBP evaluates with it (Sec. 4.1): most relevant pixels first onto the blur."""
-
-    name = "insertion"
-    action = "reveal"
-    title = "Insertion"
-    summary = "probability of the target while pixels come in, most relevant first, over the blurred image"
-    source = "Petsiuk et al. 2018; DMBP, Sec. 4.1"
-
 
 class ComplementaryInsertion(Perturbation):
     """Complementary insertion (DMBP, Sec. 4.1): least relevant first; mean probability of the other true classes."""
@@ -307,24 +324,12 @@ class ComplementaryInsertion(Perturbation):
         return curves, {"images not scored: they have no other true class": int(alone.sum()), **counts}
 
 
-class Deletion(Perturbation):
-    """Deletion (Petsiuk et al. 2018, Sec. 4.1): most relevant pixels go first, to zero."""
-
-    name = "deletion"
-    action = "remove"
-    title = "Deletion"
-    summary = "probability of the target while pixels are set to zero, most relevant first"
-    source = "Petsiuk et al. 2018"
-
-    replacement: Replacement = "zero"
-
-
 class _Five(Perturbation):
     """LPR's: the first 5 % of the pixels, to zero, in steps of 0.5 %; the logit over its first value."""
 
     action = "remove"
 
-    steps: int = 10
+    steps: int | None = 10
     fraction: float = 0.05
     replacement: Replacement = "zero"
     score: Score = "logit_ratio"
@@ -335,7 +340,7 @@ class _Hundred(Perturbation):
 
     action = "remove"
 
-    steps: int = 10
+    steps: int | None = 10
     replacement: Replacement = "zero"
     score: Score = "change"
 
@@ -386,31 +391,3 @@ class LeRF100(_Hundred):
 def _method_of(key: str, maps: Attribution | Tensor) -> str:
     """Return the method's own name, whatever the user calls its maps; a bare tensor has only that."""
     return str(maps.provenance.get("method", key)) if isinstance(maps, Attribution) else key
-
-
-def check_blur(size: int, x: Tensor) -> None:
-    """Refuse a kernel whose margin the image cannot be reflected into.
-
-    Raises:
-        InputError: If half of it is as large as the image.
-    """
-    side = min(x.shape[-2:])
-    if size // 2 >= side:
-        raise InputError(
-            f"blur_size must be below {2 * side} for images of {side} pixels a side, but is {size}. Use a smaller blur_size."
-        )
-
-
-def blurred(x: Float[Tensor, "n c h w"], size: int = 51, sigma: float = 10.0) -> Float[Tensor, "n c h w"]:
-    """Blur each channel by a Gaussian of ``size`` x ``size`` pixels, edges reflected.
-
-    Raises:
-        InputError: If the images are too small to be reflected that far.
-    """
-    check_blur(size, x)
-    margin = size // 2
-    offsets = torch.arange(size, dtype=x.dtype, device=x.device) - margin
-    weights = torch.exp(-(offsets**2) / (2 * sigma**2))
-    kernel = (weights / weights.sum()).expand(x.shape[1], 1, 1, -1)
-    rows = F.conv2d(F.pad(x, [margin] * 4, mode="reflect"), kernel, groups=x.shape[1])
-    return F.conv2d(rows, kernel.transpose(2, 3), groups=x.shape[1])
