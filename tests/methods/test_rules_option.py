@@ -17,7 +17,7 @@ from backlit import InputError, UnsupportedOp
 from backlit.capture import extend
 from backlit.capture.primitives import BY_NAME, SPELLINGS
 from backlit.methods import METHODS, FittedMethod, Method
-from backlit.methods.random import Random
+from backlit.methods.blind import Random
 from backlit.rules.exact import exact
 
 X = torch.linspace(-1, 6, 192, dtype=torch.float64).sin().reshape(2, 3, 4, 8)

@@ -13,7 +13,7 @@ METHOD_NAMES = tuple(
         "integrated_gradients expected_gradients blur_ig guided_ig xrai smooth_grad squared_smooth_grad var_grad "
         "grad_cam guided_grad_cam grad_cam_plus_plus xgrad_cam hires_cam layer_cam norm_grad cam score_cam cameras "
         "pfv attention_rollout gradient_rollout legrad guided_backprop deconvnet libragrad gradient_x_input saliency "
-        "gradient random"
+        "gradient random centre edges constant"
     ).split()
 )
 METRIC_NAMES = tuple(

@@ -4,6 +4,7 @@ from backlit.methods.attention import AttentionRollout, GradientRollout, LeGrad,
 from backlit.methods.average import SmoothGrad, SquaredSmoothGrad, VarGrad
 from backlit.methods.base import Method
 from backlit.methods.bbp import BBp
+from backlit.methods.blind import Centre, Constant, Edges, Random
 from backlit.methods.blur_path import BlurIG
 from backlit.methods.cameras import CAMERAS
 from backlit.methods.class_cam import CAM
@@ -31,7 +32,6 @@ from backlit.methods.path import ExpectedGradients, IntegratedGradients
 from backlit.methods.pattern import PatternAttribution, PatternNet
 from backlit.methods.pda import PDA
 from backlit.methods.pfv import PFV
-from backlit.methods.random import Random
 from backlit.methods.region import XRAI
 from backlit.methods.relevance import LRP, DeepTaylor, ExcitationBackprop
 from backlit.methods.rise import RISE
@@ -90,8 +90,8 @@ METHODS: tuple[type[Method], ...] = (
     Saliency,
     Gradient,
 )
-BASELINES: tuple[type[Method], ...] = (Random,)
-"""What a comparison may add, though nobody would explain with it."""
+BASELINES: tuple[type[Method], ...] = (Random, Centre, Edges, Constant)
+"""What every comparison should add, though nobody would explain with it: maps that do not look at the network."""
 
 __all__ = [
     "BASELINES",
@@ -112,10 +112,13 @@ __all__ = [
     "AttentionRollout",
     "BBp",
     "BlurIG",
+    "Centre",
+    "Constant",
     "Deconvnet",
     "DeepLIFT",
     "DeepSHAP",
     "DeepTaylor",
+    "Edges",
     "ExcitationBackprop",
     "ExpectedGradients",
     "ExtremalPerturbation",

@@ -71,7 +71,7 @@ _CONTRAST = "Red speaks for this class more than for those it is compared with, 
 _ONE_SIDED = "Red speaks for the class; this method shows nothing that speaks against it."
 _MAGNITUDE = "Strength only: the darker, the more the pixel matters, be it for the class or against it."
 _SIGNAL = "The part of the image that the score follows: no claim for or against the class."
-_NOISE = "Noise that looks at neither image nor network: it says nothing."
+_NOISE = "This map does not look at the network, and says nothing about it: a baseline."
 _UNKNOWN = "Positive values are red, negative ones blue; what they claim is for the method to say."
 PALETTES: dict[Kind | None, Palette] = {
     "signed": Palette("signed", "RdBu_r", "against", "for", "Red speaks for the class, blue against it."),
