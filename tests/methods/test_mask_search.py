@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from _small_networks import Pooled, Two
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,31 +20,8 @@ X = torch.randn(2, 3, 13, 16, generator=torch.Generator().manual_seed(1), dtype=
 TARGETS = torch.tensor([[0, 2], [3, 1]])
 
 
-class Net(nn.Module):
-    """A small classifier of images of any size."""
-
-    def __init__(self, classes: int = 4) -> None:
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(3, 6, 3), nn.Linear(6, classes)
-        generator = torch.Generator().manual_seed(0)
-        for p in self.parameters():
-            p.data = torch.randn(p.shape, generator=generator)
-        self.double().eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 0.1 * self.fc(F.gelu(self.conv(x)).square().mean((2, 3)))
-
-
-class Two(nn.Module):
-    """A network of two inputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two = Net(), Net()
-        self.eval()
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.one(x) * (1 + self.two(y).tanh())
+def network(classes: int = 4) -> Pooled:
+    return Pooled(classes, after=lambda h: F.gelu(h).square(), scale=0.1)
 
 
 def read(logits: Tensor, k: int, score: str) -> Tensor:
@@ -85,7 +63,7 @@ def slow_perturbation(
 
 @pytest.mark.parametrize("score", ["probability", "logit"])
 def test_meaningful_perturbations_are_the_papers(score: Any) -> None:
-    model, base = Net(), torch.rand(3, 13, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    model, base = network(), torch.rand(3, 13, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     made = MeaningfulPerturbation(
         model,
         score=score,
@@ -114,7 +92,7 @@ def test_meaningful_perturbations_are_the_papers(score: Any) -> None:
 
 def test_the_first_disc_is_the_smallest_that_takes_the_score_away() -> None:
     x = torch.randn(2, 3, 56, 48, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    model = Net()
+    model = network()
     made = MeaningfulPerturbation(model, baseline="zero", cells=48, smoothing=0.0, l1=0.0, tv=0.0, steps=1, lr=1e-12)
     found = made(x, 2).values[:, 0]
     for i in range(2):
@@ -167,7 +145,7 @@ def test_smooth_masks_and_their_gradient(step: int, sigma: float) -> None:
 
 def test_masks_of_224_pixels_have_the_published_cells() -> None:
     steps: list[Any] = []
-    model = Net()
+    model = network()
     large = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     ExtremalPerturbation(model, steps=1, areas=(0.1,), callback=steps.append)(large)
     expected = SmoothMasks.of((224, 224), 7, 21.0, X)
@@ -209,7 +187,7 @@ def test_a_pixel_is_as_blurred_as_its_mask_says() -> None:
 
 
 def test_extremal_perturbations_are_the_papers() -> None:
-    model, areas, steps = Net(), (0.1, 0.3, 0.6), 4
+    model, areas, steps = network(), (0.1, 0.3, 0.6), 4
     order = torch.randperm(208, generator=torch.Generator().manual_seed(stable_seed("extremal_perturbation", 0)))
     made = ExtremalPerturbation(model, areas=areas, steps=steps, step=4, sigma=6.0, blur=3.0, levels=3, weight=30.0)
     maps = made.each(X, TARGETS)
@@ -250,7 +228,7 @@ def test_inputs_are_searched_in_turn() -> None:
 
         def __init__(self, first: bool) -> None:
             super().__init__()
-            self.two, self.first = Two(), first
+            self.two, self.first = Two(network), first
             self.eval()
 
         def forward(self, z: Tensor) -> Tensor:
@@ -259,7 +237,7 @@ def test_inputs_are_searched_in_turn() -> None:
             return self.two(z, other) if self.first else self.two(other, z)
 
     for kind, options in ((MeaningfulPerturbation, {"cells": 4}), (ExtremalPerturbation, {"areas": (0.2, 0.4)})):
-        both = kind(Two(), steps=3, **options)((X, y), 1)
+        both = kind(Two(network), steps=3, **options)((X, y), 1)
         for first, z, found in zip((True, False), (X, y), both, strict=True):
             alone = kind(One(first), steps=3, **options)(z, 1)
             torch.testing.assert_close(found.values, alone.values)
@@ -270,8 +248,8 @@ def test_inputs_are_searched_in_turn() -> None:
 def test_blocks_chunks_and_one_copy_at_a_time_are_the_same() -> None:
     for kind, options in ((MeaningfulPerturbation, {"cells": 4}), (ExtremalPerturbation, {"areas": (0.2, 0.4, 0.6)})):
         seen: list[Any] = []
-        whole = kind(Net(), steps=4, callback=seen.append, **options).each(X, TARGETS)
-        single = kind(Net(), steps=4, chunk=2, **options).each(X, TARGETS)
+        whole = kind(network(), steps=4, callback=seen.append, **options).each(X, TARGETS)
+        single = kind(network(), steps=4, chunk=2, **options).each(X, TARGETS)
         for one, other in zip(whole, single, strict=True):
             torch.testing.assert_close(one.values, other.values)
             for name, curve in one.trajectory.items():
@@ -281,9 +259,11 @@ def test_blocks_chunks_and_one_copy_at_a_time_are_the_same() -> None:
 
 
 def test_the_score_falls_and_stays() -> None:
-    less = MeaningfulPerturbation(Net(), score="logit", steps=60, baseline="zero", start="ones", l1=0.0, tv=0.0)(X, 2)
+    less = MeaningfulPerturbation(network(), score="logit", steps=60, baseline="zero", start="ones", l1=0.0, tv=0.0)(
+        X, 2
+    )
     assert (less.completeness["left"] < less.output).all()
-    kept = ExtremalPerturbation(Net(), steps=150, lr=0.1, areas=(0.3, 0.6), blur=5.0)(X, 2)
+    kept = ExtremalPerturbation(network(), steps=150, lr=0.1, areas=(0.3, 0.6), blur=5.0)(X, 2)
     torch.testing.assert_close(
         kept.completeness["area 0.3"], torch.full((2,), 0.3, dtype=torch.float64), atol=0.1, rtol=0
     )
@@ -295,18 +275,18 @@ def test_the_score_falls_and_stays() -> None:
 @pytest.mark.parametrize("kind", [MeaningfulPerturbation, ExtremalPerturbation])
 def test_precisions_and_networks_of_one_output(kind: Any) -> None:
     options = {"cells": 4} if kind is MeaningfulPerturbation else {"areas": (0.2,)}
-    expected = kind(Net(), steps=3, **options).attribute(X, 1)
+    expected = kind(network(), steps=3, **options).attribute(X, 1)
     for dtype, tolerance in ((torch.float32, 0.05), (torch.bfloat16, 0.3)):  # equal pixels are ranked by rounding
-        values = kind(Net().to(dtype), steps=3, **options).attribute(X.to(dtype), 1)
+        values = kind(network().to(dtype), steps=3, **options).attribute(X.to(dtype), 1)
         assert values.dtype == dtype
         torch.testing.assert_close(values.double(), expected, rtol=0, atol=tolerance)
-    one = kind(Net(1), steps=3, score="probability", **options).attribute(X)
-    assert torch.equal(one, kind(Net(1), steps=3, score="logit", **options).attribute(X))
+    one = kind(network(1), steps=3, score="probability", **options).attribute(X)
+    assert torch.equal(one, kind(network(1), steps=3, score="logit", **options).attribute(X))
 
     class Severed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.net = Net()
+            self.net = network()
             self.eval()
 
         def forward(self, x: Tensor) -> Tensor:
@@ -349,9 +329,9 @@ def test_precisions_and_networks_of_one_output(kind: Any) -> None:
 )
 def test_options_that_cannot_be_used_are_named(kind: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        kind(Net(), **options)
+        kind(network(), **options)
 
 
 def test_a_baseline_of_another_shape_is_refused() -> None:
     with pytest.raises(InputError, match=r"baseline must be shaped as one image, \(3, 13, 16\), .* but is \(3, 4, 4\)"):
-        MeaningfulPerturbation(Net(), baseline=torch.zeros(3, 4, 4), steps=2)(X)
+        MeaningfulPerturbation(network(), baseline=torch.zeros(3, 4, 4), steps=2)(X)

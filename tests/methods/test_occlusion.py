@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from _small_networks import Two
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,7 +16,7 @@ X = torch.randn(2, 3, 9, 12, generator=torch.Generator().manual_seed(1), dtype=t
 
 
 class Net(nn.Module):
-    """A small classifier of images of any size."""
+    """A small classifier of images of any size, which can be scripted."""
 
     def __init__(self, classes: int = 4) -> None:
         super().__init__()
@@ -27,18 +28,6 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(F.relu(self.conv(x)).square().mean((2, 3)))
-
-
-class Two(nn.Module):
-    """A network of two inputs of different sizes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two = Net(), Net()
-        self.eval()
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.one(x) * (1 + self.two(y).tanh())
 
 
 def slow(model: nn.Module, x: Tensor, target: int, window: int, stride: int, baseline: Tensor, read: Any) -> Tensor:
@@ -104,7 +93,7 @@ def test_windows_follow_from_the_size() -> None:
 
 
 def test_inputs_are_altered_in_turn() -> None:
-    model, y = Two(), torch.randn(2, 3, 6, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    model, y = Two(Net), torch.randn(2, 3, 6, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     first, second = Occlusion(model, window=3, stride=2).attribute((X, y), 1)
 
     def part(i: int, one: bool) -> Any:

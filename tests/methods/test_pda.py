@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from _small_networks import Pooled
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,26 +23,13 @@ DATA = torch.randn(40, 2, 7, 9, generator=G, dtype=torch.float64).cumsum(3)  # n
 BATCHES = list(zip(DATA.split(8), (torch.arange(40) % 3).split(8), strict=True))
 
 
-class Net(nn.Module):
-    """A small classifier; no gradient passes through it if ``black``."""
-
-    def __init__(self, classes: int = 3, *, black: bool = False) -> None:
-        super().__init__()
-        self.conv, self.fc, self.black = nn.Conv2d(2, 5, 3), nn.Linear(5, classes), black
-        generator = torch.Generator().manual_seed(0)
-        for p in self.parameters():
-            p.data = torch.randn(p.shape, generator=generator)
-        self.double().eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.set_grad_enabled(not self.black and torch.is_grad_enabled()):
-            scores = self.fc(F.gelu(self.conv(x)).mean((2, 3)))
-            return torch.from_numpy(scores.numpy() * 1.0) if self.black else scores
+def network(classes: int = 3, *, black: bool = False) -> Pooled:
+    return Pooled(classes, channels=2, after=F.gelu, black=black)
 
 
 @pytest.fixture(scope="module")
 def fitted() -> Fitted:
-    return PDA.fit(Net(), BATCHES, window=3, padding=1, patches=50)
+    return PDA.fit(network(), BATCHES, window=3, padding=1, patches=50)
 
 
 def test_the_fit_is_that_of_the_patches(fitted: Fitted) -> None:
@@ -62,7 +50,7 @@ def test_the_fit_is_that_of_the_patches(fitted: Fitted) -> None:
     assert {k: fitted.facts[k] for k in ("window", "padding", "patches", "taken")} == {
         "window": 3, "padding": 1, "patches": 50, "taken": 2000,
     }  # fmt: skip
-    other = PDA.fit(Net(), [DATA[:7], DATA[7:]], window=3, padding=1, patches=50).layers["input 0"]
+    other = PDA.fit(network(), [DATA[:7], DATA[7:]], window=3, padding=1, patches=50).layers["input 0"]
     torch.testing.assert_close(other["covariance"], layers["covariance"])
 
 
@@ -117,7 +105,7 @@ def test_draws_have_the_conditional_moments_and_stay_within_the_data(fitted: Fit
 
 @pytest.mark.parametrize("stride", [1, 3])
 def test_the_map_is_the_mean_weight_of_evidence(fitted: Fitted, stride: int) -> None:
-    model, samples, n = Net(), 4, 50
+    model, samples, n = network(), 4, 50
     made = PDA(model, fitted=fitted, stride=stride, samples=samples, examples=n, seed=7)
     targets = torch.tensor([[0, 2], [1, 1]])
     maps = made.each(X, targets)
@@ -160,14 +148,14 @@ def test_the_map_is_the_mean_weight_of_evidence(fitted: Fitted, stride: int) -> 
 
 
 def test_it_needs_no_gradient_and_reads_its_file(fitted: Fitted, tmp_path: Path) -> None:
-    expected = PDA(Net(), fitted=fitted, stride=3, samples=2).attribute(X, 1)
+    expected = PDA(network(), fitted=fitted, stride=3, samples=2).attribute(X, 1)
     fitted.save(tmp_path / "fit")
     torch.testing.assert_close(
-        PDA(Net(black=True), fitted=tmp_path / "fit", stride=3, samples=2).attribute(X, 1), expected
+        PDA(network(black=True), fitted=tmp_path / "fit", stride=3, samples=2).attribute(X, 1), expected
     )
-    single = PDA(Net().float(), fitted=tmp_path / "fit", stride=3, samples=2).attribute(X.float(), 1)
+    single = PDA(network().float(), fitted=tmp_path / "fit", stride=3, samples=2).attribute(X.float(), 1)
     torch.testing.assert_close(single.double(), expected, atol=0.02, rtol=0)
-    low = Net().bfloat16()
+    low = network().bfloat16()
     own = PDA.fit(low, [DATA.bfloat16()], window=3, padding=1, patches=50)
     half = PDA(low, fitted=own, stride=3, samples=2).attribute(X.bfloat16(), 1)
     assert half.dtype == torch.bfloat16
@@ -178,7 +166,7 @@ def test_inputs_are_altered_in_turn() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.net = Net()
+            self.net = network()
             self.eval()
 
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -195,7 +183,7 @@ def test_inputs_are_altered_in_turn() -> None:
 def test_sizes_follow_from_the_images() -> None:
     for side, window in ((8, 1), (32, 5), (70, 10), (224, 10)):
         images = torch.randn(3, 2, side, side, generator=G, dtype=torch.float64)
-        facts = PDA.fit(Net(), [images], patches=2).facts
+        facts = PDA.fit(network(), [images], patches=2).facts
         assert (facts["window"], facts["padding"]) == (window, 2)
 
 
@@ -218,8 +206,8 @@ def test_sizes_follow_from_the_images() -> None:
 )
 def test_options_that_cannot_be_used_are_named(fitted: Fitted, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        PDA(Net(), **{"fitted": fitted, **options})
-    PDA(Net(), fitted=fitted, window=3, stride=3)
+        PDA(network(), **{"fitted": fitted, **options})
+    PDA(network(), fitted=fitted, window=3, stride=3)
 
 
 @pytest.mark.parametrize(
@@ -244,17 +232,17 @@ def test_options_that_cannot_be_used_are_named(fitted: Fitted, options: dict[str
 )
 def test_fits_that_cannot_be_are_named(data: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        PDA.fit(Net(), data, **options)
+        PDA.fit(network(), data, **options)
 
 
 def test_one_output_and_other_networks_and_sizes_are_refused(fitted: Fitted) -> None:
-    one = Net(1)
+    one = network(1)
     alone = PDA.fit(one, [DATA], window=3, padding=1)
     with pytest.raises(
         InputError, match=r"model must have an output for each of several classes, .* but has one output"
     ):
         PDA(one, fitted=alone)(X)
     with pytest.raises(InputError, match=r"fitted belongs to another network"):
-        PDA(Net(4), fitted=fitted)
+        PDA(network(4), fitted=fitted)
     with pytest.raises(InputError, match=r"inputs must have the size that was fitted, 2x7x9, but have 2x6x9"):
-        PDA(Net(), fitted=fitted)(X[:, :, :6])
+        PDA(network(), fitted=fitted)(X[:, :, :6])

@@ -7,29 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from _small_networks import Pooled
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from backlit import RISE, InputError
 from backlit.methods.rise import RandomMasks
 
 X = torch.randn(2, 3, 17, 22, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-class Net(nn.Module):
-    """A small classifier of images of any size; it says nothing of how it came to its scores if ``black``."""
-
-    def __init__(self, classes: int = 4, *, black: bool = False) -> None:
-        super().__init__()
-        self.conv, self.fc, self.black = nn.Conv2d(3, 6, 3), nn.Linear(6, classes), black
-        generator = torch.Generator().manual_seed(0)
-        for p in self.parameters():
-            p.data = torch.randn(p.shape, generator=generator)
-        self.double().eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        scores = self.fc(F.relu(self.conv(x)).mean((2, 3)))
-        return torch.from_numpy(np.array(scores.detach().numpy())) if self.black else scores
 
 
 def bilinear(grid: Tensor, y: float, x: float, size: tuple[float, float]) -> float:
@@ -71,7 +55,7 @@ def test_masks_are_enlarged_grids_cut_out_at_random() -> None:
 @pytest.mark.parametrize("score", ["probability", "logit"])
 @pytest.mark.parametrize("baseline", [0.0, 0.5])
 def test_it_is_the_papers_sum(score: Any, baseline: float) -> None:
-    model, p, n = Net(), 0.4, 23
+    model, p, n = Pooled(), 0.4, 23
     made = RISE(
         model,
         masks=n,
@@ -96,30 +80,30 @@ def test_it_is_the_papers_sum(score: Any, baseline: float) -> None:
 
 
 def test_the_error_is_that_of_other_draws() -> None:
-    maps = [RISE(Net(), masks=200, cells=4, seed=s)(X[:1], 1) for s in range(30)]
+    maps = [RISE(Pooled(), masks=200, cells=4, seed=s)(X[:1], 1) for s in range(30)]
     spread = torch.stack([m.values[0, 0] for m in maps]).std(0)
     said = torch.stack([m.parts["error"][0, 0] for m in maps]).mean(0)
     torch.testing.assert_close(spread.mean(), said.mean(), rtol=0.2, atol=0)
 
 
 def test_all_images_share_the_masks_and_seeds_make_others() -> None:
-    made = RISE(Net(), masks=40, cells=4)
+    made = RISE(Pooled(), masks=40, cells=4)
     twice = made(torch.cat([X[:1], X[:1]]), 1).values
     torch.testing.assert_close(twice[0], twice[1])
-    other = RISE(Net(), masks=40, cells=4, seed=1)(X, 1).values
+    other = RISE(Pooled(), masks=40, cells=4, seed=1)(X, 1).values
     assert float((other[0] - twice[0]).abs().max()) > 1e-3
 
 
 def test_the_network_need_not_be_differentiable() -> None:
-    expected = RISE(Net(), masks=20, cells=4).attribute(X, 1)
-    torch.testing.assert_close(RISE(Net(black=True), masks=20, cells=4).attribute(X, 1), expected)
+    expected = RISE(Pooled(), masks=20, cells=4).attribute(X, 1)
+    torch.testing.assert_close(RISE(Pooled(black=True), masks=20, cells=4).attribute(X, 1), expected)
 
 
 def test_inputs_are_masked_in_turn() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.net = Net()
+            self.net = Pooled()
             self.eval()
 
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -135,11 +119,11 @@ def test_inputs_are_masked_in_turn() -> None:
 
 
 def test_one_output_is_its_own_score_and_precisions_run() -> None:
-    one = RISE(Net(1), masks=20, cells=4)
-    assert torch.equal(one.attribute(X), RISE(Net(1), masks=20, cells=4, score="logit").attribute(X))
-    expected = RISE(Net(), masks=20, cells=4).attribute(X, 1)
+    one = RISE(Pooled(1), masks=20, cells=4)
+    assert torch.equal(one.attribute(X), RISE(Pooled(1), masks=20, cells=4, score="logit").attribute(X))
+    expected = RISE(Pooled(), masks=20, cells=4).attribute(X, 1)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.05)):
-        values = RISE(Net().to(dtype), masks=20, cells=4).attribute(X.to(dtype), 1)
+        values = RISE(Pooled().to(dtype), masks=20, cells=4).attribute(X.to(dtype), 1)
         assert values.dtype == dtype
         torch.testing.assert_close(values.double(), expected, rtol=0, atol=tolerance * float(expected.abs().max()))
 
@@ -161,11 +145,11 @@ def test_one_output_is_its_own_score_and_precisions_run() -> None:
 )
 def test_options_that_cannot_be_used_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        RISE(Net(), **options)
+        RISE(Pooled(), **options)
 
 
 def test_a_baseline_of_another_shape_is_refused() -> None:
     with pytest.raises(
         InputError, match=r"baseline must be shaped as one image, \(3, 17, 22\), .* but is \(1, 17, 22\)"
     ):
-        RISE(Net(), masks=4, baseline=torch.zeros(1, 17, 22))(X)
+        RISE(Pooled(), masks=4, baseline=torch.zeros(1, 17, 22))(X)
