@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -76,6 +77,49 @@ def write(name: str, device: torch.device, rows: list[dict[str, Any]]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(device), "rows": rows}, indent=1) + "\n")
     return path
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows that are there; a last line that was cut off is left out."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+def for_all_methods(doc: str, out: str, *, images: int, passes: float) -> argparse.ArgumentParser:
+    """Options of a measurement of every method that writes its rows as they come, and goes on from them."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="squeezenet1_0")
+    parser.add_argument("--images", type=int, default=images, help="at most")
+    parser.add_argument("--passes", type=float, default=passes, help="what a method may cost in all, in forward passes")
+    parser.add_argument("--methods", type=lambda text: text.split(","), help="by comma; all, if not given")
+    parser.add_argument("--part", default="0/1", help="which of how many parts of the methods")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path(out))
+    parser.add_argument("--summary", action="store_true", help="only write the summary of what is there")
+    return parser
+
+
+def written(
+    name: str,
+    arguments: argparse.Namespace,
+    measure: Callable[[Path], None],
+    summary: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+) -> None:
+    """Measure what is missing, and write the summary of all rows to ``results/NAME_MODEL.json``."""
+    torch.set_num_threads(arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / f"{arguments.model}.jsonl"
+    if not arguments.summary:
+        measure(path)
+    rows = summary(rows_of(path))
+    for row in rows:
+        print(json.dumps(row))
+    print("written to", write(f"{name}_{arguments.model}", torch.device("cpu"), rows))
 
 
 def shared_model(name: str) -> backlit.LoadedModel:

@@ -22,14 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from _common import half, shared_data, shared_model, write
+from _common import for_all_methods, half, rows_of, shared_data, shared_model, written
 from backlit._errors import BacklitError
 from backlit.data import load_examples, select
 from backlit.methods import BASELINES, DMBP, LPR, METHODS, FittedMethod, Method
 from backlit.metrics import BoxAccuracy, EnergyPointingGame, PointingGame
 from backlit.metrics.statistics import estimate
 from backlit.models import LoadedModel
-from readings import rows_of
 
 Maps = Callable[[Tensor, Tensor], Tensor]
 METRICS = (
@@ -112,26 +111,10 @@ def summary(rows: list[dict[str, float]]) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="squeezenet1_0")
-    parser.add_argument("--images", type=int, default=333, help="at most")
-    parser.add_argument("--passes", type=float, default=4000, help="what a method may cost in all, in forward passes")
+    parser = for_all_methods(str(__doc__), "backlit-localisation", images=333, passes=4000)
     parser.add_argument("--least", type=int, default=8, help="images of a method that costs more")
-    parser.add_argument("--methods", type=lambda text: text.split(","), help="by comma; all, if not given")
-    parser.add_argument("--part", default="0/1")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("backlit-localisation"))
-    parser.add_argument("--summary", action="store_true", help="only write the summary of what is there")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"{arguments.model}.jsonl"
-    if not arguments.summary:
-        measure(shared_model(arguments.model), arguments, path)
-    rows = summary(rows_of(path))
-    for row in rows:
-        print(json.dumps(row))
-    print("written to", write(f"localisation_{arguments.model}", torch.device("cpu"), rows))
+    written("localisation", arguments, lambda path: measure(shared_model(arguments.model), arguments, path), summary)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from _common import half, shared_data, shared_model, write
+from _common import half, rows_of, shared_data, shared_model, write
 from backlit.data import load_examples, select
 from backlit.methods import DMBP, LPR, LRP, TRGBP, FullGrad, GradCAM, GradientXInput, GuidedBackprop, Method, Saliency
 from backlit.metrics import (
@@ -205,17 +205,6 @@ def places(arguments: argparse.Namespace) -> list[int]:
     names = ("dev", "test") if arguments.half == "both" else (arguments.half,)
     count = arguments.images // len(names)
     return sorted(i for name in names for i in half(name, count, boxed=arguments.boxed))
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows that are there; a last line that was cut off is left out."""
-    found = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

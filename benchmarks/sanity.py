@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from _common import half, shared_data, shared_model, write
+from _common import for_all_methods, half, rows_of, shared_data, shared_model, written
 from backlit import InputError, UnsupportedOp
 from backlit.data import load_examples, select
 from backlit.methods import BASELINES, DMBP, LPR, METHODS, FittedMethod, Method
@@ -29,16 +29,16 @@ from backlit.metrics import CascadingReset
 from backlit.metrics.ranking import spearman
 from backlit.metrics.statistics import estimate
 from backlit.models import LoadedModel
-from readings import rows_of
 
 RESET = CascadingReset(stages=2)
 MAPS = 5  # of each image: the trained network's, two of reset ones, two of classes
 
 
 def methods(loaded: LoadedModel) -> dict[str, Method]:
-    """The methods by name; of DMBP and LPR, the short schedules as well."""
+    """The methods by name, the cheapest first; of DMBP and LPR, the short schedules as well."""
     made: dict[str, Method] = {"dmbp_fast": DMBP.fast(loaded), "lpr_fast": LPR.fast(loaded)}
-    return made | {m.name: m(loaded) for m in (*METHODS, *BASELINES) if not issubclass(m, FittedMethod)}
+    made |= {m.name: m(loaded) for m in (*METHODS, *BASELINES) if not issubclass(m, FittedMethod)}
+    return dict(sorted(made.items(), key=lambda one: one[1].forward_passes))
 
 
 def measured(loaded: LoadedModel, method: Method, place: int) -> dict[str, float]:
@@ -96,24 +96,8 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="squeezenet1_0")
-    parser.add_argument("--images", type=int, default=16, help="at most")
-    parser.add_argument("--passes", type=float, default=8000, help="what a method may cost in all, in forward passes")
-    parser.add_argument("--methods", type=lambda text: text.split(","), help="by comma; all, if not given")
-    parser.add_argument("--part", default="0/1")
-    parser.add_argument("--out", type=Path, default=Path("backlit-sanity"))
-    parser.add_argument("--summary", action="store_true", help="only write the summary of what is there")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"{arguments.model}.jsonl"
-    if not arguments.summary:
-        measure(shared_model(arguments.model), arguments, path)
-    rows = summary(rows_of(path))
-    for row in rows:
-        print(json.dumps(row))
-    print("written to", write(f"sanity_{arguments.model}", torch.device("cpu"), rows))
+    arguments = for_all_methods(str(__doc__), "backlit-sanity", images=16, passes=8000).parse_args()
+    written("sanity", arguments, lambda path: measure(shared_model(arguments.model), arguments, path), summary)
 
 
 if __name__ == "__main__":
