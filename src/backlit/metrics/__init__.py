@@ -1,6 +1,7 @@
 """Protocols that score maps, in the one tuple that drives the command line, the docs and the property tests."""
 
 from backlit.metrics.base import Case, Metric, Protocol, Scores
+from backlit.metrics.conciseness import Complexity, Sparseness
 from backlit.metrics.examples import Examples
 from backlit.metrics.insertion import Deletion, Insertion
 from backlit.metrics.localisation import (
@@ -11,8 +12,10 @@ from backlit.metrics.localisation import (
     GridPointingGame,
     PointingGame,
 )
+from backlit.metrics.masking import AverageDrop, AverageGain, AverageIncrease
 from backlit.metrics.perturbation import ComplementaryInsertion, LeRF5, LeRF100, MoRF5, MoRF100
 from backlit.metrics.reset import CascadingReset, LastLayerReset
+from backlit.metrics.road import RoadLeRF, RoadMoRF
 from backlit.metrics.sensitivity import ClassSensitivity, Infidelity, MaxSensitivity
 from backlit.metrics.signal import PercentageChange, PositivePercentageChange
 from backlit.metrics.statistics import Estimate
@@ -38,10 +41,20 @@ METRICS: tuple[type[Metric], ...] = (
     PositivePercentageChange,
     Infidelity,
     MaxSensitivity,
+    RoadMoRF,
+    RoadLeRF,
+    AverageDrop,
+    AverageIncrease,
+    AverageGain,
+    Sparseness,
+    Complexity,
 )
 
 __all__ = [
     "METRICS",
+    "AverageDrop",
+    "AverageGain",
+    "AverageIncrease",
     "BoundaryAUC",
     "BoundaryDependence",
     "BoxAccuracy",
@@ -49,6 +62,7 @@ __all__ = [
     "Case",
     "ClassSensitivity",
     "ComplementaryInsertion",
+    "Complexity",
     "Deletion",
     "EnergyPointingGame",
     "Estimate",
@@ -67,5 +81,8 @@ __all__ = [
     "PointingGame",
     "PositivePercentageChange",
     "Protocol",
+    "RoadLeRF",
+    "RoadMoRF",
     "Scores",
+    "Sparseness",
 ]

@@ -1,0 +1,95 @@
+"""Run a network on changed copies of the examples, chunk by chunk, and read the target's score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from backlit._errors import BacklitError, InputError
+from backlit._forward import forward
+from backlit._layout import fast_layout
+from backlit.methods.chunks import run_in_chunks
+from backlit.methods.inputs import check_takes
+from backlit.metrics.examples import Examples
+
+Activation = Literal["softmax", "sigmoid"]
+Made = tuple[Tensor, Tensor]
+"""Changed images (j, c, h, w), and the index (j,) of the example that each was made of."""
+_FOOTPRINT = 64  # bytes that a forward pass takes at its peak, over those of its images
+
+
+def run_changed(
+    network: nn.Module,
+    examples: Examples,
+    jobs: int,
+    make: Callable[[slice], Made],
+    read: Callable[[Tensor, Tensor], Tensor],
+    chunk: int | None,
+) -> Tensor:
+    """Run the network on each of the jobs' images and return what is read of its logits, (jobs, ...).
+
+    Args:
+        network: The network, in eval mode.
+        examples: What the images are made of.
+        jobs: Number of changed images.
+        make: Gives the images of some jobs.
+        read: Makes a row for each image (j, ...) from logits (j, k) and the examples' indices (j,).
+        chunk: Number of images that run at once; None lets it follow from the memory that is free.
+
+    Raises:
+        InputError: If the network does not take the images.
+    """
+    x = examples.inputs
+
+    def run(part: slice) -> Tensor:
+        images, which = make(part)
+        try:
+            logits = forward(network, fast_layout(network, images))
+        except BacklitError:
+            raise
+        except Exception:
+            check_takes(network, (x,), (images,))
+            raise
+        return read(logits, which.to(logits.device))
+
+    size = x[0].numel() * x.element_size() * _FOOTPRINT
+    return torch.cat(run_in_chunks(run, lambda _: size, n=jobs, chunk=chunk, device=x.device))
+
+
+def run_unchanged(
+    network: nn.Module, examples: Examples, read: Callable[[Tensor, Tensor], Tensor], chunk: int | None
+) -> Tensor:
+    """Run the network on the examples as they are and return what is read of its logits, (n, ...)."""
+    every = torch.arange(len(examples), device=examples.inputs.device)
+    return run_changed(network, examples, len(examples), lambda part: (examples.inputs[part], every[part]), read, chunk)
+
+
+def logit_of(logits: Float[Tensor, "j k"], target: Int64[Tensor, " j"]) -> Float[Tensor, " j"]:
+    """Return the logit of each row's target, in float64.
+
+    Raises:
+        InputError: If there is no such class.
+    """
+    low, high = int(target.min()), int(target.max())
+    if low < 0 or high >= logits.shape[1]:
+        raise InputError(
+            f"target must be a class index from 0 to {logits.shape[1] - 1}, but reaches from {low} to {high}; the model has "
+            f"{logits.shape[1]} classes."
+        )
+    return logits.gather(1, target[:, None])[:, 0].double()
+
+
+def probability_of(
+    logits: Float[Tensor, "j k"], target: Int64[Tensor, " j"], activation: Activation
+) -> Float[Tensor, " j"]:
+    """Return the probability of each row's target, in float64.
+
+    Raises:
+        InputError: If there is no such class.
+    """
+    logits = logits.double()
+    return logit_of(logits.softmax(1) if activation == "softmax" else logits.sigmoid(), target)
