@@ -11,7 +11,7 @@ from PIL import Image
 
 import backlit
 from _commands import command
-from backlit.cli.compare import Source, read
+from backlit.bench.source import Source, read
 from backlit.metrics import METRICS
 from test_cli import digits  # noqa: F401  a fixture
 
@@ -37,7 +37,7 @@ def test_the_embedded_scenes_give_a_report(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "report.html" in done.stdout
     assert {p.name for p in out.iterdir()} == {
-        "report.html", "plan.json", "protocols.json", "results.jsonl", "maps",
+        "report.html", "plan.json", "request.json", "protocols.json", "results.jsonl", "maps",
         ".backlit", "scores.parquet", "curves.parquet", "ranking.parquet", "differences.parquet",
         "scores.csv", "curves.csv", "ranking.csv", "differences.csv",
     }  # fmt: skip

@@ -30,6 +30,7 @@ class Kind:
         folders: Folders in it that it will write to.
         plan_file: Where the plan is written.
         argument: What errors call the folder.
+        beside: Folders of other processes of the same run, each with a lock of its own, which are no strangers.
         way_out: What errors advise where the folder is taken, ``force`` apart.
     """
 
@@ -38,6 +39,7 @@ class Kind:
     folders: tuple[str, ...] = ()
     plan_file: str = "plan.json"
     argument: str = "out"
+    beside: tuple[str, ...] = ()
     way_out: str = "Choose another folder, or ask for the same again to go on"
 
 
@@ -142,7 +144,7 @@ class Claim:
         listed = {Path(entry.row["file"]) for entry in entries}
         for root, _, names in os.walk(self.folder):
             place = Path(root).relative_to(self.folder)
-            if place.parts[:1] == (HIDDEN,):
+            if place.parts and place.parts[0] in (HIDDEN, *self.kind.beside):
                 continue
             for path in (place / name for name in names):
                 if not (path.match(PARTIAL) or path.with_name(path.name.partition(".bad")[0]) in listed):

@@ -19,6 +19,10 @@ from backlit._files import write_whole
 LOCK, HOLDER = "lock", "holder.json"
 
 
+class InUse(FileError):
+    """Another process or thread holds the folder."""
+
+
 @contextmanager
 def alone(hidden: Path, shown: Path, argument: str) -> Iterator[None]:
     """Hold the lock in the folder ``hidden``, which the system lets go of when the process ends, however it ends.
@@ -29,13 +33,14 @@ def alone(hidden: Path, shown: Path, argument: str) -> Iterator[None]:
         argument: What errors call it.
 
     Raises:
-        FileError: If another process or thread holds it; says which one.
+        InUse: If another process or thread holds it; says which one.
+        FileError: If the folder cannot be locked.
     """
     lock = FileLock(hidden / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
-        raise FileError(
+        raise InUse(
             f"{argument}: {str(shown)!r} is in use by {_holder(hidden)}. Wait until it is done, or choose another name."
         ) from error
     except NotImplementedError:  # a file system without locks
@@ -62,6 +67,20 @@ def _this_process() -> dict[str, str | int]:
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         "command": command if len(command) <= 200 else f"{command[:197]}...",
     }
+
+
+def holder_of(hidden: Path) -> str:
+    """Say which process holds the lock in the folder ``hidden``; empty if none does.
+
+    It is read, not tried: a process of another machine may have been killed since.
+    """
+    try:
+        told = json.loads((hidden / HOLDER).read_text(encoding="utf-8"))
+        if told["host"] == socket.gethostname():
+            os.kill(int(told["process"]), 0)  # no signal: only whether it is there
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return _holder(hidden)
 
 
 def _holder(hidden: Path) -> str:

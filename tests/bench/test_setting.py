@@ -25,7 +25,7 @@ from backlit.models.digits import two_digit_scenes
         ("lpr; lpr(plugin=channel) ;lpr(sign_aware=false)", [("lpr", {}), ("lpr", {"plugin": "channel"}), ("lpr", {"sign_aware": False})]),
         ("a,b(x=1, y=(2, 3)),c()", [("a", {}), ("b", {"x": 1, "y": (2, 3)}), ("c", {})]),
         ("a(layer='x, y; z', k=None);", [("a", {"layer": "x, y; z", "k": None})]),
-        ("a(dtype=float64, k=none)", [("a", {"dtype": torch.float64, "k": None})]),
+        ("a(dtype=float64, k=None)", [("a", {"dtype": torch.float64, "k": None})]),
     ],
 )  # fmt: skip
 def test_settings_are_read(text: str, expected: list[tuple[str, dict]]) -> None:

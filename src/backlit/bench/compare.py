@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import nn
 
 from backlit._store import claim
-from backlit.bench.executor import Progress, Serial
+from backlit.bench.execute import Progress
+from backlit.bench.executor import Serial
 from backlit.bench.folder import COMPARISON
 from backlit.bench.gather import gathered, write_tables
 from backlit.bench.plan import Plan, methods_of, metrics_of
@@ -75,11 +76,11 @@ def compare(
     start = time.perf_counter()
     if out is None:
         finished = Finished(plan, None)
-        Serial(raising=True).run(plan, finished, progress)
+        Serial(raising=True).run(plan, finished, plan.tasks, progress)
         return gathered(plan, finished, time.perf_counter() - start)
     with claim(out, COMPARISON, plan.asked(), force=force) as store:
         finished = Finished(plan, store)
-        Serial(raising=True).run(plan, finished, progress)
+        Serial(raising=True).run(plan, finished, plan.tasks, progress)
         comparison = gathered(plan, finished, time.perf_counter() - start)
         write_tables(comparison, store)
     return comparison

@@ -23,6 +23,8 @@ from backlit.metrics import Scores
 
 MOST_ATTEMPTS = 3  # of a piece whose failure may pass: not of what Backlit refuses, which it would refuse again
 
+Progress = Callable[[int, int, str], None]
+"""``progress(done, of, what)``, called before each piece of work, or after it, and at the end."""
 Begin = Callable[[str], None]
 """Called before each piece of work, with what it is."""
 

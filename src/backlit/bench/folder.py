@@ -13,13 +13,16 @@ SHARDS, INPUTS, REQUEST = "shards", "inputs.safetensors", "request.json"
 COMPARISON = Kind(
     "comparison",
     files=(RESULTS, PROTOCOLS, REPORT, REQUEST, INPUTS, *FILES_TO_READ),
-    folders=(MAPS, SHARDS),
+    folders=(MAPS,),
+    beside=(SHARDS,),
 )
-SHARD = Kind("shard", files=(RESULTS, REQUEST, INPUTS), folders=(MAPS,))
+"""A shard is a comparison, too, of which its folder holds a part."""
 
 
 def shards_of(folder: Path) -> Iterator[Path]:
-    """Yield the folders of the shards of a comparison, by name."""
+    """Yield the folders of the shards of a comparison, and of theirs."""
     shards = folder / SHARDS
     if shards.is_dir() and not shards.is_symlink():
-        yield from sorted(path for path in shards.iterdir() if path.is_dir() and not path.is_symlink())
+        for path in sorted(path for path in shards.iterdir() if path.is_dir() and not path.is_symlink()):
+            yield path
+            yield from shards_of(path)

@@ -155,17 +155,27 @@ class Plan:
         """
         examples = self.examples
         return {
-            "versions": versions(),
-            "model": self.model,
-            "network": network_of(self.network),
+            **self.computes(),
             "images": list(examples.names),
             "pixels": tensor_digest(examples.inputs),
-            "dtype": str(examples.inputs.dtype).removeprefix("torch."),
-            "device": examples.inputs.device.type,
-            "matmul precision": torch.get_float32_matmul_precision(),
             "truth": identity([examples.labels, examples.boxes, examples.cells]),
             "targets": self.targets.tolist(),
             "target": self.target,
+        }
+
+    def computes(self) -> JsonObject:
+        """Tell what computes, whatever the images: this must be the same in every process of a run.
+
+        Raises:
+            InputError: If an option cannot be known again by another process.
+        """
+        return {
+            "versions": versions(),
+            "model": self.model,
+            "network": network_of(self.network),
+            "dtype": str(self.examples.inputs.dtype).removeprefix("torch."),
+            "device": self.examples.inputs.device.type,
+            "matmul precision": torch.get_float32_matmul_precision(),
             "methods": {name: _asked(m, f"methods[{name!r}].") for name, m in self.methods.items()},
             "metrics": {name: _asked(m, f"metrics: {name}.") for name, m in self.metrics.items()},
             "block": BLOCK,

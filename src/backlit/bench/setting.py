@@ -68,7 +68,7 @@ def value_of(name: str, text: str) -> object:
     if name == "dtype":
         dtype = getattr(torch, text, None)
         return dtype if isinstance(dtype, torch.dtype) else text
-    if text.lower() in ("true", "false", "none"):  # as they are written outside of Python, too
+    if text.lower() in ("true", "false"):  # as they are written outside of Python, too
         text = text.capitalize()
     try:
         return ast.literal_eval(text)

@@ -24,9 +24,12 @@ from backlit.cli.arguments import (
     Model,
     ModelOfImages,
     Seed,
+    Shard,
     Size,
     Std,
+    Threads,
     Weights,
+    Workers,
 )
 from backlit.cli.complete import FAST
 
@@ -197,6 +200,8 @@ def compare(
     fitted: FittedFiles = None,
     out: Annotated[Path, typer.Option(help="Folder for the report, tables and maps.")] = Path("backlit-compare"),
     force: Annotated[bool, typer.Option("--force", help="Begin anew in a folder that is in use.")] = False,
+    workers: Workers = 0,
+    threads: Threads = None,
     size: Size = None,
     mean: Mean = None,
     std: Std = None,
@@ -206,21 +211,37 @@ def compare(
     seed: Seed = 0,
 ) -> None:
     """Compare methods on the same images: maps, scores as parquet, one HTML report. Interrupted, it goes on where it stopped."""
-    from backlit.cli import settings
-    from backlit.cli.compare import Source, from_words, run
-    from backlit.cli.images import warn_of_photographs
+    given = locals()
+    from backlit.cli.compare import command
 
-    compute = settings.Compute(device, dtype, seed)
-    chosen, measured = settings.methods_and_metrics(method, metric, option or [], seed)
-    paths, kind = from_words(images or [], data, read)
-    if model is None and kind == "images" and paths:
-        warn_of_photographs(paths)
-    chosen = settings.with_fitted(chosen, fitted or [])
-    changes = settings.preprocessing(size, mean, std, crop)
-    loaded = settings.load(model or "digits", weights, compute, changes, download=download)
-    chosen = settings.with_bounds(settings.with_attention(chosen, loaded), loaded.preprocess)
-    source = Source(paths, kind, target, class_index, annotations, limit, mosaic, seed, scaled)
-    if run(source, loaded, chosen, measured, out, compute, classes=classes, force=force):
+    if command(**given):
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    plan: Annotated[
+        str, typer.Argument(help="A plan, as TOML; or status or merge, of a folder.", metavar="PLAN|status|merge")
+    ],
+    folder: Annotated[Path | None, typer.Argument(help="The folder, of status and merge.", metavar="[DIR]")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for reports, tables and maps.")] = Path("backlit-bench"),
+    workers: Workers = 0,
+    threads: Threads = None,
+    shard: Shard = None,
+    device: Annotated[str | None, typer.Option(help="In the place of the plan's: cpu, cuda, auto.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Begin anew in a folder that is in use.")] = False,
+) -> None:
+    """Run a plan: networks x images x methods x metrics x seeds, by one process or many. Interrupted, it goes on.
+
+    `backlit bench status DIR` says how far a run is, `backlit bench merge DIR` joins shards and writes the report of what is there.
+    """
+    from backlit.cli.bench import merge, run, status
+
+    if plan in ("status", "merge"):
+        failed = (status if plan == "status" else merge)(folder or out)
+    else:
+        failed = run(Path(plan), folder or out, (workers, threads, shard, force), device)
+    if failed:
         raise typer.Exit(1)
 
 

@@ -49,3 +49,10 @@ Crop = Annotated[
 FittedFiles = Annotated[
     list[Path] | None, typer.Option(help="What `backlit fit` wrote, for methods that learn from data.", metavar="FILE")
 ]
+Workers = Annotated[
+    int, typer.Option(help="Worker processes, one a group of cores or a GPU; 0: none, this process does it all.", min=0)
+]
+Threads = Annotated[
+    int | None, typer.Option(help="Threads of each worker; without it the cores are shared out.", min=1)
+]
+Shard = Annotated[str | None, typer.Option(help="The share of the work that this run does, e.g. 3/8.", metavar="I/N")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 from rich.table import Table
 
 from backlit._errors import InputError
-from backlit._options import option_names
-from backlit._store import reopen
-from backlit.bench.compare import compare
-from backlit.bench.folder import COMPARISON, REPORT
-from backlit.bench.source import READERS, Source, read
+from backlit.bench.asked import Asked, plan_of
+from backlit.bench.folder import REPORT
+from backlit.bench.run import How
+from backlit.bench.run import run as done
+from backlit.bench.source import READERS, Source
 from backlit.cli.console import console, say_failed, shown
 from backlit.cli.culprit import culprit_named
+from backlit.cli.images import warn_of_photographs
 from backlit.cli.progress import Description, bars
-from backlit.cli.settings import Chosen, Compute
+from backlit.cli.settings import Compute, load, preprocessing
 from backlit.cli.stopping import one_failure, said_when_stopped
 from backlit.comparison import Comparison
-from backlit.data.listing import Failure
-from backlit.metrics import Examples, Metric
 from backlit.models import LoadedModel
-from backlit.report.comparison import render, tables_in
 
-_KEPT = "what is done is kept, and the same command goes on from there"
+KEPT = "what is done is kept, and the same command goes on from there"
 
 
 def from_words(images: Sequence[Path], data: str | None, read: str | None) -> tuple[list[Path], str]:
@@ -49,60 +47,90 @@ def from_words(images: Sequence[Path], data: str | None, read: str | None) -> tu
     return ([Path(data)] if data is not None else list(images)), read or "images"
 
 
-def run(
-    source: Source,
-    loaded: LoadedModel,
-    methods: Sequence[Chosen],
-    metrics: Mapping[str, Metric],
-    out: Path,
-    compute: Compute,
+def command(
     *,
+    images: list[Path] | None,
+    model: str | None,
+    weights: str | None,
+    download: bool,
+    method: str,
+    metric: str,
+    data: str | None,
+    read: str | None,
+    target: str,
+    class_index: Path | None,
+    annotations: Path | None,
+    scaled: bool,
+    limit: int | None,
+    mosaic: int,
     classes: int,
+    option: list[str] | None,
+    fitted: list[Path] | None,
+    out: Path,
     force: bool,
-) -> list[Failure]:
-    """Compare the methods on the images and write the report; returns the images that could not be read.
+    workers: int,
+    threads: int | None,
+    size: int | None,
+    mean: str | None,
+    std: str | None,
+    crop: str | None,
+    device: str,
+    dtype: str,
+    seed: int,
+) -> int:
+    """Do what the command asks, by the names that its options have; returns the number of failures."""
+    compute = Compute(device, dtype, seed)
+    paths, kind = from_words(images or [], data, read)
+    changes = preprocessing(size, mean, std, crop)
+    asked = Asked(
+        model=model or "digits",
+        source=Source(paths, kind, target, class_index, annotations, limit, mosaic, seed, scaled),
+        methods=method,
+        metrics=metric,
+        options=tuple(option or ()),
+        fitted=tuple(map(str, fitted or ())),
+        weights=weights,
+        preprocessing=changes,
+        seed=seed,
+        classes=classes,
+        device=compute.device,
+        dtype=dtype,
+    )
+    asked.chosen()  # a wrong word is said before the network is loaded
+    if model is None and kind == "images" and paths:
+        warn_of_photographs(paths)
+    loaded = load(asked.model, weights, compute, changes, download=download)
+    return run(asked, loaded, out, How(workers, threads, force=force, raising=not workers))
+
+
+def run(asked: Asked, loaded: LoadedModel, out: Path, how: How) -> int:
+    """Compare the methods on the images and write the report; returns the number of images and pieces that failed.
 
     Raises:
         InputError: If a metric needs what the images lack, or an argument cannot be used.
         FileError: If there is no image, or ``out`` holds something else.
     """
     into = console()
-    examples, target, failures = read(source, loaded, one_failure)
-    for failure in failures:
-        say_failed(into, "left out", failure.image, failure.error)
-    with (
-        said_when_stopped(lambda: _KEPT),
-        culprit_named(loaded, lambda: zip(examples.names, examples.inputs, strict=True)),
-        _progress(into) as (progress, step),
-    ):
-        found = compare(
-            loaded,
-            _placed(examples, loaded),
-            {c.name: c.method(loaded.network, **c.options, **_stepped(c, step)) for c in methods},
-            metrics,
-            out=out,
-            classes=classes,
-            target=target,
-            force=force,
-            progress=progress,
-        )
-    page = out / REPORT
-    with reopen(out, COMPARISON) as store:
-        store.write(REPORT, render(found, tables_in(out)).encode())
-    _print(found, into)
-    into.print(f"open {shown(os.path.relpath(page))}")
+    with said_when_stopped(lambda: KEPT), progress_shown(into) as (progress, step):
+        plan, failures = plan_of(asked, loaded, guard=one_failure, step=step)
+        for failure in failures:
+            say_failed(into, "left out", failure.image, failure.error)
+        examples = plan.examples
+        with culprit_named(loaded, lambda: zip(examples.names, examples.inputs, strict=True)):
+            plan.check()
+            comparison = done(asked, plan, out, how, progress)
+    if comparison is None:
+        into.print(f"shard {how.shard} is done: {shown(os.path.relpath(how.home(out)))}")
+        return len(failures)
+    say_compared(comparison, into)
+    into.print(f"open {shown(os.path.relpath(out / REPORT))}")
     if failures:
         into.print(f"{len(failures)} of {len(failures) + len(examples)} images were left out, as said above")
-    return failures
+    return len(failures)
 
 
-def _placed(examples: Examples, loaded: LoadedModel) -> Examples:
-    like = loaded.placed(examples.inputs[:1])
-    return examples.to(like.device, like.dtype)
-
-
-def _print(found: Comparison, into: Console) -> None:
-    """The ranking, a row a metric: the three best, and how sure the first place is."""
+def say_compared(found: Comparison, into: Console) -> None:
+    """Print the ranking, a row a metric: the three best, and how sure the first place is."""
     table = Table("metric", "best", "second", "third", "first over second")
     for protocol in found.protocols:
         rows = [r for r in found.ranking.iter_rows(named=True) if r["metric"] == protocol["metric"]]
@@ -132,13 +160,8 @@ def _number(value: float | None) -> str:
     return "not scored" if value is None else f"{value:.3f}"
 
 
-def _stepped(chosen: Chosen, step: Callable[[Any], None]) -> dict[str, Any]:
-    """The bar's callback, for a method that takes many steps."""
-    return {"callback": step} if "callback" in option_names(chosen.method) else {}
-
-
 @contextmanager
-def _progress(into: Console) -> Iterator[tuple[Callable[[int, int, str], None], Callable[[Any], None]]]:
+def progress_shown(into: Console) -> Iterator[tuple[Callable[[int, int, str], None], Callable[[Any], None]]]:
     """What to call before each piece of work, and after each step of a method that takes many."""
     with bars(into, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), Description()) as bar:
         task = bar.add_task("", step="")

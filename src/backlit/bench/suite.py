@@ -1,0 +1,279 @@
+"""A plan of many comparisons: networks x data x seeds, each of the same methods and metrics; from a TOML file or from Python."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import product
+from pathlib import Path
+from typing import TypeVar
+
+from backlit._errors import FileError, InputError, nearest
+from backlit._json import JsonObject
+from backlit.bench.asked import Asked, checked
+from backlit.bench.setting import safe_name
+from backlit.bench.source import READERS, Source
+from backlit.models import LoadedModel
+
+Planned = TypeVar("Planned")
+
+
+@dataclass(frozen=True)
+class PlannedNetwork:
+    """A network of a plan.
+
+    Attributes:
+        model: Its name, as ``load_model`` takes it.
+        weights: A safetensors file, "random", or None for its own.
+        preprocessing: Changes to its own: size, mean, std, crop and the like.
+        name: What folders and tables call it; the model's name, if not given.
+    """
+
+    model: str
+    weights: str | None = None
+    preprocessing: Mapping[str, object] = field(default_factory=dict)
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class PlannedData:
+    """Images of a plan.
+
+    Attributes:
+        paths: Files or folders; one folder for a data set; none for the embedded scenes.
+        read: How to read them: "images", "folder", "imagenet", "voc", "cifar10", "mnist".
+        target: For images without labels: a class, or "predicted".
+        class_index: A class-index file, for folders and ImageNet.
+        annotations: A folder of annotations with boxes, for ImageNet.
+        scaled: The pictures are scaled copies of the annotated ones.
+        limit: How many images to take, evenly spread.
+        mosaic: Cells a side of mosaics made of the data set; 0 for none.
+        name: What folders and tables call them; the last part of the path, if not given.
+    """
+
+    paths: tuple[str, ...] = ()
+    read: str = "images"
+    target: str = "predicted"
+    class_index: str | None = None
+    annotations: str | None = None
+    scaled: bool = False
+    limit: int | None = None
+    mosaic: int = 0
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A plan: every network on all data, by all methods, scored by all metrics, with each seed.
+
+    Attributes:
+        networks: The networks.
+        data: The images.
+        methods: Methods, each in a setting: "lpr", "lpr(plugin=channel)".
+        metrics: Metrics likewise.
+        options: Options by name, "dmbp.steps=40".
+        fitted: Files of `backlit fit`.
+        seeds: Seeds of methods and metrics.
+        classes: Number of classes to explain of each image; the first is scored.
+        shown: Number of images whose maps the reports show.
+        device: Where to compute.
+        dtype: In what precision.
+    """
+
+    networks: Sequence[PlannedNetwork]
+    data: Sequence[PlannedData]
+    methods: Sequence[str]
+    metrics: Sequence[str]
+    options: Sequence[str] = ()
+    fitted: Sequence[str] = ()
+    seeds: Sequence[int] = (0,)
+    classes: int = 1
+    shown: int = 20
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("networks", "data", "methods", "metrics", "seeds"):
+            if not getattr(self, name):
+                raise InputError(f"{name} must hold at least one, but is empty.")
+
+    def comparisons(self) -> dict[str, Asked]:
+        """Return each comparison by the name of its folder: what makes it differ from the others; "" if there is one.
+
+        Raises:
+            InputError: If two have one name.
+        """
+        networks, data, seeds = (
+            _named("networks", self.networks),
+            _named("data", self.data),
+            _named("seeds", self.seeds),
+        )
+        several = [len(axis) > 1 for axis in (networks, data, seeds)]
+        return {
+            "/".join(name for name, differs in zip(names, several, strict=True) if differs): self._asked(
+                networks[names[0]], data[names[1]], seeds[names[2]]
+            )
+            for names in product(networks, data, seeds)
+        }
+
+    def _asked(self, network: PlannedNetwork, data: PlannedData, seed: int) -> Asked:
+        source = Source(
+            [Path(path) for path in data.paths],
+            data.read,
+            data.target,
+            None if data.class_index is None else Path(data.class_index),
+            None if data.annotations is None else Path(data.annotations),
+            data.limit,
+            data.mosaic,
+            seed,
+            data.scaled,
+        )
+        return Asked(
+            model=network.model,
+            source=source,
+            methods="; ".join(self.methods),
+            metrics="; ".join(self.metrics),
+            options=tuple(self.options),
+            fitted=tuple(self.fitted),
+            weights=network.weights,
+            preprocessing=dict(network.preprocessing),
+            seed=seed,
+            classes=self.classes,
+            shown=self.shown,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+    def check(self) -> None:
+        """See that every comparison can be had, before any is computed: names, options, files, and what metrics need.
+
+        Raises:
+            InputError: If something cannot be used; says of which comparison.
+            FileError: If a file is missing or cannot be read.
+        """
+        comparisons = self.comparisons()
+        next(iter(comparisons.values())).chosen()  # which are the same for all
+        loaded: tuple[object, LoadedModel] | None = None
+        for name, asked in comparisons.items():
+            _check_files(asked)
+            of = (asked.model, asked.weights, str(asked.preprocessing))
+            if loaded is None or loaded[0] != of:
+                loaded = (of, asked.load())
+            try:
+                checked(asked, loaded[1])
+            except (InputError, FileError) as error:
+                if not name:
+                    raise
+                raise type(error)(f"{name}: {error}") from error
+
+
+def read_plan(path: str | Path) -> Suite:
+    """Read a plan from a TOML file; its paths are relative to the file's folder.
+
+    Raises:
+        FileError: If the file is missing, or no TOML.
+        InputError: If an entry is unknown, missing, or of the wrong kind.
+    """
+    path = Path(path)
+    try:
+        told = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileError(f"plan: cannot read {str(path)!r} ({error.strerror or error}). Check its name.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FileError(f"plan: {str(path)!r} is no TOML file ({error}).") from error
+    _refuse_unknown("plan", told, [f.name for f in fields(Suite)])
+    for name in ("networks", "data", "methods", "metrics"):
+        if name not in told:
+            raise InputError(f"plan: {str(path)!r} must have {name}, but has {', '.join(told) or 'nothing'}.")
+    networks = [_network(one, path.parent) for one in _tables("networks", told.pop("networks"))]
+    data = [_data(one, path.parent) for one in _tables("data", told.pop("data"))]
+    for name in ("methods", "metrics", "options", "fitted"):
+        if name in told:
+            told[name] = _texts(name, told[name])
+    told["fitted"] = [str(path.parent / file) for file in told.get("fitted", ())]
+    _check_kinds("plan", told, {"classes": int, "shown": int, "device": str, "dtype": str, "seeds": list})
+    if not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in told.get("seeds", ())):
+        raise InputError(f"plan: seeds must be whole numbers, but are {told['seeds']!r}.")
+    return Suite(networks=networks, data=data, **told)
+
+
+def _network(told: JsonObject, folder: Path) -> PlannedNetwork:
+    own = {name: told.pop(name) for name in ("model", "weights", "name") if name in told}
+    _refuse_unknown("networks", told, ["size", "mean", "std", "resize", "interpolation", "crop", "channels"])
+    _check_kinds("networks", own, {"model": str, "weights": str, "name": str})
+    if "model" not in own:
+        raise InputError('networks: each must have a model, such as model = "resnet50", but one has none.')
+    if own.get("weights", "random") != "random":
+        own["weights"] = str(folder / own["weights"])
+    return PlannedNetwork(preprocessing=told, **own)
+
+
+def _data(told: JsonObject, folder: Path) -> PlannedData:
+    _refuse_unknown("data", told, [f.name for f in fields(PlannedData)])
+    if isinstance(told.get("paths"), str):
+        told["paths"] = [told["paths"]]
+    texts = dict.fromkeys(("read", "target", "class_index", "annotations", "name"), str)
+    _check_kinds("data", told, {**texts, "paths": list, "scaled": bool, "limit": int, "mosaic": int})
+    if told.get("read", "images") not in ("images", *READERS):
+        known = ("images", *READERS)
+        raise InputError(f"data: read must be one of {', '.join(known)}, but is {told['read']!r}.")
+    paths = {name: str(folder / told[name]) for name in ("class_index", "annotations") if name in told}
+    return PlannedData(**{**told, **paths, "paths": tuple(str(folder / path) for path in told.get("paths", ()))})
+
+
+def _check_files(asked: Asked) -> None:
+    """Refuse what is not there."""
+    source = asked.source
+    files = [*source.paths, source.index, source.annotations, *asked.fitted]
+    files.append(None if asked.weights == "random" else asked.weights)
+    for file in files:
+        if file is not None and not Path(file).exists():
+            raise FileError(f"plan: there is no file or folder {str(file)!r}. Paths are relative to the plan's folder.")
+
+
+def _named(axis: str, values: Sequence[Planned]) -> dict[str, Planned]:
+    """Values of an axis by their names in folders."""
+    names = [_name(value) for value in values]
+    if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
+        raise InputError(
+            f"{axis} must have different names, but {twice!r} is there twice. Give one of them a name of its own."
+        )
+    return dict(zip(names, values, strict=True))
+
+
+def _name(value: object) -> str:
+    if isinstance(value, PlannedNetwork):
+        return safe_name(value.name or value.model, {})
+    if isinstance(value, PlannedData):
+        return safe_name(value.name or (Path(value.paths[0]).name if value.paths else "scenes"), {})
+    return f"seed-{value}"
+
+
+def _tables(name: str, told: object) -> Iterator[JsonObject]:
+    several = told if isinstance(told, list) else [told]
+    for one in several:
+        if not isinstance(one, dict):
+            raise InputError(f"plan: {name} must be tables, [[{name}]], but one is {one!r}.")
+        yield dict(one)
+
+
+def _texts(name: str, told: object) -> list[str]:
+    several = [told] if isinstance(told, str) else told
+    if not isinstance(several, list) or not all(isinstance(one, str) for one in several):
+        raise InputError(f'plan: {name} must be texts, such as {name} = ["lpr(steps=40)"], but are {told!r}.')
+    return several
+
+
+def _check_kinds(where: str, told: JsonObject, kinds: Mapping[str, type]) -> None:
+    for name, kind in kinds.items():
+        if name in told and (not isinstance(told[name], kind) or (kind is int and isinstance(told[name], bool))):
+            raise InputError(f"{where}: {name} must be of type {kind.__name__}, but is {told[name]!r}.")
+
+
+def _refuse_unknown(where: str, told: JsonObject, known: Sequence[str]) -> None:
+    for name in told:
+        if name not in known:
+            raise InputError(
+                f"{where}: {name!r} is no entry of it; there are {', '.join(known)}.{nearest(name, known)}"
+            )
