@@ -27,6 +27,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "ibd_auc": {"border": 3},
     "infidelity": {"samples": 2},
     "max_sensitivity": {"samples": 2},
+    "sensitivity_n": {"percentages": (10, 50), "subsets": 8},
+    "irof": {"segments": 9},
     "energy_pointing_game": {"largest": 1.0, "one_box": False},
 }
 

@@ -1,9 +1,11 @@
 """Protocols that score maps, in the one tuple that drives the command line, the docs and the property tests."""
 
 from backlit.metrics.base import Case, Metric, Protocol, Scores
+from backlit.metrics.cells import SingleDeletion
 from backlit.metrics.conciseness import Complexity, Sparseness
 from backlit.metrics.examples import Examples
 from backlit.metrics.insertion import Deletion, Insertion
+from backlit.metrics.irof import IROF
 from backlit.metrics.localisation import (
     BoundaryAUC,
     BoundaryDependence,
@@ -19,6 +21,7 @@ from backlit.metrics.road import RoadLeRF, RoadMoRF
 from backlit.metrics.sensitivity import ClassSensitivity, Infidelity, MaxSensitivity
 from backlit.metrics.signal import PercentageChange, PositivePercentageChange
 from backlit.metrics.statistics import Estimate
+from backlit.metrics.subsets import SensitivityN
 
 METRICS: tuple[type[Metric], ...] = (
     Insertion,
@@ -46,11 +49,15 @@ METRICS: tuple[type[Metric], ...] = (
     AverageDrop,
     AverageIncrease,
     AverageGain,
+    SingleDeletion,
+    SensitivityN,
+    IROF,
     Sparseness,
     Complexity,
 )
 
 __all__ = [
+    "IROF",
     "METRICS",
     "AverageDrop",
     "AverageGain",
@@ -84,5 +91,7 @@ __all__ = [
     "RoadLeRF",
     "RoadMoRF",
     "Scores",
+    "SensitivityN",
+    "SingleDeletion",
     "Sparseness",
 ]

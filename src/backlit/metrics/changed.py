@@ -19,6 +19,8 @@ from backlit.metrics.examples import Examples
 Activation = Literal["softmax", "sigmoid"]
 Made = tuple[Tensor, Tensor]
 """Changed images (j, c, h, w), and the index (j,) of the example that each was made of."""
+Read = Callable[[Tensor, Tensor], Tensor]
+"""Makes a row for each image (j, ...) from logits (j, k) and the examples' indices (j,)."""
 _FOOTPRINT = 64  # bytes that a forward pass takes at its peak, over those of its images
 
 
@@ -27,7 +29,7 @@ def run_changed(
     examples: Examples,
     jobs: int,
     make: Callable[[slice], Made],
-    read: Callable[[Tensor, Tensor], Tensor],
+    read: Read,
     chunk: int | None,
 ) -> Tensor:
     """Run the network on each of the jobs' images and return what is read of its logits, (jobs, ...).
@@ -37,7 +39,7 @@ def run_changed(
         examples: What the images are made of.
         jobs: Number of changed images.
         make: Gives the images of some jobs.
-        read: Makes a row for each image (j, ...) from logits (j, k) and the examples' indices (j,).
+        read: What to read of the logits.
         chunk: Number of images that run at once; None lets it follow from the memory that is free.
 
     Raises:
@@ -60,9 +62,7 @@ def run_changed(
     return torch.cat(run_in_chunks(run, lambda _: size, n=jobs, chunk=chunk, device=x.device))
 
 
-def run_unchanged(
-    network: nn.Module, examples: Examples, read: Callable[[Tensor, Tensor], Tensor], chunk: int | None
-) -> Tensor:
+def run_unchanged(network: nn.Module, examples: Examples, read: Read, chunk: int | None) -> Tensor:
     """Run the network on the examples as they are and return what is read of its logits, (n, ...)."""
     every = torch.arange(len(examples), device=examples.inputs.device)
     return run_changed(network, examples, len(examples), lambda part: (examples.inputs[part], every[part]), read, chunk)

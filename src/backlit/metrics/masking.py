@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from backlit.methods.base import check
 from backlit.metrics.base import Case, Metric, Scores, to_numbers
-from backlit.metrics.changed import Activation, Made, probability_of, run_changed, run_unchanged
+from backlit.metrics.changed import Activation, Made, Read, probability_of, run_changed, run_unchanged
 
 
 class _Masked(Metric):
@@ -55,7 +54,7 @@ class _Masked(Metric):
         }
         return Scores(self, case.examples.names, values, counts=counts)
 
-    def _after(self, case: Case, mask: Tensor, read: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def _after(self, case: Case, mask: Tensor, read: Read) -> Tensor:
         """Compute the probability of each image under its mask (n,)."""
         x = case.examples.inputs
         every = torch.arange(len(x), device=x.device)
