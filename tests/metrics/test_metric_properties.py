@@ -26,6 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "ibd": {"border": 3},
     "ibd_auc": {"border": 3},
     "infidelity": {"samples": 2},
+    "smooth_mprt": {"samples": 2, "stages": 2},
     "max_sensitivity": {"samples": 2},
     "sensitivity_n": {"percentages": (10, 50), "subsets": 8},
     "irof": {"segments": 9},

@@ -27,6 +27,7 @@ class AttentionMap(Method):
     kind = "one-sided"
     needs = "attention between tokens"
     reads_attention = True
+    reads_map = True
     explains_inside = False
     takes_rules = False
     memory_factor = 8.0

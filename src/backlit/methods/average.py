@@ -24,7 +24,7 @@ from backlit.methods.job import Job, Maps
 _TRAITS = (
     "axes",
     *("subtracts", "takes_scores", "traces", "memory_factor"),
-    *("stops_at_map", "follows_target", "reads_attention", "explains_inside"),
+    *("stops_at_map", "reads_map", "follows_target", "reads_attention", "explains_inside"),
 )
 _MAP = "<map>"
 """The name of the map among its parts, which no part has."""

@@ -145,6 +145,8 @@ class Method(Configured, ABC):
     only runs the network takes scripted and compiled ones as well."""
     stops_at_map: ClassVar[bool] = False
     """Whether the method propagates no further than to a feature map: what stands before it changes nothing but its values."""
+    reads_map: ClassVar[bool] = False
+    """Whether the method lays values of an inner layer over the image, whose places then are that layer's."""
     any_head: ClassVar[bool] = True
     """Whether the method explains scores made in any way of the last features; one that does not says which it explains."""
     own_size: ClassVar[bool] = True

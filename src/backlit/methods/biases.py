@@ -169,6 +169,8 @@ def propagated(run: Propagation, classes: Tensor, leaves: tuple[Tensor, ...]) ->
 class BiasMethod(Method):
     """A method with taps: it runs one image at a time where the network moves the images' axis, as attention does."""
 
+    reads_map = True
+
     def explain(self, job: Job) -> Maps:
         try:
             return self.explain_together(job)

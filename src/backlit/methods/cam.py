@@ -38,6 +38,7 @@ class ActivationMap(Method):
     """
 
     stops_at_map = True
+    reads_map = True
 
     layer: str | tuple[str, ...] | None = None
     channels: str | None = None

@@ -36,6 +36,7 @@ class MIPIN(FittedMethod[InverseNetwork]):
         fitted: What :meth:`fit` returned, or a file that it or ``backlit fit`` wrote.
     """
 
+    reads_map = True
     name = "mip_in"
     title = "MIP-IN"
     kind = "signal"

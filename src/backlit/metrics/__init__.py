@@ -4,6 +4,7 @@ from backlit.metrics.base import Case, Metric, Protocol, Scores
 from backlit.metrics.cells import SingleDeletion
 from backlit.metrics.conciseness import Complexity, Sparseness
 from backlit.metrics.examples import Examples
+from backlit.metrics.grid import DiFull, GridPointingGame
 from backlit.metrics.insertion import Deletion, Insertion
 from backlit.metrics.irof import IROF
 from backlit.metrics.localisation import (
@@ -11,10 +12,10 @@ from backlit.metrics.localisation import (
     BoundaryDependence,
     BoxAccuracy,
     EnergyPointingGame,
-    GridPointingGame,
     PointingGame,
 )
 from backlit.metrics.masking import AverageDrop, AverageGain, AverageIncrease
+from backlit.metrics.mprt import EfficientMPRT, SmoothMPRT
 from backlit.metrics.perturbation import ComplementaryInsertion, LeRF5, LeRF100, MoRF5, MoRF100
 from backlit.metrics.reset import CascadingReset, LastLayerReset
 from backlit.metrics.road import RoadLeRF, RoadMoRF
@@ -35,10 +36,13 @@ METRICS: tuple[type[Metric], ...] = (
     EnergyPointingGame,
     BoxAccuracy,
     GridPointingGame,
+    DiFull,
     BoundaryDependence,
     BoundaryAUC,
     LastLayerReset,
     CascadingReset,
+    SmoothMPRT,
+    EfficientMPRT,
     ClassSensitivity,
     PercentageChange,
     PositivePercentageChange,
@@ -71,6 +75,8 @@ __all__ = [
     "ComplementaryInsertion",
     "Complexity",
     "Deletion",
+    "DiFull",
+    "EfficientMPRT",
     "EnergyPointingGame",
     "Estimate",
     "Examples",
@@ -93,5 +99,6 @@ __all__ = [
     "Scores",
     "SensitivityN",
     "SingleDeletion",
+    "SmoothMPRT",
     "Sparseness",
 ]

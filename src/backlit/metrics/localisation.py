@@ -232,28 +232,6 @@ class BoundaryAUC(BoundaryDependence):
         return (f"{said}; it needs images with their ground truth as target, some of them predicted wrong",)
 
 
-class GridPointingGame(Metric):
-    """Grid pointing game (Boehle et al. 2021): in a mosaic of images of different classes, the share in the target's cell."""
-
-    name = "grid_pointing_game"
-    title = "Grid pointing game"
-    summary = "share of the positive relevance in the mosaic's cell that shows the target; chance is the cell's area"
-    source = "Boehle et al. 2021"
-    higher_is_better = True
-    range = (0.0, 1.0)
-    needs = ("cells",)
-
-    def measure(self, case: Case) -> Scores:
-        examples = case.examples
-        assert examples.cells is not None
-        height, width = examples.inputs.shape[-2:]
-        area = torch.stack([inside(c[None], height, width) for c in examples.cells])
-        shares = {name: positive_share(v[:, 0].double(), area) for name, v in case.heat.items()}
-        values = {name: to_numbers(share) for name, (share, _) in shares.items()}
-        counts = {_FLAT.format(name): flat for name, (_, flat) in shares.items()}
-        return Scores(self, examples.names, values, counts=counts)
-
-
 def positive_share(heat: Float[Tensor, "n h w"], area: Bool[Tensor, "n h w"]) -> tuple[Float[Tensor, " n"], int]:
     """Compute the share of the positive relevance that lies in the area, and the number of maps that have none.
 

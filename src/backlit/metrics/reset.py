@@ -64,8 +64,23 @@ class _Reset(Metric):
         """List the layers that are reset at each stage, from all layers, last first."""
         raise NotImplementedError
 
+    def explained_by(self, method: Method, network: nn.Module) -> Method:
+        """Return what explains a network in the place of a method's own."""
+        return replace(method, model=network)
+
+    def trained(self, case: Case) -> Mapping[str, Tensor]:
+        """Return the maps (n, 1, h, w) of the trained network, by method."""
+        return case.heat
+
+    def again(self, name: str, case: Case, network: nn.Module) -> Tensor:
+        """Explain another network by the method of that name: its maps (n, 1, h, w)."""
+        method = self.explained_by(case.methods[name], network)
+        with torch.enable_grad():
+            maps = method.attribute(case.examples.inputs, case.examples.target)
+        return self.heatmap(name, maps, case.examples)
+
     def measure(self, case: Case) -> Scores:
-        network, examples, heat = case.network, case.examples, case.heat
+        network, examples, heat = case.network, case.examples, self.trained(case)
         layers = self.layers or layers_from_the_top(network, examples.inputs)
         stages = self.stages_of(layers)
         measures = ("spearman", "spearman of magnitudes", *(("ssim",) if min(examples.inputs.shape[-2:]) >= 11 else ()))
@@ -74,9 +89,7 @@ class _Reset(Metric):
         for i, stage in enumerate(stages):
             blank = reset(network, stage, seed=self.seed, draw=self.draw)
             for name, before in heat.items():
-                again = replace(case.methods[name], model=blank)
-                with torch.enable_grad():
-                    after = self.heatmap(name, again.attribute(examples.inputs, examples.target), examples)
+                after = self.again(name, case, blank)
                 for measure, number in _alike(before, after, measures).items():
                     alike[name][measure][:, i] = to_numbers(number)
                 pictures[name].append(after[:, 0].cpu())
