@@ -77,6 +77,11 @@ def test_images_are_explained_for_what_is_predicted_or_asked(digits: Path, tmp_p
     (digits / "broken.png").unlink()
     assert command("compare", digits, *QUICK, "--target", "7", "--out", tmp_path / "seven").returncode == 0
     assert set(pl.read_parquet(tmp_path / "seven" / "scores.parquet")["target"]) == {7}
+    assert command("compare", digits, *QUICK, "--target", "7-1", "--out", tmp_path / "contrast").returncode == 0
+    contrast = pl.read_parquet(tmp_path / "contrast" / "scores.parquet")
+    assert set(contrast["target"]) == {0}  # of the network of one output
+    assert contrast["value"].n_unique() == len(contrast)
+    assert "7 − 1" in (tmp_path / "contrast" / "report.html").read_text()
 
 
 def test_a_folder_a_class_is_ground_truth(folders: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import _oracles as slow
-from backlit import GuidedBackprop, InputError, ModelStateError
+from backlit import Contrast, GuidedBackprop, InputError, ModelStateError, scored
 from backlit.metrics import (
     ComplementaryInsertion,
     Deletion,
@@ -402,3 +402,28 @@ def test_a_network_in_train_mode_is_refused_before_it_changes(examples: Examples
     with pytest.raises(ModelStateError, match="train mode"):
         Deletion()(training, examples, {"a": slow.distinct((4, 1, 14, 14), 1)})
     assert torch.equal(training[1].running_mean, before)
+
+
+def test_one_output_has_its_sigmoid_and_a_contrast_the_share_of_the_pair(network: nn.Module) -> None:
+    """The softmax of one output is 1 whatever the pixels."""
+    x = torch.randn(3, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    zero, heat = torch.zeros(3, dtype=torch.long), x.sum(1, keepdim=True)
+    pair = scored(network, Contrast(2, 0))
+    metric = Insertion(steps=6, replacement="zero")
+    found = metric(pair, Examples(x, zero), {"m": heat})
+
+    class Two(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return network(x)[:, [2, 0]]
+
+    expected = metric(Two().eval(), Examples(x, zero), {"m": heat})
+    np.testing.assert_allclose(found.curves["m"], expected.curves["m"], rtol=1e-10)
+    assert found.curves["m"].std() > 1e-3
+
+
+def test_a_network_that_ends_in_a_softmax_has_its_own_probabilities(network: nn.Module) -> None:
+    x = torch.randn(3, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    examples, heat = Examples(x, torch.tensor([0, 1, 2])), x.sum(1, keepdim=True)
+    metric = Deletion(steps=6)
+    ended = metric(nn.Sequential(network, nn.Softmax(1)).eval(), examples, {"m": heat})
+    np.testing.assert_allclose(ended.curves["m"], metric(network, examples, {"m": heat}).curves["m"], rtol=1e-10)

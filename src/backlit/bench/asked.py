@@ -16,7 +16,7 @@ from backlit._packed import pack, unpack
 from backlit.bench.chosen import Chosen, methods_and_metrics, with_attention, with_bounds, with_fitted
 from backlit.bench.plan import Plan
 from backlit.bench.setting import Options
-from backlit.bench.source import Guard, Source, guarded, read
+from backlit.bench.source import Guard, Source, guarded, read, scored_for
 from backlit.data.listing import Failure
 from backlit.metrics import Examples, Metric
 from backlit.models import LoadedModel, load_model
@@ -125,8 +125,8 @@ def plan_of(
         InputError: If something cannot be used.
         FileError: If a file cannot be read.
     """
-    loaded = loaded or asked.load()
-    examples, target, failures = read(asked.source, loaded, guard)
+    loaded, source = scored_for(asked.source, loaded or asked.load())
+    examples, target, failures = read(source, loaded, guard)
     like = loaded.placed(examples.inputs[:1])
     return _plan(asked, loaded, examples.to(like.device, like.dtype), target, step), failures
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,8 @@ from backlit._forward import forward
 from backlit.data import CIFAR10, MNIST, VOC, ImageFolder, ImageNet, load_batch, load_examples, mosaics, take
 from backlit.data.listing import Failure, list_images, stems
 from backlit.data.sample import Dataset
+from backlit.methods.scored import scored
+from backlit.methods.target import Contrast, read_target
 from backlit.metrics import Examples
 from backlit.models import LoadedModel
 from backlit.models.digits import demo_scenes
@@ -40,7 +42,7 @@ class Source:
     Attributes:
         paths: Files or folders; one folder for a data set.
         data: How to read them: "images", "folder", "imagenet", "voc", "cifar10", "mnist".
-        target: For images without labels: a class, or "predicted".
+        target: For images without labels: a class, a contrast of two, or "predicted".
         index: A class-index file, for folders and ImageNet.
         annotations: A folder of annotations with boxes, for ImageNet.
         scaled: The pictures of ImageNet or VOC are scaled copies of the annotated ones.
@@ -81,6 +83,21 @@ def logits_of(loaded: LoadedModel, images: Tensor) -> Tensor:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(f"model: {loaded.name!r} must return logits (n, classes) {shape}, but returned {found}.")
     return logits
+
+
+def scored_for(source: Source, loaded: LoadedModel) -> tuple[LoadedModel, Source]:
+    """Return the model and the source; for a contrast of two classes, "zebra - tiger", the network of one output that it is.
+
+    Raises:
+        InputError: If the target is neither a class nor a contrast of two.
+    """
+    if source.data != "images" or not source.paths or source.target == "predicted":
+        return loaded, source
+    target = read_target(source.target, loaded)
+    if not isinstance(target, Contrast):
+        return loaded, source
+    of_one = scored(loaded, target)
+    return of_one, replace(source, target=of_one.class_names[0])
 
 
 def read(source: Source, loaded: LoadedModel, guard: Guard = guarded) -> tuple[Examples, str, list[Failure]]:

@@ -180,7 +180,9 @@ def compare(
             help="How to read it: images, folder (a folder a class), imagenet, voc, cifar10, mnist.", metavar="KIND"
         ),
     ] = None,
-    target: Annotated[str, typer.Option(help="For images without labels: a class, or predicted.")] = "predicted",
+    target: Annotated[
+        str, typer.Option(help="For images without labels: a class, a contrast of two (zebra-tiger), or predicted.")
+    ] = "predicted",
     class_index: Annotated[
         Path | None, typer.Option(help="JSON that maps class folders to the model's classes.", metavar="FILE")
     ] = None,

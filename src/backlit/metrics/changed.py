@@ -13,7 +13,7 @@ from backlit._errors import BacklitError, InputError
 from backlit._forward import forward
 from backlit._layout import fast_layout
 from backlit.methods.chunks import run_in_chunks
-from backlit.methods.inputs import check_takes
+from backlit.methods.inputs import chances, check_takes
 from backlit.metrics.examples import Examples
 
 Activation = Literal["softmax", "sigmoid"]
@@ -91,5 +91,13 @@ def probability_of(
     Raises:
         InputError: If there is no such class.
     """
-    logits = logits.double()
-    return logit_of(logits.softmax(1) if activation == "softmax" else logits.sigmoid(), target)
+    return logit_of(probabilities(logits.double(), activation), target)
+
+
+def probabilities(logits: Float[Tensor, "j k"], activation: Activation) -> Float[Tensor, "j k"]:
+    """Return the probabilities of all outputs; a single one has its sigmoid, for its softmax is 1 whatever it is.
+
+    Of the difference of two classes that is the probability of the one, if it is one of the two. Rows that are probabilities
+    already, as of a network that ends in a softmax, stay as they are.
+    """
+    return logits.sigmoid() if activation == "sigmoid" or logits.shape[1] == 1 else chances(logits)

@@ -11,14 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from backlit._errors import BacklitError, InputError
-from backlit._forward import forward
+from backlit._errors import InputError
 from backlit._layout import fast_layout
 from backlit.attribution import Attribution
 from backlit.methods.base import Method, check, check_positive, check_whole, is_number
-from backlit.methods.chunks import run_in_chunks
-from backlit.methods.inputs import check_takes
 from backlit.metrics.base import Case, Explained, Metric, Scores, to_numbers
+from backlit.metrics.changed import Activation, Made, logit_of, probabilities, run_changed
 from backlit.metrics.examples import Examples
 from backlit.metrics.ranking import drawn_orders, pixel_ranks
 from backlit.metrics.replacement import REPLACEMENTS, Replacement, check_blur, replaced
@@ -26,7 +24,6 @@ from backlit.metrics.statistics import Statistic, median, ratio_of_means
 
 Score = Literal["probability", "logit", "logit_ratio", "change"]
 _BLOCK = 8  # images whose ranks are held at once
-_FOOTPRINT = 64  # bytes that a forward pass takes at its peak, over those of its images: VGG16 takes 43, SqueezeNet 16
 _SHOWN: dict[Score, str] = {
     "probability": "probability",
     "logit": "logit",
@@ -69,7 +66,8 @@ class Perturbation(Metric):
         blur_sigma: Its standard deviation, pixels.
         score: What the curve shows: the target's "probability" or "logit"; "logit_ratio", the logit over the image's
             own; "change", the logit's absolute change over the image's own logit.
-        activation: What makes probabilities of logits: "softmax", or "sigmoid" for networks with one decision a class.
+        activation: What makes probabilities of logits: "softmax", or "sigmoid" for networks with one decision a class, as a
+            network of one output always has.
         absolute: Names of the methods whose summed maps are ranked by magnitude (``DMBP.name``, not yours for it).
         explains: Whose map and score it is: of the examples' "target", or of the class that the network predicts, "prediction".
     """
@@ -86,7 +84,7 @@ class Perturbation(Metric):
     blur_size: int = 51
     blur_sigma: float = 10.0
     score: Score = "probability"
-    activation: Literal["softmax", "sigmoid"] = "softmax"
+    activation: Activation = "softmax"
     absolute: tuple[str, ...] = ()
     explains: Explained = "target"  # pyright: ignore[reportIncompatibleVariableOverride]  an option, here
 
@@ -156,7 +154,7 @@ class Perturbation(Metric):
         for start in range(0, len(examples), _BLOCK):
             part = slice(start, start + _BLOCK)
             blocks.append(self._curves(network, examples[part], {k: v[part] for k, v in ranked.items()}))
-        raw = torch.cat(blocks, 1).double()  # (m, n, points)
+        raw = torch.cat(blocks, 1)  # (m, n, points)
         own = self._own(network, examples, raw)
         curves, counts = self.scored(raw, own)
         numbers = to_numbers(curves)
@@ -236,7 +234,7 @@ class Perturbation(Metric):
         whole = self.fraction == 1
         inner = torch.arange(1, steps + (not whole), device=x.device)
 
-        def changed(part: slice) -> tuple[Tensor, Tensor]:
+        def changed(part: slice) -> Made:
             job = torch.arange(part.start, part.stop, device=x.device)
             image, rest = job // (m * len(inner)), job % (m * len(inner))
             of_map, step = rest // len(inner), inner[rest % len(inner)]
@@ -246,7 +244,7 @@ class Perturbation(Metric):
             some = slice(start, start + 1) if start == stop else image
             return torch.where(taken, last[some], first[some]), image
 
-        curves = x.new_empty(m, n, steps + 1)
+        curves = x.new_empty(m, n, steps + 1, dtype=torch.float64)
         curves[..., 0] = self._run(network, n, examples, lambda part: (first[part], torch.arange(n)[part]))
         if whole:
             curves[..., -1] = self._run(network, n, examples, lambda part: (last[part], torch.arange(n)[part]))
@@ -260,39 +258,19 @@ class Perturbation(Metric):
         network: nn.Module,
         jobs: int,
         examples: Examples,
-        make: Callable[[slice], tuple[Tensor, Tensor]],
+        make: Callable[[slice], Made],
     ) -> Tensor:
         """Compute the score of each job, (jobs,): ``make`` gives the images of some, and which example each is of."""
-        size = examples.inputs[0].numel() * examples.inputs.element_size() * _FOOTPRINT
 
-        def run(part: slice) -> Tensor:
-            images, which = make(part)
-            try:
-                logits = forward(network, images)
-            except BacklitError:
-                raise
-            except Exception:
-                check_takes(network, (examples.inputs,), (images,))
-                raise
-            return self.read(logits, examples, which.to(images.device))
+        def read(logits: Tensor, which: Tensor) -> Tensor:
+            return self.read(logits, examples, which)
 
-        device = examples.inputs.device
-        return torch.cat(run_in_chunks(run, lambda _: size, n=jobs, chunk=self.chunk, device=device))
+        return run_changed(network, examples, jobs, make, read, self.chunk)
 
     def read(self, logits: Float[Tensor, "j k"], examples: Examples, which: Tensor) -> Tensor:
         """Read the target's score in the logits of j perturbed images, of the examples ``which``."""
-        target = examples.target[which]
-        if int(target.max()) >= logits.shape[1] or int(target.min()) < 0:
-            raise InputError(
-                f"target must be a class index from 0 to {logits.shape[1] - 1}, but reaches from {int(target.min())} to "
-                f"{int(target.max())}; the model has {logits.shape[1]} classes."
-            )
-        values = self.probabilities(logits) if self.score == "probability" else logits
-        return values.gather(1, target[:, None])[:, 0]
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Turn logits into probabilities."""
-        return logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()
+        values = probabilities(logits, self.activation) if self.score == "probability" else logits
+        return logit_of(values, examples.target[which])
 
 
 class ComplementaryInsertion(Perturbation):
@@ -314,8 +292,8 @@ class ComplementaryInsertion(Perturbation):
                 f"labels must have one column a class of the model ({logits.shape[1]}), but have {examples.labels.shape[1]}."
             )
         others = examples.labels.scatter(1, examples.target[:, None], False)[which]
-        values = self.probabilities(logits) if self.score == "probability" else logits
-        return (values * others).sum(1) / others.sum(1)  # NaN where there is no other class
+        values = probabilities(logits, self.activation) if self.score == "probability" else logits
+        return (values.double() * others).sum(1) / others.sum(1)  # NaN where there is no other class
 
     def scored(self, raw: Tensor, own: Tensor | None) -> tuple[Tensor, dict[str, int]]:
         curves, counts = super().scored(raw, own)
