@@ -30,6 +30,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "max_sensitivity": {"samples": 2},
     "sensitivity_n": {"percentages": (10, 50), "subsets": 8},
     "irof": {"segments": 9},
+    "aic": {"least": 0.0, "thresholds": (0.1, 0.5)},
+    "sic": {"least": 0.0, "thresholds": (0.1, 0.5)},
     "energy_pointing_game": {"largest": 1.0, "one_box": False},
 }
 

@@ -21,7 +21,7 @@ METRIC_NAMES = tuple(
         "insertion complementary_insertion deletion morf_5 lerf_5 morf_100 lerf_100 pointing_game energy_pointing_game "
         "box_accuracy grid_pointing_game difull ibd ibd_auc last_layer_reset cascading_reset smooth_mprt efficient_mprt "
         "class_sensitivity apc positive_apc infidelity max_sensitivity road_morf road_lerf average_drop average_increase "
-        "average_gain idsds sensitivity_n irof sparseness complexity"
+        "average_gain idsds sensitivity_n irof aic sic sparseness complexity"
     ).split()
 )
 MODEL_NAMES = tuple(

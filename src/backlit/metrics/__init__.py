@@ -5,6 +5,7 @@ from backlit.metrics.cells import SingleDeletion
 from backlit.metrics.conciseness import Complexity, Sparseness
 from backlit.metrics.examples import Examples
 from backlit.metrics.grid import DiFull, GridPointingGame
+from backlit.metrics.information import AIC, SIC
 from backlit.metrics.insertion import Deletion, Insertion
 from backlit.metrics.irof import IROF
 from backlit.metrics.localisation import (
@@ -56,13 +57,17 @@ METRICS: tuple[type[Metric], ...] = (
     SingleDeletion,
     SensitivityN,
     IROF,
+    AIC,
+    SIC,
     Sparseness,
     Complexity,
 )
 
 __all__ = [
+    "AIC",
     "IROF",
     "METRICS",
+    "SIC",
     "AverageDrop",
     "AverageGain",
     "AverageIncrease",
