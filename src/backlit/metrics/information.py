@@ -20,7 +20,6 @@ from backlit.metrics.changed import Activation, Made, logit_of, probability_of, 
 from backlit.metrics.examples import Examples
 from backlit.metrics.pictures import POINTS, Levels, area, entropy, filled, information_curve
 from backlit.metrics.ranking import drawn_orders, pixel_ranks
-from backlit.metrics.statistics import Statistic, median
 
 _DRAWN = 10  # of the curve's points one in so many is kept to draw
 _SKIPPED = (
@@ -80,10 +79,6 @@ class _Information(Metric):
     @property
     def axes(self) -> tuple[str, str]:
         return "share of the information", "score over its range"
-
-    @property
-    def beside(self) -> Mapping[str, Statistic]:
-        return {"median": median}
 
     @abstractmethod
     def score(self, logits: Tensor, target: Tensor) -> Tensor:
