@@ -17,16 +17,20 @@ class _Masked(Metric):
     """A comparison of the target's probability before and after the image is multiplied by its map, scaled to 0 to 1.
 
     Attributes:
+        rectify: Set negative values to 0 before the map is scaled, as class activation maps are made; False lets the least value of
+            a signed map hide a pixel, and 0 dim it.
         activation: What makes probabilities of logits: "softmax", or "sigmoid" for networks with one decision a class.
     """
 
     explains = "prediction"
     range = (0.0, 1.0)
 
+    rectify: bool = True
     activation: Activation = "softmax"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(isinstance(self.rectify, bool), "rectify", self.rectify, "True or False")
         check(self.activation in ("softmax", "sigmoid"), "activation", self.activation, "'softmax' or 'sigmoid'")
 
     @property
@@ -44,7 +48,7 @@ class _Masked(Metric):
         before = run_unchanged(case.network, case.examples, read, self.chunk)
         values, flat, unknown = {}, 0, 0
         for name, heat in case.heat.items():
-            mask, constant = unit(heat)
+            mask, constant = unit(heat.clamp(min=0) if self.rectify else heat)
             score = self.compare(before, self._after(case, mask.to(case.examples.inputs), read))
             values[name] = to_numbers(torch.where(constant, torch.nan, score))
             flat, unknown = flat + int(constant.sum()), unknown + int((score.isnan() & ~constant).sum())
