@@ -150,7 +150,7 @@ def test_irof_equals_the_protocol(network: nn.Module, logits_of) -> None:
 
 
 def test_equal_superpixels_are_drawn_and_all_maps_of_an_image_meet_the_same_draw(network: nn.Module) -> None:
-    examples, zero = coloured(4, 26), torch.zeros(4, 1, 26, 26)
+    examples, zero = coloured(4, 26), torch.zeros(4, 1, 26, 26, dtype=torch.float64)
     first = IROF(segments=9)(network, examples, {"a": zero, "b": zero + 0.1})
     np.testing.assert_array_equal(first.values["a"], first.values["b"])
     other = IROF(segments=9, seed=1)(network, examples, {"a": zero}).values["a"]
