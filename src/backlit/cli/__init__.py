@@ -368,8 +368,16 @@ def metrics(
     name: Annotated[
         str | None, typer.Argument(help="One of them, with its options.", autocompletion=complete.metrics)
     ] = None,
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Degrade a good map in steps and see which metrics notice.")
+    ] = False,
 ) -> None:
     """List the metrics: what each scores, and its cost; or all about one of them."""
+    if self_test:
+        from backlit.cli.self_test import run_self_test
+
+        run_self_test(name)
+        return
     from backlit.cli.listings import print_metrics
 
     print_metrics(name)
