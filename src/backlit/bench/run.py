@@ -20,6 +20,7 @@ from backlit.bench.overview import write_overview
 from backlit.bench.plan import Plan
 from backlit.bench.pool import Pool
 from backlit.bench.processes import Processes, threads_of
+from backlit.bench.ray_workers import RayWorkers, ray_core
 from backlit.bench.record import Finished, Task
 from backlit.bench.suite import Suite
 from backlit.comparison import Comparison
@@ -35,7 +36,9 @@ class How:
 
     Attributes:
         workers: Number of worker processes; 0 for none: this process does it all.
-        threads: Threads of each worker; None shares out the cores.
+        threads: Threads of each worker; None shares out the cores of this machine, and gives one to each actor of Ray.
+        ray: Where actors of Ray are the workers: a cluster's address, or "local"; of no number of workers, as many as it has
+            room for. None for processes.
         shard: Which share of the tasks this run does, (i, n) from 1 to n; None for all.
         force: Begin anew in a folder that holds another comparison.
         raising: Without workers: raise the first failure.
@@ -43,6 +46,7 @@ class How:
 
     workers: int = 0
     threads: int | None = None
+    ray: str | None = None
     shard: tuple[int, int] | None = None
     force: bool = False
     raising: bool = False
@@ -52,6 +56,8 @@ class How:
             raise InputError(
                 f"workers must be a number from 0 on and threads one from 1 on, but are {self.workers} and {self.threads}."
             )
+        if self.ray is not None:
+            ray_core()  # before anything is read or computed
 
     def home(self, out: Path) -> Path:
         """Return the folder that this run writes to."""
@@ -93,7 +99,7 @@ def run(asked: Asked, plan: Plan, out: Path, how: How, progress: Progress) -> Co
             return written(plan, store, time.perf_counter() - start)
 
         tick = _now_and_then(write) if how.shard is None else lambda: None
-        if how.workers and tasks:
+        if (how.workers or how.ray) and tasks:
             _by_workers(plan, store, finished, tasks, how, progress, tick)
         else:
             serial = Serial(raising=how.raising, threads=how.threads, tick=tick)
@@ -164,9 +170,16 @@ def _by_workers(
 ) -> None:
     if store.sound(INPUTS) is None:
         store.write(INPUTS, pack_inputs(plan))
-    threads = how.threads or threads_of(how.workers)
-    workers = Processes(store.path, how.workers, threads, plan.examples.inputs.device.type)
-    Pool(plan, finished, progress, tick).run(tasks, workers, how.workers)
+    device = plan.examples.inputs.device.type
+    if how.ray is None:
+        workers, number = (
+            Processes(store.path, how.workers, how.threads or threads_of(how.workers), device),
+            how.workers,
+        )
+    else:
+        workers = RayWorkers(store.path, how.threads or 1, device, how.ray, how.workers)
+        number = how.workers or workers.room
+    Pool(plan, finished, progress, tick).run(tasks, workers, number)
     store.remove(INPUTS)
 
 

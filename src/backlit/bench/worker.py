@@ -12,7 +12,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
@@ -20,7 +20,7 @@ from typing import IO
 import torch
 
 from backlit._claim import differences, read_plan
-from backlit._errors import BacklitError, FileError, InputError, reason
+from backlit._errors import FileError, InputError, reason
 from backlit._json import JsonObject
 from backlit._lock import InUse
 from backlit._store import Store, claim
@@ -90,6 +90,14 @@ def same_as(plan: Plan, asked: JsonObject) -> None:
         )
 
 
+def answered(work: Callable[[], JsonObject]) -> JsonObject:
+    """Return what the work answers, or what it failed with: it is said where the run was begun."""
+    try:
+        return work()
+    except Exception as error:  # whatever it is, it would come back in any other task
+        return {"stopped": reason(error), "file": isinstance(error, FileError)}
+
+
 class _free_shard:  # noqa: N801  a context manager
     """The first shard of a folder that no other process holds."""
 
@@ -137,20 +145,17 @@ def main() -> None:
     begin = next(lines)
     if begin["cores"] and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, begin["cores"])
-    try:
-        worker = Worker(Path(begin["home"]), begin["threads"])
-        answer({"ready": os.getpid()})
-        for task in lines:
-            answer(worker.run(task))
+    workers: list[Worker] = []
+
+    def start() -> JsonObject:
+        workers.append(Worker(Path(begin["home"]), begin["threads"]))
+        return {"ready": os.getpid()}
+
+    answer(answered(start))
+    for task in lines if workers else ():
+        answer(answered(lambda task=task: workers[0].run(task)))
+    for worker in workers:
         worker.close()
-    except Exception as error:  # it is said where the run was begun
-        answer(
-            {
-                "stopped": reason(error),
-                "file": isinstance(error, FileError),
-                "foreseen": isinstance(error, BacklitError),
-            }
-        )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from backlit.cli.arguments import (
     Metrics,
     Model,
     ModelOfImages,
+    Ray,
     Seed,
     Shard,
     Size,
@@ -204,6 +205,7 @@ def compare(
     force: Annotated[bool, typer.Option("--force", help="Begin anew in a folder that is in use.")] = False,
     workers: Workers = 0,
     threads: Threads = None,
+    ray: Ray = None,
     size: Size = None,
     mean: Mean = None,
     std: Std = None,
@@ -229,6 +231,7 @@ def bench(
     out: Annotated[Path, typer.Option(help="Folder for reports, tables and maps.")] = Path("backlit-bench"),
     workers: Workers = 0,
     threads: Threads = None,
+    ray: Ray = None,
     shard: Shard = None,
     device: Annotated[str | None, typer.Option(help="In the place of the plan's: cpu, cuda, auto.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Begin anew in a folder that is in use.")] = False,
@@ -242,7 +245,7 @@ def bench(
     if plan in ("status", "merge"):
         failed = (status if plan == "status" else merge)(folder or out)
     else:
-        failed = run(Path(plan), folder or out, (workers, threads, shard, force), device)
+        failed = run(Path(plan), folder or out, (workers, threads, ray, shard, force), device)
     if failed:
         raise typer.Exit(1)
 

@@ -56,3 +56,7 @@ Threads = Annotated[
     int | None, typer.Option(help="Threads of each worker; without it the cores are shared out.", min=1)
 ]
 Shard = Annotated[str | None, typer.Option(help="The share of the work that this run does, e.g. 3/8.", metavar="I/N")]
+Ray = Annotated[
+    str | None,
+    typer.Option(help="Workers are Ray actors: a cluster's address, or local. Needs backlit[ray].", metavar="ADDRESS"),
+]

@@ -25,21 +25,21 @@ from backlit.cli.settings import fastest_device
 from backlit.cli.stopping import one_failure, said_when_stopped
 
 
-def run(path: Path, out: Path, words: tuple[int, int | None, str | None, bool], device: str | None) -> int:
+def run(path: Path, out: Path, words: tuple[int, int | None, str | None, str | None, bool], device: str | None) -> int:
     """Check a plan and run it; returns the number of images and pieces that failed.
 
     Args:
         path: The TOML file.
         out: The folder.
-        words: Workers, threads, shard and force, as the command line has them.
+        words: Workers, threads, Ray's address, shard and force, as the command line has them.
         device: In the place of the plan's.
 
     Raises:
         InputError: If the plan cannot be, or a worker would compute something else.
         FileError: If a file is missing, or the folder cannot be used.
     """
-    workers, threads, shard, force = words
-    into, how = console(), How(workers, threads, None if shard is None else read_shard(shard), force)
+    workers, threads, ray, shard, force = words
+    into, how = console(), How(workers, threads, ray, None if shard is None else read_shard(shard), force)
     suite = read_plan(path)
     device = suite.device if device is None else device
     suite = replace(suite, device=fastest_device(suite.dtype) if device == "auto" else device)

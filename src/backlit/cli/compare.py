@@ -70,6 +70,7 @@ def command(
     force: bool,
     workers: int,
     threads: int | None,
+    ray: str | None,
     size: int | None,
     mean: str | None,
     std: str | None,
@@ -100,7 +101,7 @@ def command(
     if model is None and kind == "images" and paths:
         warn_of_photographs(paths)
     loaded = load(asked.model, weights, compute, changes, download=download)
-    return run(asked, loaded, out, How(workers, threads, force=force, raising=not workers))
+    return run(asked, loaded, out, How(workers, threads, ray, force=force, raising=not (workers or ray)))
 
 
 def run(asked: Asked, loaded: LoadedModel, out: Path, how: How) -> int:
