@@ -32,6 +32,19 @@ def digits(tmp_path: Path) -> Path:
     return folder
 
 
+def test_an_averaged_method_for_pixels_knows_black_and_white(digits: Path, tmp_path: Path) -> None:
+    words = ("explain", digits / "a.png", "--method", "smooth_grad", "--option", "of=deep-taylor", "--target", 3)
+    done = command(*words, "--option", "samples=2", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "out" / "summary.json").read_text())["maps"]
+    model = backlit.load_model("digits")
+    low, high = model.preprocess.bounds
+    assert row["provenance"]["options"]["of"]["low"] == list(low)
+    found = backlit.Attribution.load(tmp_path / "out" / row["map"])
+    of = backlit.DeepTaylor(model.network, low=low, high=high)
+    assert torch.equal(found.values, backlit.SmoothGrad(model.network, of=of, samples=2)(found.inputs, 3).values)
+
+
 def test_rules_for_pixels_know_black_and_white(digits: Path, tmp_path: Path) -> None:
     """The box is that of the preprocessing, not each image's own range; an option overrides it."""
     black, white = backlit.load_model("digits", mean=0.3, std=0.6).preprocess.bounds

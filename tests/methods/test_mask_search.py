@@ -11,7 +11,7 @@ from _small_networks import Pooled, Two
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backlit import ExtremalPerturbation, InputError, MeaningfulPerturbation, UnsupportedOp
+from backlit import ExtremalPerturbation, InputError, MeaningfulPerturbation, ModelStateError, UnsupportedOp
 from backlit._random import stable_seed
 from backlit.methods.images import blurred
 from backlit.methods.smooth_masks import SmoothMasks, area_loss, blurred_by, pyramid
@@ -184,6 +184,21 @@ def test_a_pixel_is_as_blurred_as_its_mask_says() -> None:
         low = min(int(place), 3)
         expected = levels[low, n, :, i, j] * (1 - place + low) + levels[low + 1, n, :, i, j] * (place - low)
         torch.testing.assert_close(copies[v, n, :, i, j], expected)
+
+
+def test_gradients_that_are_no_numbers_end_in_a_plain_error() -> None:
+    """A mask of NaN is at no level of the pyramid: its pixels are NaN, and the map is refused as any other one."""
+    masks = torch.tensor([[[[torch.nan, 0.5], [0.0, 1.0]]]])
+    found = blurred_by(torch.arange(3.0).view(3, 1, 1, 1, 1).expand(3, 1, 1, 2, 2), masks)
+    torch.testing.assert_close(found[0, 0, 0], torch.tensor([[torch.nan, 1.0], [0.0, 2.0]]), equal_nan=True)
+
+    class Rootless(Pooled):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + ((x - x).sum((1, 2, 3)) * 0).sqrt()[:, None]  # the slope of a root at 0
+
+    for kind in (ExtremalPerturbation, MeaningfulPerturbation):
+        with pytest.raises(ModelStateError, match="perturbation is not finite although inputs and weights are"):
+            kind(Rootless().eval(), steps=3)(torch.rand(1, 3, 12, 12).double(), 1)
 
 
 def test_extremal_perturbations_are_the_papers() -> None:

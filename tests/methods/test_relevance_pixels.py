@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ from _relevance_networks import Net, drawn
 from torch import Tensor
 from torch.nn import functional as F
 
-from backlit import LRP, DeepTaylor, InputError
+from backlit import LRP, DeepTaylor, InputError, SmoothGrad
 from backlit.rules import presets
-from backlit.rules.linear import Epsilon, Flat, LayerRule, WSquare, ZBox
+from backlit.rules.linear import Epsilon, Flat, Gamma, LayerRule, WSquare, ZBox
 from backlit.rules.relevance import relevance
 
 
@@ -173,6 +174,21 @@ def test_a_value_a_little_outside_of_the_box_is_its_own_bound() -> None:
     torch.testing.assert_close(found.completeness["ratio"], torch.ones(2).double())
     with pytest.raises(InputError, match="low and high must bound the input, but it reaches from"):
         DeepTaylor(net, low=0.3, high=1.0)(x, 1)
+
+
+@pytest.mark.parametrize("chunk", [1, None])
+def test_noisy_copies_leave_the_box_and_the_image_itself_may_not(chunk: int | None) -> None:
+    """SmoothGrad's noise reaches far outside of black and white; a pixel there is its own bound."""
+    net = Net(lambda net, x: net.f(net.a(x).relu().mean((2, 3))))
+    x = torch.rand(2, 3, 6, 6, dtype=torch.float64)
+    for of in (DeepTaylor(net, low=0.0, high=1.0), LRP(net, preset="epsilon_gamma_box", low=0.0, high=1.0)):
+        ends = "low and high must bound the input, but it reaches from"
+        found = SmoothGrad(net, of=of, samples=3, chunk=chunk)(x, 1)
+        with pytest.raises(InputError, match=ends):
+            SmoothGrad(net, of=replace(of, low=0.5), samples=3, chunk=chunk)(x, 1)
+    table = relevance("box", dense=Epsilon(1e-7), convolution=Gamma(0.25), first=ZBox(0.0, 1.0, strict=False))
+    expected = SmoothGrad(net, of=LRP(net, rules=table), samples=3)(x, 1)
+    torch.testing.assert_close(found.values, expected.values)
 
 
 def test_an_image_without_any_signal_has_a_map_of_zeros() -> None:

@@ -101,6 +101,7 @@ STATES: dict[str, tuple[Callable[[], Any], type[Exception], str, Callable[[Any],
         _hooked("register_full_backward_pre_hook", 4), ModelStateError, r"'4' \(Linear\) has one", _clear_hooks,
     ),
     "old backward hook": (_hooked("register_backward_hook"), ModelStateError, "without backward hooks", _clear_hooks),
+    "scripted": (lambda: torch.jit.script(net()), UnsupportedOp, "'<model>' is scripted.*original nn.Module, given to torch.jit", lambda m: net()),
     "compiled": (lambda: torch.compile(net(), backend="eager"), UnsupportedOp, "'<model>' is compiled.*_orig_mod", lambda m: m._orig_mod),
     "compiled in place": (_compiled_in_place(False), UnsupportedOp, r"'<model>' is compiled.*copy.deepcopy\(model\)", copy.deepcopy),
     "a part compiled in place": (_compiled_in_place(True), UnsupportedOp, r"'0' is compiled.*copy.deepcopy\(model\)", copy.deepcopy),
@@ -111,6 +112,9 @@ STATES: dict[str, tuple[Callable[[], Any], type[Exception], str, Callable[[Any],
     "data parallel": (_Parallel, UnsupportedOp, r"'<model>' \(_Parallel\) copies the model.*model.module", lambda m: m.module),
 }  # fmt: skip
 
+RUNNABLE = ("scripted", "compiled", "compiled in place", "a part compiled in place")
+"""States in which a method of forward passes alone can run the network."""
+
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("state", STATES)
@@ -118,7 +122,7 @@ STATES: dict[str, tuple[Callable[[], Any], type[Exception], str, Callable[[Any],
 def test_a_bad_state_is_named_and_its_way_out_works(kind: type[Method], state: str) -> None:
     make, error, message, way_out = STATES[state]
     model = make()
-    if error is UnsupportedOp and "compiled" in state and not kind.traces:  # it looks at outputs alone
+    if error is UnsupportedOp and state in RUNNABLE and not kind.traces:  # it looks at outputs alone
         torch.testing.assert_close(of(kind, model).attribute(X, 1), of(kind, net()).attribute(X, 1))
         return
     with pytest.raises(error, match=message):

@@ -12,8 +12,9 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from backlit import Attribution, InputError
+from backlit import LRP, Attribution, InputError, SmoothGrad, VarGrad
 from backlit.methods.base import Kind
 from backlit.report import card as module
 from backlit.report.canvas import Canvas, fitted, plain, width_of, wrapped
@@ -310,6 +311,24 @@ def test_numbers_and_makers() -> None:
     assert made_by(told) == "DMBP, steps=20   ·   Net"
     assert made_by(make(method="own")) == "own   ·   Net"
     assert module.class_of(make(label=None)) == "class 3"
+
+
+@pytest.mark.parametrize(
+    ("of", "said"),
+    [
+        (lambda net: None, "SmoothGrad, samples=2   ·   Sequential"),
+        (lambda net: "deep_taylor", "SmoothGrad of Deep Taylor, samples=2   ·   Sequential"),
+        (lambda net: LRP(net, preset="z_plus"), "SmoothGrad of LRP, samples=2, of.preset=z_plus   ·   Sequential"),
+        (
+            lambda net: VarGrad(net, of=LRP, samples=3),
+            "SmoothGrad of VarGrad of LRP, samples=2, of.samples=3   ·   Sequential",
+        ),
+    ],
+)
+def test_the_title_tells_which_method_is_averaged(of: Any, said: str) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    found = SmoothGrad(net, of=of(net), samples=2)(torch.rand(1, 3, 8, 8), 1)
+    assert made_by(found) == said
 
 
 @pytest.mark.parametrize("label", [LONG, "x" * 5000, "a\nb\tc\x00\u202e", "", "斑马", "<b>&amp;"])

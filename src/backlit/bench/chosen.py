@@ -154,14 +154,23 @@ def with_attention(
 
 
 def with_bounds(chosen: Sequence[Chosen], preprocess: Preprocess) -> list[Chosen]:
-    """The methods, those whose rules bound the pixels with what black and white are behind the preprocessing."""
-    low, high = preprocess.bounds
-    return [
-        replace(one, options={"low": low, "high": high, **one.options})
-        if {"low", "high"} <= set(settable(one.method))
-        else one
-        for one in chosen
-    ]
+    """The methods, those whose rules bound the pixels with what black and white are behind the preprocessing.
+
+    So is the method that another one is made of, ``of``.
+    """
+    bounds = dict(zip(("low", "high"), preprocess.bounds, strict=True))
+
+    def bounded(one: Chosen) -> Chosen:
+        of = one.options.get("of")
+        if isinstance(of, str) and _takes_bounds(find_method(of, METHODS + BASELINES)):
+            return replace(one, options={**one.options, "of": find_method(of, METHODS)(NO_NETWORK, **bounds)})
+        return replace(one, options={**bounds, **one.options}) if _takes_bounds(one.method) else one
+
+    return [bounded(one) for one in chosen]
+
+
+def _takes_bounds(method: type[Method]) -> bool:
+    return {"low", "high"} <= set(settable(method))
 
 
 def methods_and_metrics(

@@ -34,6 +34,11 @@ BEHIND = "{} writes to the memory of a signal behind autograd's back (.data, .de
 OUT = "{} is called with out=, which has no gradient. Call it without, and write with tensor.copy_(result)."
 AUTOCAST = "{} runs under torch.autocast, its rule in another precision. Remove it; model.bfloat16() and x.bfloat16() work instead."
 HOOKS = "Hooks on saved tensors (torch.utils.checkpoint, save_on_cpu) change what backward passes read. Switch checkpointing off."
+SCRIPTED = "The module {!r} is scripted; its calls cannot be seen. Use the original nn.Module, given to torch.jit."
+COMPILED = (
+    "The module {!r} is compiled; its calls cannot be seen. Use the original nn.Module: model._orig_mod, or after "
+    "model.compile() a copy, copy.deepcopy(model)."
+)
 CUT_OFF = (
     "The output does not depend on the input through operations that can be seen: the model cuts the gradient "
     "(.detach(), .data, a conversion to NumPy), looks values up by index (an embedding; explain what follows it, with its "
@@ -68,10 +73,7 @@ def check_model(model: nn.Module, inputs: tuple[Tensor, ...], *, seen: bool = Tr
         if seen and (
             scripted or type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None)
         ):
-            raise UnsupportedOp(
-                f"The module {where!r} is {'scripted' if scripted else 'compiled'}; its calls cannot be seen. Use the "
-                "original nn.Module: model._orig_mod, or after model.compile() a copy, copy.deepcopy(model)."
-            )
+            raise UnsupportedOp((SCRIPTED if scripted else COMPILED).format(where))
         stochastic = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
         tracking = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
         if module.training and (stochastic or tracking or isinstance(module, nn.modules.batchnorm._BatchNorm)):

@@ -101,7 +101,8 @@ class Averaged(Method):
         def run(block: slice) -> None:
             v = block.stop - block.start
             targets = repeated(clean.targets, v)
-            maps = self.inner.explain(replace(job, inputs=noise.added(block), targets=targets, copies=v * job.copies))
+            copies = replace(job, inputs=noise.added(block), targets=targets, copies=v * job.copies, noisy=True)
+            maps = self.inner.explain(copies)
             moments.add(block, {_MAP: maps.values, **maps.parts})
 
         in_blocks(self.network, run, self.samples, job.inputs, self.chunk)

@@ -25,6 +25,7 @@ class Job:
         first: The number, in the whole batch, of the chunk's first image: what messages count from.
         images: How many images the whole batch has.
         copies: How many altered copies of the chunk's images ``inputs`` hold, one copy of all after the other.
+        noisy: Whether noise was added to the inputs, which then may leave the bounds that the images keep.
     """
 
     inputs: tuple[Tensor, ...]
@@ -32,6 +33,7 @@ class Job:
     first: int = 0
     images: int | None = None
     copies: int = 1
+    noisy: bool = False
 
     @property
     def classes(self) -> Tensor:

@@ -46,12 +46,12 @@ class Relevance(Method):
         super().__post_init__()
         check_positive("tolerance", self.tolerance)
 
-    def table(self, inputs: tuple[Tensor, ...]) -> RuleTable:
+    def table(self, job: Job) -> RuleTable:
         """The rules of every site."""
         raise NotImplementedError
 
     def explain(self, job: Job) -> Maps:
-        inputs, table = job.inputs, self.table(job.inputs)
+        inputs, table = job.inputs, self.table(job)
         if isinstance(self.rules, Mapping):
             table = table.over(self.rules)
         run = self.propagated(inputs, table)
@@ -279,18 +279,18 @@ class LRP(Relevance):
         code = presets.RELEVANCE[self.preset].__code__
         return frozenset(code.co_varnames[: code.co_argcount])
 
-    def _table(self, low: Bound | None = None, high: Bound | None = None) -> RuleTable:
+    def _table(self, low: Bound | None = None, high: Bound | None = None, strict: bool = True) -> RuleTable:
         """The rule table that these options ask for, with the box of the first layer."""
         if isinstance(self.rules, RuleTable):
             return self.rules
-        takes = {"value": self.epsilon, "gamma": self.gamma, "low": low, "high": high}
+        takes = {"value": self.epsilon, "gamma": self.gamma, "low": low, "high": high, "strict": strict}
         table = presets.RELEVANCE[self.preset](**{k: v for k, v in takes.items() if k in self._arguments})
         return presets.with_choices(table, self.attention, proportional if self.pool == "proportional" else None)
 
-    def table(self, inputs: tuple[Tensor, ...]) -> RuleTable:
+    def table(self, job: Job) -> RuleTable:
         if not self.has_box:
             return self._table()
-        return self._table(*box_of(self.network, inputs, self.low, self.high))
+        return self._table(*box_of(self.network, job.inputs, self.low, self.high), not job.noisy)
 
 
 class DeepTaylor(Relevance):
@@ -320,10 +320,10 @@ class DeepTaylor(Relevance):
         for name in ("low", "high"):
             check(is_bound(getattr(self, name)), name, getattr(self, name), "a number, one for each channel, or None")
 
-    def table(self, inputs: tuple[Tensor, ...]) -> RuleTable:
+    def table(self, job: Job) -> RuleTable:
         if not self.bounded:
             return presets.deep_taylor_unbounded()
-        return presets.deep_taylor(*box_of(self.network, inputs, self.low, self.high))
+        return presets.deep_taylor(*box_of(self.network, job.inputs, self.low, self.high), not job.noisy)
 
 
 class ExcitationBackprop(Relevance):
@@ -352,11 +352,11 @@ class ExcitationBackprop(Relevance):
     def kind_of_map(self) -> Kind:
         return "contrast" if self.contrastive else self.kind
 
-    def table(self, inputs: tuple[Tensor, ...]) -> RuleTable:
+    def table(self, job: Job) -> RuleTable:
         table = presets.excitation_backprop()
         if not self.contrastive:
             return table
-        last = _last_layers(record(self.network, inputs, _kept_call)[0])
+        last = _last_layers(record(self.network, job.inputs, _kept_call)[0])
         return table.where(lambda site: site.name in last, ClassContrast())
 
     def account(

@@ -117,7 +117,9 @@ def blurred_by(levels: Tensor, masks: Tensor) -> Tensor:
     """
     last = len(levels) - 1
     place = masks.clamp(0, 1) * last
-    below = place.detach().floor().clamp(max=last - 1)
+    below = (
+        place.detach().nan_to_num(0.0).floor().clamp(max=last - 1)
+    )  # NaN is no level, and stays in what is interpolated
     index = below.long()[:, :, None].expand(-1, -1, levels.shape[2], -1, -1)
     low, high = levels.gather(0, index), levels.gather(0, index + 1)
     return torch.lerp(low, high, (place - below)[:, :, None].to(levels))

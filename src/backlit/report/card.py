@@ -12,7 +12,7 @@ from backlit._options import default_of
 from backlit.attribution import Attribution
 from backlit.methods.base import is_number
 from backlit.report.canvas import INK, SOFT, WARNING, WARNING_GROUND, Canvas, fitted, line_height, width_of, wrapped
-from backlit.report.kinds import check_one, method_of, title_of
+from backlit.report.kinds import check_one, methods_in, title_of
 from backlit.report.panels import Panels, as_bytes, check_picture
 from backlit.report.planes import as_planes
 from backlit.report.scales import scales
@@ -85,9 +85,9 @@ def probability_text(p: float) -> str:
 def made_by(explanation: Attribution) -> str:
     """Method, its options that are not the defaults, and the network."""
     facts = [title_of(explanation)]
-    method, options = method_of(explanation), explanation.provenance.get("options")
-    if method is not None and isinstance(options, dict):
-        facts += [f"{k}={v}" for k, v in options.items() if k not in _HIDDEN and _told(v) and v != _default(method, k)]
+    for depth, (method, options) in enumerate(methods_in(explanation)):
+        told = {k: v for k, v in options.items() if k not in _HIDDEN and _told(v) and v != _default(method, k)}
+        facts += [f"{'of.' * depth}{k}={v}" for k, v in told.items()]
     network = explanation.provenance.get("model")
     return ", ".join(facts) + (f"   ·   {network}" if network else "")
 

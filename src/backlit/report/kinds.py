@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 
+from backlit._callables import class_of
 from backlit._errors import InputError
 from backlit._types import Heatmap
 from backlit.attribution import Attribution
@@ -100,10 +101,24 @@ def method_of(explanation: Attribution) -> type[Method] | None:
     return next((m for m in (*METHODS, *BASELINES) if m.name == name), None)
 
 
+def methods_in(explanation: Attribution) -> list[tuple[type[Method], Mapping[str, object]]]:
+    """The method that made it, the one that this was made of, ``of``, and so on, each with its recorded options."""
+    chain, method, options = [], method_of(explanation), explanation.provenance.get("options")
+    while method is not None:
+        options = options if isinstance(options, Mapping) else {}
+        chain.append((method, options))
+        of = options.get("of")
+        if not isinstance(of, Mapping):
+            break
+        kind, options = (of["method"], of) if "method" in of else (of, {})
+        method = next((m for m in (*METHODS, *BASELINES) if class_of(m) == kind.get("class")), None)
+    return chain
+
+
 def title_of(explanation: Attribution) -> str:
-    """The method's title, with the steps behind it; the recorded name of one that is none of Backlit's."""
-    method = method_of(explanation)
-    title = method.title if method is not None else str(explanation.provenance.get("method", "map"))
+    """The method's title, with the method that it is made of, and the steps behind it; the recorded name of a foreign one."""
+    titles = [method.title for method, _ in methods_in(explanation)]
+    title = " of ".join(titles) if titles else str(explanation.provenance.get("method", "map"))
     return ", ".join([title, *map(_said_of_step, explanation.provenance.get("post", []))])
 
 

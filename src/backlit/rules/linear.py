@@ -259,10 +259,12 @@ class ZBox(PixelRule):
 
     A bound is a number, one a channel (the pixel values 0 and 1 after the network's normalisation), or a tensor that
     broadcasts with the input. None stands for the image's own least and largest value in each channel.
+    Of an input far outside, the bounds are wrong, and it is refused; unless ``strict`` is False, as for images with noise.
     """
 
     low: Bound | None = None
     high: Bound | None = None
+    strict: bool = True
     name = "z_box"
 
     def through(self, g: Tensor, z: Tensor, layer: Layer) -> tuple[Tensor, Tensor | None]:
@@ -274,16 +276,17 @@ class ZBox(PixelRule):
         return above * layer.transposed(s, up) + below * layer.transposed(s, down), None
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The bounds, shaped to broadcast with ``x``; a value a little outside, as after added noise, is its own bound.
+        """The bounds, shaped to broadcast with ``x``; a value outside, as after added noise, is its own bound.
 
         Raises:
-            InputError: If there are as many as no dimension of ``x`` has, or the input lies outside by a tenth of the box.
+            InputError: If there are as many as no dimension of ``x`` has; if strict, if the input lies outside by a tenth of
+                the box.
         """
         own = tuple(range(2, x.dim())) or (1,)
         low = x.amin(own, keepdim=True) if self.low is None else bound_of("low", self.low, x)
         high = x.amax(own, keepdim=True) if self.high is None else bound_of("high", self.high, x)
         slack = 0.1 * (high - low).abs()
-        if not bool(((low - slack <= x) & (x <= high + slack)).all()):
+        if self.strict and not bool(((low - slack <= x) & (x <= high + slack)).all()):
             raise InputError(
                 f"low and high must bound the input, but it reaches from {float(x.detach().min()):.4g} to "
                 f"{float(x.detach().max()):.4g} and they are "

@@ -82,10 +82,14 @@ def epsilon_alpha2_beta1_flat(value: float = 1e-7) -> RelevanceTable:
 
 
 def epsilon_gamma_box(
-    low: Bound | None = None, high: Bound | None = None, value: float = 1e-7, gamma: float = 0.25
+    low: Bound | None = None,
+    high: Bound | None = None,
+    value: float = 1e-7,
+    gamma: float = 0.25,
+    strict: bool = True,
 ) -> RelevanceTable:
     """Epsilon in dense layers, gamma in convolutions, z-box between ``low`` and ``high`` in the first layer."""
-    box = ZBox(low, high)
+    box = ZBox(low, high, strict)
     return relevance("epsilon_gamma_box", dense=Epsilon(value), convolution=Gamma(gamma), first=box)
 
 
@@ -94,9 +98,9 @@ def z_plus() -> RelevanceTable:
     return relevance("z_plus", dense=ZPlus(), convolution=ZPlus())
 
 
-def deep_taylor(low: Bound | None = None, high: Bound | None = None) -> RelevanceTable:
+def deep_taylor(low: Bound | None = None, high: Bound | None = None, strict: bool = True) -> RelevanceTable:
     """Deep Taylor decomposition for pixels between ``low`` and ``high`` (Montavon et al. 2017, Sec. 4): z+, then z-box."""
-    return _decomposed("deep_taylor", ZBox(low, high))
+    return _decomposed("deep_taylor", ZBox(low, high, strict))
 
 
 def deep_taylor_unbounded() -> RelevanceTable:
