@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-TABLES = ("scores", "curves", "ranking", "differences")
+TABLES = ("scores", "curves", "ranking", "differences", "agreement")
 """The data frames of a :class:`Comparison`, by attribute."""
 FILES_TO_READ = tuple(f"{table}.{ending}" for table in TABLES for ending in ("csv", "parquet"))
 """The numbers for other programs, each table as CSV and as parquet."""
@@ -95,6 +95,8 @@ class Comparison:
             mean is carried by images whose own logit is small.
         differences: One row a metric and pair of methods: ``metric, method, other, difference, low, high, images,
             significant`` (the paired 95 % interval excludes 0).
+        agreement: One row a pair of metrics: ``metric, other, tau, methods``: Kendall's tau-b between their orders of the methods
+            that both score; null for fewer than three.
         protocols: For each metric what exactly was measured, as plain JSON values (see ``metrics.Protocol``).
         strips: Reset checks to look at.
         notes: For each metric what a reader must know.
@@ -109,6 +111,7 @@ class Comparison:
     curves: pl.DataFrame
     ranking: pl.DataFrame
     differences: pl.DataFrame
+    agreement: pl.DataFrame
     protocols: tuple[JsonObject, ...]
     strips: tuple[Strip, ...] = ()
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

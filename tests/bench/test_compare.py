@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 import torch
 from polars.testing import assert_frame_equal
+from scipy import stats
 
 import _named
 import backlit
@@ -65,6 +66,10 @@ def test_every_table_has_its_rows(found: backlit.Comparison) -> None:
     assert set(found.scores["extra"]) == {"", "ssim", "spearman of magnitudes"}
     assert found.ranking.height == 4 * 3
     assert found.differences.height == 4 * 3
+    assert found.agreement.height == 6  # pairs of the metrics
+    for row in found.agreement.iter_rows(named=True):
+        ranks = [found.ranking.filter(metric=row[k]).sort("method")["rank"].to_list() for k in ("metric", "other")]
+        assert row["tau"] == pytest.approx(stats.kendalltau(*ranks).statistic)
     assert found.curves.filter(metric="insertion", method="random").height == 51
     best = found.ranking.filter(metric="insertion").sort("rank")
     assert best["value"].is_sorted(descending=True)
@@ -159,7 +164,7 @@ def test_an_interrupted_comparison_goes_on(
     assert all(torch.equal(again.maps[k], v) for k, v in found.maps.items())
     assert [s.labels for s in again.strips] == [s.labels for s in found.strips]
     torch.testing.assert_close(torch.stack(again.strips[5].maps), torch.stack(found.strips[5].maps))
-    for table in ("scores", "curves", "ranking", "differences"):
+    for table in ("scores", "curves", "ranking", "differences", "agreement"):
         assert_frame_equal(pl.read_parquet(tmp_path / "out" / f"{table}.parquet"), getattr(again, table))
     saved = Attribution.load(tmp_path / "out" / "maps" / "grad_cam.000008-000010.1.safetensors")
     assert saved.values.shape == (3, 1, 32, 32)
@@ -180,7 +185,7 @@ def test_a_folder_in_use_is_never_overwritten(model: backlit.LoadedModel, exampl
         backlit.compare(model, few, ["random"], [Deletion(steps=7)], out=tmp_path / "out")
     assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
     with pytest.warns(
-        UserWarning, match=r"begins anew; force replaces 12 files of the earlier run: plan.json, results.jsonl"
+        UserWarning, match=r"begins anew; force replaces 14 files of the earlier run: plan.json, results.jsonl"
     ):
         backlit.compare(model, few, ["saliency"], ["deletion"], out=tmp_path / "out", force=True)
     assert b"random" not in (tmp_path / "out" / "results.jsonl").read_bytes()

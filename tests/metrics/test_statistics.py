@@ -14,7 +14,7 @@ import _oracles as slow
 from backlit import InputError
 from backlit.metrics.ranking import average_ranks, drawn_orders, pixel_ranks, spearman
 from backlit.metrics.similarity import scaled, ssim
-from backlit.metrics.statistics import difference, estimate, mean_band
+from backlit.metrics.statistics import difference, estimate, kendall_tau, mean_band
 
 
 @settings(deadline=None, max_examples=50)
@@ -135,3 +135,12 @@ def test_orders_are_drawn_for_each_image_whatever_its_batch_and_layout() -> None
 def test_shapes_are_checked_under_test() -> None:
     with pytest.raises(TypeCheckError):
         pixel_ranks(torch.zeros(3), torch.arange(3))
+
+
+def test_kendalls_tau_is_scipys() -> None:
+    generator = np.random.default_rng(0)
+    for ties in (3, 1000):
+        a, b = generator.integers(0, ties, (2, 12)).astype(float)
+        assert kendall_tau(a, b) == pytest.approx(stats.kendalltau(a, b).statistic)
+    assert kendall_tau(np.arange(5.0), -np.arange(5.0)) == -1
+    assert np.isnan(kendall_tau(np.zeros(4), np.arange(4.0)))

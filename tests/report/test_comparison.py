@@ -41,6 +41,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "differences": dict.fromkeys(("metric", "method", "other"), str)
     | dict.fromkeys(("difference", "low", "high"), float)
     | {"images": int, "significant": bool},
+    "agreement": {"metric": str, "other": str, "tau": float, "methods": int},
 }
 
 
@@ -123,6 +124,7 @@ def synthetic(size: int = 16, images: tuple[str, ...] = ("cat", "dog", "owl"), c
         frame("curves", curves),
         frame("ranking", ranking),
         frame("differences", differences),
+        frame("agreement", [("insertion", "reset", 1 / 3, 3)]),
         (protocol("insertion", "Insertion", higher=True), protocol("reset", "Reset", higher=False)),
         (strip,),
         {"insertion": ("one image left out",)},
@@ -638,3 +640,11 @@ def test_twenty_images_by_eight_methods_of_noise_take_less_than_10_mb() -> None:
     strips = tuple(replace(small.strips[0], method=m.name, image=n) for m in methods for n in images[:3])
     html = render(replace(small, methods=methods, maps=maps, strips=strips))
     assert len(html.encode()) < 10e6
+
+
+def test_the_metrics_taus_stand_beside_each_other() -> None:
+    text = Tags(render(synthetic())).text
+    assert "Do the metrics agree?" in text
+    assert "0.33" in text
+    fewer = replace(synthetic(), agreement=frame("agreement", [("insertion", "reset", None, 2)]))
+    assert "Do the metrics agree?" not in render(fewer)

@@ -21,7 +21,7 @@ from backlit.bench.folder import PROTOCOLS
 from backlit.bench.plan import Plan
 from backlit.bench.record import STRIPS, Finished, Task
 from backlit.bench.setting import title_of
-from backlit.bench.tables import curve_rows, difference_rows, ranking_rows, score_rows
+from backlit.bench.tables import agreement_rows, curve_rows, difference_rows, ranking_rows, score_rows
 from backlit.comparison import TABLES, ClassFacts, Comparison, ImageFacts, MethodFacts, Strip
 from backlit.metrics import Metric, Scores
 from backlit.models.loaded import numbered_classes
@@ -43,6 +43,7 @@ def gathered(plan: Plan, finished: Finished, seconds: float) -> Comparison:
         curves=curve_rows(scores),
         ranking=ranking_rows(scores, {name: _cost(one) for name, one in costs.items()}),
         differences=difference_rows(scores),
+        agreement=agreement_rows(scores),
         protocols=tuple(_protocol(plan, name, metric) for name, metric in plan.metrics.items()),
         strips=tuple(strip for name, one in scores.items() for strip in _strips(plan, finished, name, one)),
         notes={name: one.remarks for name, one in scores.items() if one.remarks},

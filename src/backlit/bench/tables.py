@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from math import isfinite
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from backlit._errors import InputError
 from backlit.metrics import Scores
-from backlit.metrics.statistics import Estimate, mean_band
+from backlit.metrics.statistics import Estimate, kendall_tau, mean_band
 
 if TYPE_CHECKING:
     import polars as pl
@@ -91,6 +94,17 @@ def difference_rows(scores: Mapping[str, Scores]) -> pl.DataFrame:
             rows.append((metric, method, other, e.value, e.low, e.high, e.images, e.excludes_zero))
     names = ("metric", "method", "other", "difference", "low", "high", "images", "significant")
     return _frame(names, (str, str, str, float, float, float, int, bool), rows)
+
+
+def agreement_rows(scores: Mapping[str, Scores]) -> pl.DataFrame:
+    """List one row a pair of metrics: Kendall's tau-b of their orders of the methods that both score, null for fewer than 3."""
+    rows, goodness = [], {metric: one.goodness for metric, one in scores.items()}
+    for metric, other in combinations(scores, 2):
+        one, two = goodness[metric], goodness[other]
+        both = [name for name in one if name in two and isfinite(one[name]) and isfinite(two[name])]
+        a, b = (np.array([of[name] for name in both]) for of in (one, two))
+        rows.append((metric, other, kendall_tau(a, b) if len(both) > 2 else None, len(both)))
+    return _frame(("metric", "other", "tau", "methods"), (str, str, float, int), rows)
 
 
 def _frame(names: Sequence[str], kinds: Sequence[type], rows: list[tuple[Any, ...]]) -> pl.DataFrame:

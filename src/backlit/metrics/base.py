@@ -158,13 +158,17 @@ class Scores:
 
     def ranking(self) -> list[tuple[str, Estimate]]:
         """Rank the methods, best first."""
-        scored = [(name, self.estimate(name)) for name in self.values]
-        sign = -1 if self.metric.higher_is_better else 1
-        ranked_by = {
-            name: estimate(v, self.groups, self.metric.compared, intervals=False).value
+        scored, goodness = [(name, self.estimate(name)) for name in self.values], self.goodness
+        return sorted(scored, key=lambda row: (np.isnan(row[1].value), -goodness[row[0]]))
+
+    @property
+    def goodness(self) -> dict[str, float]:
+        """Compute what the methods are ranked by, the better the higher; NaN of one that is not scored."""
+        sign = 1 if self.metric.higher_is_better else -1
+        return {
+            name: sign * estimate(v, self.groups, self.metric.compared, intervals=False).value
             for name, v in self.values.items()
         }
-        return sorted(scored, key=lambda row: (np.isnan(row[1].value), sign * ranked_by[row[0]]))
 
 
 @dataclass(frozen=True, eq=False)

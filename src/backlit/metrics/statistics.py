@@ -32,6 +32,17 @@ class Estimate:
         return self.low > 0 or self.high < 0
 
 
+def kendall_tau(a: np.ndarray, b: np.ndarray) -> float:
+    """Compute Kendall's tau-b of two rows of numbers (m,), which ties bring nearer to 0; NaN where one of them is constant.
+
+    Source: Kendall 1945, "The treatment of ties in ranking problems".
+    """
+    pairs = np.triu_indices(len(a), 1)
+    one, other = (np.sign(v[:, None] - v[None])[pairs] for v in (a, b))
+    untied = np.sqrt(float(np.abs(one).sum()) * float(np.abs(other).sum()))
+    return float((one * other).sum() / untied) if untied else float("nan")
+
+
 def mean(values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
     """Compute the mean over images, (d, n) -> (d,)."""
     return values.mean(-1)

@@ -21,7 +21,19 @@ from backlit.report.chart import Chart, Style, chart, style
 from backlit.report.gallery import Gallery, gallery
 from backlit.report.numbers import NOT_SCORED, decimals, facts, known, number
 from backlit.report.page import FIRST
-from backlit.report.ranks import Frame, Pair, Ranked, Standing, pairs, ranked, standing, verdict
+from backlit.report.ranks import (
+    Agreement,
+    Frame,
+    Pair,
+    Ranked,
+    Standing,
+    agreement,
+    by_pair,
+    pairs,
+    ranked,
+    standing,
+    verdict,
+)
 
 if TYPE_CHECKING:
     import polars as pl
@@ -89,6 +101,7 @@ class Report:
     methods: tuple[Method, ...]
     metrics: tuple[Metric, ...]
     overview: tuple[tuple[Standing, ...], ...]
+    agreement: tuple[tuple[Agreement, ...], ...]
     gallery: Gallery
     most_classes: int
     provenance: Facts
@@ -112,6 +125,7 @@ def report(comparison: Comparison, files: Sequence[str] = ()) -> Report:
         methods=tuple(_method(i, m, at_first=i in at_first) for i, m in enumerate(comparison.methods)),
         metrics=metrics,
         overview=tuple(tuple(standing(m.ranking, i) for m in metrics) for i in range(len(order))),
+        agreement=agreement(by_pair(comparison.agreement.iter_rows(named=True)), [m.name for m in metrics]),
         gallery=gallery(comparison, {m.name: m.title for m in metrics}, _text_bytes(comparison, len(metrics))),
         most_classes=max((len(i.classes) for i in comparison.images), default=0),
         provenance=facts(comparison.provenance),

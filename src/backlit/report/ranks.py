@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,30 @@ class Standing:
 
     value: str
     mark: str
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A cell of the matrix of metrics, how far two order the methods alike: tau as text, and its colour's share, -1 to 1."""
+
+    tau: str
+    share: float
+
+
+def by_pair(rows: Iterable[Mapping[str, Any]]) -> dict[frozenset[str], float | None]:
+    """Return tau by the two metrics' names."""
+    return {frozenset((row["metric"], row["other"])): row["tau"] for row in rows}
+
+
+def agreement(taus: Mapping[frozenset[str], float | None], metrics: Sequence[str]) -> tuple[tuple[Agreement, ...], ...]:
+    """Return a row a metric with a cell for each metric; none where no pair has a tau."""
+    if not any(known(tau) for tau in taus.values()):
+        return ()
+    return tuple(tuple(_agreement(1.0 if a == b else taus.get(frozenset((a, b)))) for b in metrics) for a in metrics)
+
+
+def _agreement(tau: float | None) -> Agreement:
+    return Agreement("–", 0.0) if tau is None or not known(tau) else Agreement(number(tau, 2), round(tau, 2))
 
 
 def ranked(ranking: Frame, differences: Frame, order: Mapping[str, int], higher: bool | None) -> tuple[Ranked, ...]:
