@@ -29,10 +29,10 @@ CAT, COFFEE = ("chelsea.png", (135, 0, 285, 300)), ("coffee.png", (220, 0, 420, 
 OUT = Path(__file__).with_name("photographs.jpg")
 
 
-def network() -> LoadedModel:
-    """SqueezeNet at 227 pixels, which takes the whole picture."""
+def network(weights: str | None = None) -> LoadedModel:
+    """SqueezeNet at 227 pixels, which takes the whole picture, with the weights in a file or those in BACKLIT_SHARED."""
     shared = Path(os.environ.get("BACKLIT_SHARED", "../shared")) / "models" / "squeezenet1_0-imagenet.safetensors"
-    loaded = backlit.load_model("squeezenet1_0", weights=Path(sys.argv[1]) if len(sys.argv) > 1 else shared)
+    loaded = backlit.load_model("squeezenet1_0", weights=weights or shared)
     return replace(loaded, preprocess=replace(loaded.preprocess, size=(SIDE, SIDE), resize=None, crop="stretch"))
 
 
@@ -59,7 +59,7 @@ def methods(loaded: LoadedModel) -> list[tuple[str, Method]]:
 
 def draw() -> None:
     """A row a class, a column a method."""
-    loaded, picture = network(), cat_and_coffee()
+    loaded, picture = network(*sys.argv[1:2]), cat_and_coffee()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "picture.png"
         picture.save(file)

@@ -1,4 +1,4 @@
-"""Write docs/metrics.md, docs/methods/every.md and docs/methods/index.md, on every metric and method, from the classes themselves.
+"""Write docs/metrics.md and docs/methods/{every,index,gallery}.md, on every metric and method, from the classes themselves.
 
 python docs/make_reference.py
 """
@@ -6,11 +6,13 @@ python docs/make_reference.py
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from backlit._options import default_of, option_docs, option_names
 from backlit.methods import BASELINES, METHODS, Method
@@ -56,10 +58,27 @@ they differ in the question that they answer, in what they need and in what they
   magnitude, how much a pixel matters; signal, a part of the image.
 - *Inside*: whether `at="layer"` explains an inner layer's output.
 - *Beside images*: what else it explains.
+- *Left*: the rank correlation (Spearman) with the trained map, of SqueezeNet 1.0 and of ResNet-18, after the last layer is
+  drawn anew, and after all layers are: a map that stays the same (1) does not tell what was learned. Measured
+  (`benchmarks/sanity.py`); [every method](every.md) has the numbers of images and the intervals.
 
-| method | the question that its map answers | needs | passes | compared with | map | inside | beside images |
-|---|---|---|---|---|---|---|---|
+| method | the question that its map answers | needs | passes | compared with | map | inside | beside images | left: last | all |
+|---|---|---|---|---|---|---|---|---|---|
 """
+GALLERY_HEAD = f"""# Gallery
+
+{_WRITTEN}
+
+One picture, half a cat and half a coffee, and SqueezeNet 1.0 with torchvision's weights: each map over it, of "Egyptian cat"
+on the left, of "espresso" on the right, red for the class and blue against it, both by one scale. Methods have their default
+options, but for PDA (`stride=4, samples=4`); those that learn from data learned from 200 images of ImageNet, MIP-IN for these two
+classes from the last feature map on. Drawn by
+`docs/make_gallery.py`; methods that need attention have no picture of a network without.
+
+"""
+SANITY = {"SqueezeNet 1.0": "sanity_squeezenet1_0", "ResNet-18": "sanity_resnet18"}
+"""Results of benchmarks/sanity.py by the network's name."""
+_SAID = {"last layer": "last layer anew", "all layers": "all layers anew", "least likely class": "least likely class"}
 _BASELINES = ("baseline", "reference", "references")
 
 
@@ -68,6 +87,9 @@ def pages() -> dict[Path, str]:
     return {
         DOCS / "metrics.md": "\n".join([METRICS_HEAD, *(line for kind in METRICS for line in _metric(kind))]),
         DOCS / "methods" / "index.md": MATRIX_HEAD + "".join(_matrix_row(kind) for kind in (*METHODS, *BASELINES)),
+        DOCS / "methods" / "gallery.md": GALLERY_HEAD
+        + "\n".join(_gallery_row(kind) for kind in METHODS if _picture(kind))
+        + "\n",
         DOCS / "methods" / "every.md": "\n".join(
             [METHODS_HEAD, *(line for kind in (*METHODS, *BASELINES) for line in _method(kind))]
         ),
@@ -90,7 +112,12 @@ def _method(kind: type[Method]) -> Iterator[str]:
     yield from _told(kind)
     yield f"`{kind.name}`: {kind.summary}. {kind.source}.\n"
     passes = kind(NO_NETWORK).forward_passes
+    if _picture(kind):
+        yield f"![{kind.title} of a cat, and of a coffee](../gallery/{kind.name}.jpg)\n"
+    yield f"- {kind.answers}"
     yield f"- Maps: {kind.kind}. Cost for one image and class: {passes:,.0f} forward passes; a pass back counts as two."
+    yield f"- Needs {kind.needs}."
+    yield from _sanity(kind)
     yield f"- Rules of your own: {'yes' if kind.takes_rules else 'no, it propagates by none'}."
     if kind.subtracts:
         yield "- A contrast of two classes is the one map less the other."
@@ -111,8 +138,52 @@ def _matrix_row(kind: type[Method]) -> str:
         kind.kind,
         "yes" if kind.explains_inside else "",
         ", ".join(what for axes, what in ((3, "signals"), (5, "volumes")) if axes in kind.axes),
+        _left(kind, "last layer"),
+        _left(kind, "all layers"),
     )
     return f"| {' | '.join(cells)} |\n"
+
+
+def _picture(kind: type[Method]) -> bool:
+    return (DOCS / "gallery" / f"{kind.name}.jpg").exists()
+
+
+def _gallery_row(kind: type[Method]) -> str:
+    return f"**[{kind.title}](every.md#{kind.__name__.lower()})**: {kind.answers}\n\n![{kind.title}](../gallery/{kind.name}.jpg)\n"
+
+
+@cache
+def _measured() -> dict[str, dict[str, Any]]:
+    """What benchmarks/sanity.py found, by network and method."""
+    found = {}
+    for network, name in SANITY.items():
+        file = DOCS.parent / "benchmarks" / "results" / f"{name}.json"
+        found[network] = {row["method"]: row for row in json.loads(file.read_text())["rows"]}
+    return found
+
+
+def _sanity(kind: type[Method]) -> Iterator[str]:
+    """Lines on how like the map is to that of another network or class, by the network on which it was measured."""
+    for network, rows in _measured().items():
+        if kind.name in rows:
+            row = rows[kind.name]
+            numbers = ", ".join(f"{said} {_interval(row[key])}" for key, said in _SAID.items())
+            yield f"- Correlation with its map of {network} ({row['images']} images): {numbers}."
+
+
+def _left(kind: type[Method], key: str) -> str:
+    """The two networks' correlations, in a cell."""
+    rows = [rows.get(kind.name) for rows in _measured().values()]
+    return ", ".join("–" if row is None else _number(row[key][0]) for row in rows) if any(rows) else ""
+
+
+def _interval(mean: list[float | None]) -> str:
+    value, low, high = map(_number, mean)
+    return value if mean[1] is None else f"{value} [{low}, {high}]"
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}".replace("-0.00", "0.00")
 
 
 def _told(kind: type) -> Iterator[str]:
