@@ -39,7 +39,7 @@ def test_the_embedded_scenes_give_a_report(tmp_path: Path) -> None:
     assert {p.name for p in out.iterdir()} == {
         "report.html", "plan.json", "request.json", "protocols.json", "results.jsonl", "maps",
         ".backlit", "scores.parquet", "curves.parquet", "ranking.parquet", "differences.parquet",
-        "scores.csv", "curves.csv", "ranking.csv", "differences.csv",
+        "scores.csv", "curves.csv", "ranking.csv", "differences.csv", "agreement.csv", "agreement.parquet",
     }  # fmt: skip
     plan = json.loads((out / "plan.json").read_text())
     assert plan["methods"]["dmbp"]["options"]["steps"] == 3

@@ -308,7 +308,7 @@ class TestStopped:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
 
-        for module, function in (("compare", "compare"), ("roar", "roar"), ("demo", "_explain")):  # not the commands
+        for module, function in (("compare", "done"), ("roar", "roar"), ("demo", "_explain")):  # not the commands
             monkeypatch.setattr(importlib.import_module(f"backlit.cli.{module}"), function, stop)
         monkeypatch.setattr(backlit.MIPIN, "fit", stop)
         _cifar(tmp_path)

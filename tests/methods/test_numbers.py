@@ -28,6 +28,12 @@ WHOLE = [(name, option) for name, option, of in TYPES if of.startswith("int")]
 REAL = [(name, option) for name, option, of in TYPES if of.startswith("float")]
 TRUTH = [(name, option) for name, option, of in TYPES if of == "bool"]
 STEPS = {("dmbp", "steps"), ("lpr", "steps")}
+LEAST = {
+    ("efficient_mprt", "bins"): [2, 3],
+    ("idsds", "cells"): [2, 3],
+    ("irof", "segments"): [2, 3],
+    ("sensitivity_n", "subsets"): [3, 4],
+}
 NO_NUMBER: list[Any] = ["3", "nan", [3], (), {}, 1j, torch.tensor(3), np.float64("nan"), object(), b"3"]
 
 
@@ -44,13 +50,14 @@ def test_whole_numbers(kind: str, option: str) -> None:
             continue  # no more than there are images, pixels, layers or classes
         with pytest.raises(InputError, match=f"^{option} must be "):
             OPTIONS[kind](**{option: value})
-    allowed = {"seed": [0, -1, -(2**63), 2**64 - 1], "blur_size": [1, 3]}.get(option, [1, 2])
+    allowed = {"seed": [0, -1, -(2**63), 2**64 - 1], "blur_size": [1, 3]}.get(option, LEAST.get((kind, option), [1, 2]))
+    beside = {"steps": None} if option == "pixels_per_step" else {}  # which say the same
     for value in allowed:
-        assert getattr(OPTIONS[kind](**{option: value}), option) == value
+        assert getattr(OPTIONS[kind](**{option: value, **beside}), option) == value
     if option not in ("seed",):
         for value in (0, -1):
             with pytest.raises(InputError, match=f"^{option} must be "):
-                OPTIONS[kind](**{option: value})
+                OPTIONS[kind](**{option: value, **beside})
 
 
 @pytest.mark.parametrize(("kind", "option"), REAL)

@@ -61,7 +61,8 @@ def test_a_metric_is_one_file_and_one_entry(tmp_path: Path) -> None:
     text = listed.read_text(encoding="utf-8")
     text = text.replace("METRICS:", "from backlit.metrics.largest import Largest\n\nMETRICS:", 1)
     listed.write_text(
-        text.replace("    MaxSensitivity,\n)", "    MaxSensitivity,\n    Largest,\n)", 1), encoding="utf-8"
+        text.replace("METRICS: tuple[type[Metric], ...] = (", "METRICS: tuple[type[Metric], ...] = (\n    Largest,", 1),
+        encoding="utf-8",
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", RUN], env=environment, cwd=tmp_path, capture_output=True, text=True)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from backlit.methods.average import SmoothGrad
-from backlit.methods.base import Method, check, check_positive, check_whole
+from backlit.methods.base import MOST_STEPS, Method, check, check_positive, check_whole
 from backlit.metrics.base import Case, Metric, Scores, to_numbers
 from backlit.metrics.examples import Examples
 from backlit.metrics.reset import CascadingReset, check_layers, layers_from_the_top, reset
@@ -40,7 +40,7 @@ class SmoothMPRT(CascadingReset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole("samples", self.samples)
+        check_whole("samples", self.samples, high=MOST_STEPS)
         check_positive("noise", self.noise)
         check(self.order in ("bottom", "top"), "order", self.order, "'bottom' or 'top'")
 
