@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from backlit._errors import BacklitError, InputError
 from backlit._forward import forward
 from backlit._layout import fast_layout
+from backlit.methods.base import check, is_number
 from backlit.methods.chunks import run_in_chunks
 from backlit.methods.inputs import chances, check_takes
 from backlit.metrics.examples import Examples
@@ -22,6 +23,17 @@ Made = tuple[Tensor, Tensor]
 Read = Callable[[Tensor, Tensor], Tensor]
 """Makes a row for each image (j, ...) from logits (j, k) and the examples' indices (j,)."""
 _FOOTPRINT = 64  # bytes that a forward pass takes at its peak, over those of its images
+
+
+def checked_percentages(given: object) -> tuple[float, ...]:
+    """Return percentages of the pixels as a tuple.
+
+    Raises:
+        InputError: Unless they are numbers above 0 and below 100.
+    """
+    listed = isinstance(given, (tuple, list)) and len(given) > 0 and all(is_number(p) and 0 < p < 100 for p in given)
+    check(listed, "percentages", given, "numbers above 0 and below 100, such as (10, 50, 90)")
+    return tuple(given)  # pyright: ignore[reportArgumentType]
 
 
 def run_changed(

@@ -12,7 +12,7 @@ from torch import Tensor
 from backlit._random import image_bytes, stable_seed
 from backlit.methods.base import check, is_number
 from backlit.metrics.base import Case, Metric, Scores, to_numbers
-from backlit.metrics.changed import Activation, Made, probability_of, run_changed
+from backlit.metrics.changed import Activation, Made, checked_percentages, probability_of, run_changed
 from backlit.metrics.examples import Examples
 from backlit.metrics.imputation import imputed
 from backlit.metrics.ranking import drawn_orders, pixel_ranks
@@ -40,12 +40,7 @@ class _Road(Metric):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = self.percentages
-        listed = (
-            isinstance(given, (tuple, list)) and len(given) > 0 and all(is_number(p) and 0 < p < 100 for p in given)
-        )
-        check(listed, "percentages", given, "numbers above 0 and below 100, such as (10, 50, 90)")
-        object.__setattr__(self, "percentages", tuple(given))
+        object.__setattr__(self, "percentages", checked_percentages(self.percentages))
         check(is_number(self.noise) and self.noise >= 0, "noise", self.noise, "a number from 0")
         check(self.activation in ("softmax", "sigmoid"), "activation", self.activation, "'softmax' or 'sigmoid'")
 

@@ -8,9 +8,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from backlit._random import image_bytes, stable_seed
-from backlit.methods.base import MOST_STEPS, check, check_whole, is_number
+from backlit.methods.base import MOST_STEPS, check_whole
 from backlit.metrics.base import Case, Metric, Scores, to_numbers
-from backlit.metrics.changed import Made, logit_of, run_changed, run_unchanged
+from backlit.metrics.changed import Made, checked_percentages, logit_of, run_changed, run_unchanged
 from backlit.metrics.ranking import pearson
 
 
@@ -37,12 +37,7 @@ class SensitivityN(Metric):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = self.percentages
-        listed = (
-            isinstance(given, (tuple, list)) and len(given) > 0 and all(is_number(p) and 0 < p < 100 for p in given)
-        )
-        check(listed, "percentages", given, "numbers above 0 and below 100, such as (10, 50, 90)")
-        object.__setattr__(self, "percentages", tuple(given))
+        object.__setattr__(self, "percentages", checked_percentages(self.percentages))
         check_whole("subsets", self.subsets, low=3, high=MOST_STEPS)
 
     @property
