@@ -82,7 +82,7 @@ def test_a_constant_map_has_no_entropy_to_rise_from(network: nn.Module, examples
 
 def test_options_that_cannot_be_are_refused(network: nn.Module, examples: Examples) -> None:
     for make, message in (
-        (lambda: SmoothMPRT(samples=0), "samples must be a positive integer, but is 0"),
+        (lambda: SmoothMPRT(samples=0), "samples must be a positive integer up to 1,000,000, but is 0"),
         (lambda: SmoothMPRT(noise=0), "noise must be a positive number, but is 0"),
         (lambda: SmoothMPRT(order="up"), "order must be 'bottom' or 'top', but is 'up'"),
         (lambda: EfficientMPRT(bins=1), "bins must be at least 2, but is 1"),
