@@ -40,31 +40,37 @@ class Journal:
         path: The file; it is made with the first row.
         plan: The identity of what was asked.
         any_plan: Keep the lines of other plans, instead of setting them aside.
+        keeps: Keep rows and entries in memory; else they are on the disk alone, where :func:`rows_in` reads them one by one.
         argument: What errors call the file.
 
     Raises:
         FileError: If it cannot be read or written.
     """
 
-    def __init__(self, path: Path, plan: str, *, any_plan: bool = False, argument: str = "out") -> None:
-        self.path, self.plan, self._argument = path, plan, argument
-        data = _read(path, argument)
+    def __init__(
+        self, path: Path, plan: str, *, any_plan: bool = False, keeps: bool = True, argument: str = "out"
+    ) -> None:
+        self.path, self.plan, self._keeps, self._argument = path, plan, keeps, argument
         self.entries: list[Entry] = []
         bad: list[tuple[int, bytes]] = []
         known: set[int] = set()
-        for number, line in enumerate(data.splitlines(keepends=True), 1):
+        line = b"\n"
+        for number, line in enumerate(_lines(path, argument), 1):
             entry = _entry(line)
             if entry is None or entry.line in known or not (any_plan or entry.plan == plan):
                 bad.append((number, line))
             else:
                 known.add(entry.line)
-                self.entries.append(entry)
+                if keeps:
+                    self.entries.append(entry)
         self.entries.sort(key=lambda entry: entry.line)  # the order of writing, whatever became of the file's
         self.rows = [entry.row for entry in self.entries if entry.plan == plan]
         self._next = max(known, default=0) + 1
-        self._keeps = True
-        if bad or (data and not data.endswith(b"\n")):
-            self._set_aside(bad)
+        if bad or not line.endswith(b"\n"):
+            if keeps:
+                self._set_aside(bad)
+            else:  # mended by one that reads it whole
+                Journal(path, plan, any_plan=any_plan, argument=argument)
 
     def append(self, row: JsonObject) -> None:
         """Add a line and wait until it is on the disk.
@@ -94,12 +100,6 @@ class Journal:
         if self._keeps:
             self.entries.append(entry)
             self.rows.append(row)
-
-    def forget(self) -> None:
-        """Keep rows on the disk alone, those that are there and those to come: :func:`rows_in` reads them."""
-        self._keeps = False
-        self.entries.clear()
-        self.rows.clear()
 
     def _set_aside(self, bad: list[tuple[int, bytes]]) -> None:
         if bad:
@@ -150,7 +150,7 @@ class Rows:
 
 def sound_entries(path: Path) -> Iterator[Entry | None]:
     """Read the lines of a journal without changing it; None stands for a line that is damaged."""
-    return (_entry(line) for line in _read(path, "out").splitlines())
+    return map(_entry, _lines(path, "out"))
 
 
 def rows_in(path: Path, plan: str) -> Iterator[JsonObject]:
@@ -159,17 +159,7 @@ def rows_in(path: Path, plan: str) -> Iterator[JsonObject]:
     Raises:
         FileError: If the file cannot be read.
     """
-    try:
-        if not path.is_file():
-            return
-        with path.open("rb") as file:
-            for line in file:
-                if (entry := _entry(line)) is not None and entry.plan == plan:
-                    yield entry.row
-    except OSError as error:
-        raise FileError(
-            f"out: cannot read {str(path)!r} ({error.strerror or error}). Check its permissions."
-        ) from error
+    return (entry.row for entry in sound_entries(path) if entry is not None and entry.plan == plan)
 
 
 def free_name(path: Path) -> Path:
@@ -181,11 +171,15 @@ def free_name(path: Path) -> Path:
     return found
 
 
-def _read(path: Path, argument: str) -> bytes:
+def _lines(path: Path, argument: str) -> Iterator[bytes]:
+    """Read lines one by one, each with its end; none if there is no file."""
     try:
-        if path.exists() and not path.is_file():
+        if not path.exists():
+            return
+        if not path.is_file():
             raise OSError(0, "it is no file, but a folder or a pipe")
-        return path.read_bytes() if path.exists() else b""
+        with path.open("rb") as file:
+            yield from file
     except OSError as error:
         raise FileError(
             f"{argument}: cannot read {str(path)!r} ({error.strerror or error}). Move it away, or choose another folder."

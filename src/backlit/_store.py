@@ -132,8 +132,8 @@ class Store:
         return StoredFile(self, name)
 
     @_refusals
-    def journal(self, name: str) -> Journal:
-        """Open a journal of this run: its sound rows, and a place for more.
+    def journal(self, name: str, *, keeps: bool = True) -> Journal:
+        """Open a journal of this run: its sound rows, in memory if it ``keeps`` them, and a place for more.
 
         Raises:
             FileError: If it cannot be read, or Backlit did not write it.
@@ -143,7 +143,7 @@ class Store:
             self._set_aside(name, path)
         if name not in self._listed:
             self._add(name, _JOURNAL)
-        return Journal(path, self.plan, argument=self._argument)
+        return Journal(path, self.plan, keeps=keeps, argument=self._argument)
 
     def rows(self, name: str, key: Callable[[JsonObject], Hashable]) -> Rows:
         """Open a journal of this run as rows by key.

@@ -472,6 +472,7 @@ def test_what_cannot_be_is_refused_before_anything_runs(
             "Complementary insertion needs all true classes",
         ),
         ({"metrics": ["pointing_game"]}, r"Pointing game needs boxes of the target .*VOC and ImageNet"),
+        ({"metrics": ["apc"]}, "needs a source signal .*, but none of the methods has one: .*Add one that has"),
         ({"metrics": ["ibd"]}, r"border must be under half of the image's side \(32 pixels\), but is 16"),
         ({"examples": wrong}, "target must be class indices from 0 to 9, but reaches from"),
         ({"shown": -1}, "shown must be a number of images from 0 on, but is -1"),

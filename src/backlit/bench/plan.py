@@ -24,6 +24,7 @@ from backlit.methods import BASELINES, METHODS, Method
 from backlit.methods.inputs import check_images
 from backlit.methods.lookup import find_method
 from backlit.metrics import Examples, Metric
+from backlit.metrics.base import WHO_HAS_IT
 from backlit.metrics.lookup import find_metric
 from backlit.models import LoadedModel
 
@@ -73,7 +74,15 @@ class Plan:
         for name, metric in self.metrics.items():
             _check_name("metrics", name)
             metric.check(self.network, self.examples, self.methods)
+            self._check_sources(metric)
         self._check_truth(self.logits.shape[1])
+
+    def _check_sources(self, metric: Metric) -> None:
+        if "source" in metric.needs and not any(method.gives_source for method in self.methods.values()):
+            raise InputError(
+                f"{metric.title} needs {WHO_HAS_IT['source']}, but none of the methods has one: {', '.join(self.methods)}. Add "
+                "one that has, or leave this metric out."
+            )
 
     def _check_truth(self, classes: int) -> None:
         low, high = int(self.examples.target.min()), int(self.examples.target.max())

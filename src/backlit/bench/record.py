@@ -55,7 +55,7 @@ class Finished:
 
     def __init__(self, plan: Plan, store: Store | None, shards: Sequence[Path] = ()) -> None:
         self._plan, self._store, self._shards = plan, store, shards
-        self._journal = store.journal(RESULTS) if store else None
+        self._journal = store.journal(RESULTS, keeps=False) if store else None
         self._memory: list[JsonObject] = []
         self._maps: dict[str, Attribution] = {}
         self._methods = {name: i for i, name in enumerate(plan.methods)}
@@ -63,8 +63,6 @@ class Finished:
         self._done = np.zeros((len(self._methods), len(plan.blocks), len(self._pieces)), dtype=bool)
         self._labels: dict[tuple[str, str], int] = {}
         self.failures: dict[tuple[str, str, int], JsonObject] = {}
-        if self._journal is not None:
-            self._journal.forget()
         for row in self._all_rows():
             self._mark(row)
 

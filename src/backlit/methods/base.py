@@ -163,6 +163,8 @@ class Method(Configured, ABC):
     """Whether it explains the output of an inner layer (``at``) as it does images."""
     axes: ClassVar[tuple[int, ...]] = IMAGES
     """How many axes its inputs may have."""
+    gives_source: ClassVar[bool] = False
+    """Whether its maps come with a source signal, ``parts["source"]``."""
     memory_factor: ClassVar[float] = 4.0
     """Bytes that an image takes at the peak, over the bytes of its activations in one forward pass."""
 

@@ -47,6 +47,7 @@ class MIPIN(FittedMethod[InverseNetwork]):
     fit_options = FitOptions
     learner = staticmethod(fit_inverse)
     takes_rules = False
+    gives_source = True
     memory_factor = 8.0
 
     rectify: Literal["each", "mean"] | None = None

@@ -41,6 +41,7 @@ class PatternNet(FittedMethod[Patterns]):
     fit_options = PatternOptions
     learner = staticmethod(fit_patterns)
     times_weight: ClassVar[bool] = False
+    gives_source = True
 
     estimator: Literal["two_component", "linear"] = "two_component"
 
@@ -64,7 +65,7 @@ class PatternNet(FittedMethod[Patterns]):
             run,
             values,
             targets,
-            parts={} if self.times_weight else {"source": values},
+            parts={"source": values} if self.gives_source else {},
             completeness={"log10_scale": scale},
             notes={"fitted": str(self.learned)},
         )
@@ -116,3 +117,4 @@ class PatternAttribution(PatternNet):
     summary = "how much each pixel's signal gives to the logit"
     answers = "How much does each part of that signal add to the score?"
     times_weight = True
+    gives_source = False
