@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -166,3 +171,43 @@ def test_ray_itself_gives_the_same_bits(tmp_path: Path) -> None:
     run(asked(), plan, tmp_path / "one", How(threads=1), silent)
     run(asked(), plan, tmp_path / "ray", How(2, 1, "local"), silent)
     assert_same(results(tmp_path / "ray"), results(tmp_path / "one"))
+
+
+@pytest.mark.slow
+def test_what_was_done_before_raylets_died_is_kept(tmp_path: Path) -> None:
+    """Ray's own process dies twice, with work done and work left; the third run ends with the bits of one process.
+
+    Actors go on for about 15 seconds after it: a run that has less to do than that ends well, others say what is gone.
+    """
+    pytest.importorskip("ray", reason="backlit[ray] is not installed")
+    long = asked(methods="smooth_grad(samples=400); integrated_gradients(steps=1000); lrp; rise(masks=8000)")
+    plan = plan_of(long)[0]
+    run(long, plan, tmp_path / "one", How(threads=1), silent)
+    killed: list[int] = []
+    for most in (2, 14):
+        killer = Thread(target=lambda most=most: killed.extend(_kill_raylets(tmp_path / "ray", most)))
+        killer.start()
+        with suppress(InputError):
+            run(long, plan, tmp_path / "ray", How(2, 1, "local"), silent)
+        killer.join()
+    run(long, plan, tmp_path / "ray", How(2, 1, "local"), silent)
+    assert len(killed) == 2
+    assert_same(results(tmp_path / "ray"), results(tmp_path / "one"))
+
+
+def _kill_raylets(out: Path, after: int) -> list[int]:
+    """Kill this process's raylet once so many pieces are written."""
+    while sum(len(file.read_bytes().splitlines()) for file in out.rglob("results.jsonl")) < after:
+        time.sleep(0.02)
+    killed = list(_raylets())
+    for number in killed:
+        os.kill(number, signal.SIGKILL)
+    return killed
+
+
+def _raylets() -> Iterator[int]:
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError):  # of a process that ended meanwhile
+            name, _, rest = status.read_text().partition("(")[2].rpartition(")")
+            if name == "raylet" and int(rest.split()[1]) == os.getpid():
+                yield int(status.parent.name)
