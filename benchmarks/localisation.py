@@ -19,8 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from _common import for_all_methods, half, rows_of, shared_data, shared_model, written
 from backlit._errors import BacklitError
@@ -45,23 +44,7 @@ def methods(loaded: LoadedModel) -> dict[str, tuple[Maps, float]]:
     for kind in (*METHODS, *BASELINES):
         if kind not in (DMBP, LPR) and not issubclass(kind, FittedMethod):
             made[kind.name] = kind(loaded)
-    explained = {name: (method.attribute, method.forward_passes) for name, method in made.items()}
-    return {**explained, "centre": (_centre, 1.0), "edges": (_edges, 1.0)}
-
-
-def _centre(x: Tensor, target: Tensor) -> Tensor:
-    """A Gaussian hill of a quarter of the width in the middle of every image."""
-    height, width = x.shape[-2:]
-    rows, columns = (torch.linspace(-2, 2, size, dtype=x.dtype) for size in (height, width))
-    return torch.exp(-(rows[:, None] ** 2 + columns**2) / 2).expand(len(x), 1, height, width)
-
-
-def _edges(x: Tensor, target: Tensor) -> Tensor:
-    """The magnitude of Sobel's gradient, summed over channels."""
-    kernel = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]], dtype=x.dtype)
-    weight = torch.stack([kernel, kernel.T])[:, None]
-    slopes = nn.functional.conv2d(nn.functional.pad(x.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate"), weight)
-    return slopes.norm(dim=1).unflatten(0, x.shape[:2]).sum(1, keepdim=True)
+    return {name: (method.attribute, method.forward_passes) for name, method in made.items()}
 
 
 def measure(loaded: LoadedModel, arguments: argparse.Namespace, path: Path) -> None:
