@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TypeGuard
+
+_LONGEST = 200  # characters of a value in an error
+
+
+LARGEST = 1e15
+"""The largest magnitude of a number that an option may have: beyond it, what is computed from it overflows."""
 
 
 class BacklitError(Exception):
@@ -40,7 +47,39 @@ def check(holds: bool, name: str, found: object, must_be: str) -> None:
         InputError: Unless ``holds``.
     """
     if not holds:
-        raise InputError(f"{name} must be {must_be}, but is {found!r}.")
+        too_large = isinstance(found, (int, float)) and abs(found) > LARGEST
+        bound = f" Numbers reach to {LARGEST:g}." if too_large else ""
+        raise InputError(f"{name} must be {must_be}, but is {shown(found)}.{bound}")
+
+
+def is_word(given: object, words: Collection[str]) -> TypeGuard[str]:
+    """Tell whether a value is one of these words; an array, which compares number by number, is none."""
+    return isinstance(given, str) and given in words
+
+
+def check_word(name: str, given: object, words: Collection[str], *, none: bool = False) -> None:
+    """Refuse what is none of the words that an argument may be.
+
+    Raises:
+        InputError: Unless it is one, or None where that is allowed; with the word that is nearest.
+    """
+    if is_word(given, words) or (none and given is None):
+        return
+    choices = [*map(repr, words), *(["None"] if none else [])]
+    listed = " or ".join([", ".join(choices[:-1]), choices[-1]] if len(choices) > 1 else choices)
+    hint = nearest(given, words) if isinstance(given, str) else ""
+    raise InputError(f"{name} must be {listed}, but is {shown(given)}.{hint}")
+
+
+def shown(value: object) -> str:
+    """Return a value as an error shows it: an array by its shape, and what takes many characters in short."""
+    if (shape := getattr(value, "shape", None)) is not None and not isinstance(value, type):
+        return f"{type(value).__name__}{tuple(shape)}"
+    try:
+        text = repr(value)
+    except Exception:  # a broken __repr__ must not hide what is wrong
+        return f"a {type(value).__name__}"
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def reason(error: BaseException) -> str:

@@ -11,9 +11,9 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import InputError, check, nearest
+from backlit._errors import InputError, check, check_word, nearest
 from backlit.attribution import Attribution, Reduce
-from backlit.methods.base import check_positive, is_number
+from backlit.methods.base import MOST_PIXELS, check_positive, is_number
 from backlit.metrics import Examples, Metric
 
 
@@ -31,8 +31,7 @@ class PostStep(ABC):
     reduce: Reduce | None = None
 
     def __post_init__(self) -> None:
-        known = (None, *get_args(Reduce))
-        check(self.reduce in known, "reduce", self.reduce, f"one of {', '.join(map(str, known))}")
+        check_word("reduce", self.reduce, get_args(Reduce), none=True)
 
     @abstractmethod
     def filtered(self, values: Tensor) -> Tensor:
@@ -88,7 +87,7 @@ class LowPass(PostStep):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(is_number(self.cutoff) and 0 < self.cutoff <= 1, "cutoff", self.cutoff, "a number above 0 and at most 1")
-        check(self.shape in ("ideal", "gaussian"), "shape", self.shape, "'ideal' or 'gaussian'")
+        check_word("shape", self.shape, ("ideal", "gaussian"))
 
     def filtered(self, values: Tensor) -> Tensor:
         h, w = values.shape[-2:]
@@ -117,7 +116,7 @@ class Smooth(PostStep):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive("sigma", self.sigma)
+        check_positive("sigma", self.sigma, high=MOST_PIXELS)
 
     def filtered(self, values: Tensor) -> Tensor:
         for dim in (-2, -1):  # a mirrored signal is one period of an even one

@@ -320,7 +320,11 @@ def test_precisions_and_networks_of_one_output(kind: Any) -> None:
         (MeaningfulPerturbation, {"cells": 0}, r"cells must be a positive integer up to 1,000, but is 0"),
         (MeaningfulPerturbation, {"l1": -1.0}, r"l1 must be a number from 0 on, but is -1\.0"),
         (MeaningfulPerturbation, {"tv": "much"}, r"tv must be a number from 0 on, but is 'much'"),
-        (MeaningfulPerturbation, {"smoothing": -0.1}, r"smoothing must be a number from 0 on, but is -0\.1"),
+        (
+            MeaningfulPerturbation,
+            {"smoothing": -0.1},
+            r"smoothing must be a share of the side, from 0 to 1, but is -0\.1",
+        ),
         (MeaningfulPerturbation, {"beta": 0}, r"beta must be a positive number, but is 0"),
         (MeaningfulPerturbation, {"jitter": 0}, r"jitter must be a positive integer up to 1,000, but is 0"),
         (MeaningfulPerturbation, {"start": "disc"}, r"start must be 'circle' or 'ones', but is 'disc'"),

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import InputError, check
+from backlit._errors import InputError, check, check_word
 from backlit._json import JsonObject
 from backlit._warn import warn
 from backlit.inverse.artefact import Fitted
@@ -85,12 +85,12 @@ class FitOptions:
         number = isinstance(self.ridge, (int, float)) and not isinstance(self.ridge, bool)
         precise = self.precision in (torch.float32, torch.float64)
         start = "'input', 'features', 'pooled', a module path or a site"
-        check(self.samples in ("all", "own"), "samples", self.samples, "'all' or 'own'")
+        check_word("samples", self.samples, ("all", "own"))
         check(number and 0 <= self.ridge < inf, "ridge", self.ridge, "a number from 0 on")
         check(precise, "precision", self.precision, "torch.float32 or torch.float64")
         check(isinstance(self.memory, int) and self.memory > 0, "memory", self.memory, "a positive number of bytes")
         check(self.start is None or isinstance(self.start, str), "start", self.start, start)
-        check(self.reading in ("means", "paper"), "reading", self.reading, "'means' or 'paper'")
+        check_word("reading", self.reading, ("means", "paper"))
         for name, values in _CHOICES.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, values[self.reading == "paper"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import BacklitError, InputError, check, nearest
+from backlit._errors import LARGEST, BacklitError, InputError, check, nearest
 from backlit._fingerprint import fingerprint
 from backlit._options import NO_OPTION, Configured, options_of
 from backlit._other_names import says_what_to_write
@@ -44,6 +43,8 @@ part of the image that the score follows; "noise", nothing."""
 
 MOST_STEPS = 1_000_000
 """What an iterative method may be asked for: more is a mistake that would not end."""
+MOST_PIXELS = 10_000
+"""The largest width of a blur or a step, in pixels: more is wider than the images."""
 
 
 def check_whole(name: str, found: object, *, low: int = 1, high: int | None = None, none: bool = False) -> None:
@@ -52,7 +53,7 @@ def check_whole(name: str, found: object, *, low: int = 1, high: int | None = No
     Raises:
         InputError: Unless it is one, or None where that is allowed.
     """
-    whole = isinstance(found, int) and not isinstance(found, bool) and found >= low and (high is None or found <= high)
+    whole = isinstance(found, int) and not isinstance(found, bool) and low <= found <= (high or LARGEST)
     kind = "a positive integer" if low == 1 else f"an integer from {low}"
     check(
         whole or (none and found is None),
@@ -63,26 +64,21 @@ def check_whole(name: str, found: object, *, low: int = 1, high: int | None = No
 
 
 def is_number(found: object) -> TypeGuard[float]:
-    """Tell whether it is a finite number; a truth value is none."""
-    if not isinstance(found, (int, float)) or isinstance(found, bool):
-        return False
-    try:
-        return math.isfinite(found)
-    except OverflowError:  # an integer beyond what floats hold
-        return False
+    """Tell whether it is a number that can be computed with, of a magnitude up to ``LARGEST``; a truth value is none."""
+    return isinstance(found, (int, float)) and not isinstance(found, bool) and abs(found) <= LARGEST
 
 
-def check_positive(name: str, found: object, *, none: bool = False) -> None:
-    """Refuse what is no finite number above 0.
+def check_positive(name: str, found: object, *, high: float | None = None, none: bool = False) -> None:
+    """Refuse what is no number above 0, up to ``high``.
 
     Raises:
         InputError: Unless it is one, or None where that is allowed.
     """
     check(
-        (is_number(found) and found > 0) or (none and found is None),
+        (is_number(found) and 0 < found <= (high or LARGEST)) or (none and found is None),
         name,
         found,
-        f"a positive number{' or None' * none}",
+        f"a positive number{'' if high is None else f' up to {high:,}'}{' or None' * none}",
     )
 
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from backlit._errors import check_word
 from backlit.capture import Call, RuleLike, Tap, named
 from backlit.methods.axes import ANY
-from backlit.methods.base import check
 from backlit.methods.biases import BiasMethod, check_told, offset, propagated, with_biases
 from backlit.methods.job import Job, Maps, scores_of
 from backlit.rules import TRUE, RuleTable, presets
@@ -45,7 +45,7 @@ class BBp(BiasMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.alpha in ("ratio", "equal"), "alpha", self.alpha, "'ratio' or 'equal'")
+        check_word("alpha", self.alpha, ("ratio", "equal"))
 
     def explain_together(self, job: Job) -> Maps:
         inputs = job.inputs

@@ -96,7 +96,7 @@ class Centre(Blind):
             size = x.shape[axis]
             places = torch.arange(1 - size, size, 2, dtype=x.dtype, device=x.device) / (2 * size)  # alike on both sides
             shape = [size if i == axis else 1 for i in range(x.dim())]
-            bump = bump * torch.exp(-places.square() / (2 * self.sigma**2)).view(shape)
+            bump = bump * torch.exp(-(places / self.sigma).square() / 2).view(shape)
         return bump
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from backlit._forward import forward
 from backlit.methods.axes import ROWS
-from backlit.methods.base import MOST_STEPS, check_positive, check_whole
+from backlit.methods.base import MOST_PIXELS, MOST_STEPS, check_positive, check_whole
 from backlit.methods.job import Job, Maps, scores_of
 from backlit.methods.path import PathMethod
 
@@ -39,9 +39,9 @@ class BlurIG(PathMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive("sigma", self.sigma)
+        check_positive("sigma", self.sigma, high=MOST_PIXELS)
         check_whole("steps", self.steps, high=MOST_STEPS)
-        check_positive("grad_step", self.grad_step)
+        check_positive("grad_step", self.grad_step, high=MOST_PIXELS)
 
     @property
     def forward_passes(self) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from backlit._errors import InputError
+from backlit._errors import InputError, check_word
 from backlit._features import Features, find_features
 from backlit.capture import Propagation, propagate
 from backlit.methods.base import Method, check
@@ -54,7 +54,7 @@ class ActivationMap(Method):
         else:
             must = "a module path, a site, a tuple of them, or None"
             check(layer is None or isinstance(layer, str), "layer", layer, must)
-        check(self.channels in (None, "first", "last"), "channels", self.channels, "'first', 'last', or None")
+        check_word("channels", self.channels, ("first", "last"), none=True)
         if grid is not None:
             pair = isinstance(grid, (tuple, list)) and len(grid) == 2 and all(type(s) is int and s > 0 for s in grid)
             check(pair, "grid", grid, "the height and the width of the tokens' grid, as in (14, 14), or None")

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backlit._errors import BacklitError, InputError
+from backlit._errors import BacklitError, InputError, check
 from backlit._features import find_features
 from backlit.capture import Propagation
 from backlit.methods.account import wide
-from backlit.methods.base import check_positive, check_whole
+from backlit.methods.base import check_whole, is_number
 from backlit.methods.cam import ActivationMap, distinct
 from backlit.methods.cam_layers import Layer, Wanted, named_layers, notes_of
 from backlit.methods.chunks import out_of_memory, run_in_chunks
@@ -61,7 +61,10 @@ class CAMERAS(ActivationMap):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_whole("steps", self.steps, high=1000)
-        check_positive("largest", self.largest)
+        largest = self.largest
+        check(
+            is_number(largest) and 0.1 <= largest <= 100, "largest", largest, "a number from 0.1 to 100 times the image"
+        )
         if self.grid is not None:
             raise InputError(
                 f"grid must be None for CAMERAS, whose copies of the image have other grids, but is {self.grid!r}. Leave it out."

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from backlit._errors import InputError
+from backlit._errors import InputError, check_word
 from backlit._forward import of_image
 from backlit._options import NO_OPTION
 from backlit._warn import Once, warn
@@ -16,7 +16,7 @@ from backlit.capture import propagate
 from backlit.methods.account import account, wide
 from backlit.methods.audit import Leak, audit
 from backlit.methods.axes import ANY
-from backlit.methods.base import Method, check, check_positive
+from backlit.methods.base import Method, check_positive
 from backlit.methods.copies import repeated
 from backlit.methods.images import (
     BASELINE_IMAGES,
@@ -54,7 +54,7 @@ class _Lift(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.rule in ("rescale", "reveal_cancel"), "rule", self.rule, "'rescale' or 'reveal_cancel'")
+        check_word("rule", self.rule, ("rescale", "reveal_cancel"))
         check_positive("tolerance", self.tolerance)
 
     @property

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from backlit._errors import InputError, reason
 from backlit.capture import FrozenNetwork, Site
 from backlit.capture.forms import Scaled
 from backlit.methods.masks import Masks, RMSprop
@@ -22,6 +23,26 @@ OPTIMIZERS: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] = 
     "adam": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr),
     "sgd": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr),
 }
+
+
+def _optimizer(named: str | Callable[..., object], theta: Tensor, lr: float) -> torch.optim.Optimizer:
+    """Make the optimizer of the masks.
+
+    Raises:
+        InputError: If a function is none that makes one.
+    """
+    make = OPTIMIZERS[named] if isinstance(named, str) else named
+    try:
+        made = make([theta], lr)
+    except TypeError as error:
+        raise InputError(
+            f"optimizer must be a function of (parameters, lr), but calling it with both fails: {reason(error)}."
+        ) from error
+    if not isinstance(made, torch.optim.Optimizer):
+        raise InputError(
+            f"optimizer must be a function that returns a torch.optim.Optimizer, but returns {type(made).__name__}."
+        )
+    return made
 
 
 @dataclass(frozen=True)
@@ -99,8 +120,7 @@ class Descent:
                 self._masks = Masks(chosen, self._n, dtype)
                 self._start(self._masks)
                 self._moving = frozen.at(*self._twice, scaled={site.name for site, _ in chosen})
-                make = options.optimizer if callable(options.optimizer) else OPTIMIZERS[options.optimizer]
-                self._optimizer = make([self._masks.theta], options.lr)
+                self._optimizer = _optimizer(options.optimizer, self._masks.theta, options.lr)
                 self._stopped = _Stopped(options.tolerance, self._masks)
         # No bound method is kept: the cycle would hold hundreds of megabytes until the collector looks.
         self._compiled = torch.compile(_traced, fullgraph=True, dynamic=False) if options.compile else None

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import InputError, ModelStateError, UnsupportedOp
+from backlit._errors import InputError, ModelStateError, UnsupportedOp, check_word, is_word
 from backlit._warn import warn
 from backlit.capture import Coverage, CoverageRow, FrozenNetwork, Site, freeze
 from backlit.capture.forms import Scaled
@@ -89,16 +89,16 @@ class DMBP(Stepped):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.variant in ("all", "+,-", "+", "nd"), "variant", self.variant, "'all', '+,-', '+' or 'nd'")
+        check_word("variant", self.variant, ("all", "+,-", "+", "nd"))
         check_whole("steps", self.steps, high=MOST_STEPS)
         check_positive("lr", self.lr)
-        known = callable(self.optimizer) or (isinstance(self.optimizer, str) and self.optimizer in OPTIMIZERS)
+        known = callable(self.optimizer) or is_word(self.optimizer, OPTIMIZERS)
         check(known, "optimizer", self.optimizer, f"one of {', '.join(OPTIMIZERS)}, or a function (parameters, lr)")
-        check(is_number(self.init) or self.init == "normal", "init", self.init, "a number or 'normal'")
+        check(is_number(self.init) or is_word(self.init, ("normal",)), "init", self.init, "a number or 'normal'")
         check_positive("tolerance", self.tolerance, none=True)
         check(isinstance(self.compile, bool), "compile", self.compile, "True or False")
         check_sites(self.sites)
-        check(self.last_bias in ("both", "half"), "last_bias", self.last_bias, "'both' or 'half'")
+        check_word("last_bias", self.last_bias, ("both", "half"))
         floating = self.dtype is None or (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point)
         check(floating, "dtype", self.dtype, "a floating-point torch dtype or None")
 

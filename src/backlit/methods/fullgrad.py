@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from backlit._errors import check_word
 from backlit.capture import Call, Tap, named
 from backlit.methods.base import Kind, check
 from backlit.methods.biases import (
@@ -57,8 +58,8 @@ class FullGrad(BiasMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.process in ("published", "raw"), "process", self.process, "'published' or 'raw'")
-        check(self.biases in ("layers", "all"), "biases", self.biases, "'layers' or 'all'")
+        check_word("process", self.process, ("published", "raw"))
+        check_word("biases", self.biases, ("layers", "all"))
         check(isinstance(self.layers, bool), "layers", self.layers, "True or False")
 
     @property

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from backlit._errors import check_word
 from backlit._options import option_names, options_of
 from backlit.capture import propagate
 from backlit.methods.base import Kind, check, check_positive
@@ -207,8 +208,7 @@ class NormGrad(GradientMap):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        names = get_args(Identity)
-        check(self.identity in names, "identity", self.identity, f"one of {', '.join(names)}")
+        check_word("identity", self.identity, get_args(Identity))
 
     def weighed(self, activation: Tensor, gradient: Tensor) -> Tensor:
         if self.identity == "scaling":

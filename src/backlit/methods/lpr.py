@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from backlit._errors import InputError, UnsupportedOp
+from backlit._errors import InputError, UnsupportedOp, check_word, is_word
 from backlit._forward import forward, unchanged
 from backlit._layout import fast_layout
 from backlit._plain import plain
@@ -147,19 +147,12 @@ class LPR(Stepped):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = (*READINGS, PAPER)
-        check(
-            isinstance(self.reading, str) and self.reading in known,
-            "reading",
-            self.reading,
-            f"one of {', '.join(known)}",
-        )
+        check_word("reading", self.reading, (*READINGS, PAPER))
         for name in ("colours", "mask_loss", "start"):
-            one, other = _CHOICES[name]
-            check(getattr(self, name) in (one, other, None), name, getattr(self, name), f"{one!r} or {other!r}")
-        known = callable(self.plugin) or self.plugin in ("element", "channel")
+            check_word(name, getattr(self, name), _CHOICES[name], none=True)
+        known = callable(self.plugin) or is_word(self.plugin, ("element", "channel"))
         check(known, "plugin", self.plugin, "'element', 'channel', or a function that makes a rule for a site")
-        check(self.mask in ("sigmoid", "gaussian"), "mask", self.mask, "'sigmoid' or 'gaussian'")
+        check_word("mask", self.mask, ("sigmoid", "gaussian"))
         for name in ("alpha", "beta"):
             value = getattr(self, name)
             check(is_number(value) and 0 <= value <= 1, name, value, "from 0 to 1, the scale of Â")
@@ -167,7 +160,7 @@ class LPR(Stepped):
             check_positive(name, getattr(self, name))
         check(is_number(self.lam) and self.lam >= 0, "lam", self.lam, "a number from 0")
         check(is_number(self.init) and self.init != 0, "init", self.init, "a number other than 0, where nothing moves")
-        check(self.score in ("logit", "probability"), "score", self.score, "'logit' or 'probability'")
+        check_word("score", self.score, ("logit", "probability"))
         check_whole("steps", self.steps, high=MOST_STEPS)
         for name in ("reference", "sign_aware"):
             check(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backlit._errors import check
+from backlit._errors import check, check_word
 from backlit._random import stable_seed
 from backlit.methods.account import wide
-from backlit.methods.base import check_positive, check_whole, is_number
+from backlit.methods.base import MOST_PIXELS, check_positive, check_whole, is_number
 from backlit.methods.copies import Score, in_blocks
 from backlit.methods.images import Baseline, baselines_of, blurred, check_baseline
 from backlit.methods.job import Job, Maps
@@ -75,12 +75,14 @@ class MeaningfulPerturbation(MaskSearch):
         super().__post_init__()
         check_baseline("baseline", self.baseline)
         check_whole("cells", self.cells, high=1000)
-        for name in ("l1", "tv", "smoothing"):
+        for name in ("l1", "tv"):
             value = getattr(self, name)
             check(is_number(value) and value >= 0, name, value, "a number from 0 on")
+        smoothing = self.smoothing
+        check(is_number(smoothing) and 0 <= smoothing <= 1, "smoothing", smoothing, "a share of the side, from 0 to 1")
         check_positive("beta", self.beta)
         check_whole("jitter", self.jitter, high=1000)
-        check(self.start in ("circle", "ones"), "start", self.start, "'circle' or 'ones'")
+        check_word("start", self.start, ("circle", "ones"))
 
     @property
     def forward_passes(self) -> float:
@@ -204,10 +206,10 @@ class ExtremalPerturbation(MaskSearch):
         super().__post_init__()
         _check_areas(self.areas)
         object.__setattr__(self, "areas", tuple(self.areas))
-        check_positive("blur", self.blur)
+        check_positive("blur", self.blur, high=MOST_PIXELS)
         check_whole("levels", self.levels, high=1000)
-        check_whole("step", self.step, none=True)
-        check_positive("sigma", self.sigma, none=True)
+        check_whole("step", self.step, high=MOST_PIXELS, none=True)
+        check_positive("sigma", self.sigma, high=MOST_PIXELS, none=True)
         check_positive("weight", self.weight)
         check(is_number(self.momentum) and 0 <= self.momentum < 1, "momentum", self.momentum, "from 0 to below 1")
         check(isinstance(self.flip, bool), "flip", self.flip, "True or False")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from backlit._errors import InputError
+from backlit._errors import InputError, check_word
 from backlit._forward import of_image
 from backlit.inverse import FitOptions, InverseNetwork, fit_inverse
 from backlit.inverse.calls import Values
@@ -15,7 +15,7 @@ from backlit.inverse.chain import WayBack
 from backlit.inverse.part import INPUT, InvertedPart, find_part
 from backlit.inverse.regressions import Parameters
 from backlit.inverse.signals import Who
-from backlit.methods.base import Target, check
+from backlit.methods.base import Target
 from backlit.methods.fitted import FittedMethod
 from backlit.methods.images import enlarged
 from backlit.methods.inputs import check_images, check_targets, pick
@@ -54,7 +54,7 @@ class MIPIN(FittedMethod[InverseNetwork]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.rectify in ("each", "mean", None), "rectify", self.rectify, "'each', 'mean', or None")
+        check_word("rectify", self.rectify, ("each", "mean"), none=True)
 
     def explain(self, job: Job) -> Maps:
         inputs = job.inputs

@@ -8,7 +8,7 @@ from typing import get_args
 
 from torch import Tensor
 
-from backlit._errors import check
+from backlit._errors import check_word
 from backlit._forward import forward
 from backlit._layout import fast_layout
 from backlit.capture.refuse import check_output
@@ -105,7 +105,7 @@ class Passes(ForwardOnly):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.score in get_args(Score), "score", self.score, "'logit' or 'probability'")
+        check_word("score", self.score, get_args(Score))
 
     def scores(self, job: Job, targets: Tensor, counts: list[int], alter: Alter) -> list[Tensor]:
         """Run ``counts[i]`` altered copies of each input i, and return the targets' scores in them, (t, count, n) each."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backlit._errors import InputError
+from backlit._errors import InputError, check_word
 from backlit._forward import forward
 from backlit._options import NO_OPTION
 from backlit._random import stable_seed
@@ -178,7 +178,7 @@ class IntegratedGradients(PathMethod):
         super().__post_init__()
         check_baseline("baseline", self.baseline)
         check_whole("steps", self.steps, high=MOST_STEPS)
-        check(self.rule in ("gauss_legendre", "midpoint"), "rule", self.rule, "'gauss_legendre' or 'midpoint'")
+        check_word("rule", self.rule, ("gauss_legendre", "midpoint"))
         check(isinstance(self.idgi, bool), "idgi", self.idgi, "True or False")
         if self.rule != "gauss_legendre" and self.idgi:
             raise InputError(

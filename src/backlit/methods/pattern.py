@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from backlit._errors import check_word
 from backlit.capture import Propagation, propagate
 from backlit.inverse import PatternOptions, Patterns, fit_patterns
-from backlit.methods.base import check
 from backlit.methods.fitted import FittedMethod
 from backlit.methods.job import Job, Maps, scores_of
 from backlit.rules.patterns import pattern_table
@@ -47,8 +47,7 @@ class PatternNet(FittedMethod[Patterns]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = ("two_component", "linear")
-        check(self.estimator in known, "estimator", self.estimator, "'two_component' or 'linear'")
+        check_word("estimator", self.estimator, ("two_component", "linear"))
 
     def explain(self, job: Job) -> Maps:
         inputs = job.inputs

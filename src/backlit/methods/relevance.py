@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from backlit._errors import InputError, ModelStateError, UnsupportedOp, nearest
+from backlit._errors import InputError, ModelStateError, UnsupportedOp, check_word
 from backlit._forward import of_image
 from backlit._options import NO_OPTION, default_of, option_names
 from backlit._warn import Once, warn
@@ -231,13 +231,11 @@ class LRP(Relevance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = list(presets.RELEVANCE)
-        if self.preset not in known:
-            raise InputError(
-                f"preset must be one of {', '.join(known)}, but is {self.preset!r}.{nearest(str(self.preset), known)}"
-            )
-        check(self.attention in ("held", "attnlrp"), "attention", self.attention, "'held' or 'attnlrp'")
-        check(self.pool in ("winner", "proportional"), "pool", self.pool, "'winner' or 'proportional'")
+        check_word("preset", self.preset, presets.RELEVANCE)
+        check_word("attention", self.attention, ("held", "attnlrp"))
+        check_word("pool", self.pool, ("winner", "proportional"))
+        check(is_number(self.gamma), "gamma", self.gamma, "a number of at least 0")
+        check_positive("epsilon", self.epsilon)
         others = [n for n in option_names(self) if n in _OF_PRESETS and getattr(self, n) != default_of(self, n)]
         check(
             not isinstance(self.rules, RuleTable) or not others,
@@ -245,8 +243,6 @@ class LRP(Relevance):
             f"a table, beside {', '.join(others)}, which it would not read",
             "alone, for it says all of that itself",
         )
-        check(is_number(self.gamma), "gamma", self.gamma, "a number of at least 0")
-        check_positive("epsilon", self.epsilon)
         Gamma(self.gamma)
         for name, argument in (("epsilon", "value"), ("gamma", "gamma")):
             if getattr(self, name) != getattr(type(self), name) and argument not in self._arguments:

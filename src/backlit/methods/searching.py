@@ -10,7 +10,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from backlit._errors import check
+from backlit._errors import check_word
 from backlit.capture import propagate
 from backlit.methods.account import wide
 from backlit.methods.base import MOST_STEPS, check_positive, check_whole
@@ -91,7 +91,7 @@ class MaskSearch(Stepped):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.score in get_args(Score), "score", self.score, "'logit' or 'probability'")
+        check_word("score", self.score, get_args(Score))
         check_whole("steps", self.steps, high=MOST_STEPS)
         check_positive("lr", self.lr)
 

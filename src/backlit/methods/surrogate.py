@@ -193,7 +193,7 @@ class LIME(Surrogate):
         seen = (torch.rand(self.samples, m, generator=generator, dtype=torch.float64) < 0.5).double()
         seen[0] = 1  # the image itself
         distance = 1 - (seen.mean(1)).sqrt()
-        return Design.of(seen, torch.exp(-(distance**2) / self.width**2).sqrt())
+        return Design.of(seen, torch.exp(-((distance / self.width) ** 2)).sqrt())
 
     def fit(self, design: Design, scores: Tensor, own: Tensor) -> Fit:
         weights = design.weights / design.weights.sum(1, keepdim=True)

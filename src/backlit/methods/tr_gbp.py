@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backlit._errors import InputError
+from backlit._errors import InputError, check_word, is_word
 from backlit._warn import warn
 from backlit.capture import Call, Propagation, Tap
 from backlit.capture.geometry import Geometry
@@ -68,9 +68,9 @@ class TRGBP(BiasMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole = isinstance(self.contrast, int) and not isinstance(self.contrast, bool) and self.contrast >= 1
-        holds = whole or self.contrast in ("all", None)
+        holds = whole or self.contrast is None or is_word(self.contrast, ("all",))
         check(holds, "contrast", self.contrast, "a number of classes, 'all', or None for no contrast")
-        check(self.ones in ("one", "layer"), "ones", self.ones, "'one' or 'layer', the channels of an input of ones")
+        check_word("ones", self.ones, ("one", "layer"))
         for name in ("normalise_kernel", "fold", "layers"):
             check(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
 

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import InputError
+from backlit._errors import InputError, check_word
 from backlit._forward import forward
 from backlit._json import JsonObject
 from backlit._options import Configured, own_options
 from backlit._plain import described
 from backlit.attribution import Attribution, Reduce
 from backlit.capture.refuse import check_model
-from backlit.methods.base import Method, check, check_common
+from backlit.methods.base import Method, check_common
 from backlit.methods.chunks import run_in_chunks
 from backlit.methods.inputs import check_takes
 from backlit.metrics.examples import Examples
@@ -219,7 +219,7 @@ class Metric(Configured, ABC):
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        check(self.reduce in ("sum", "abs", "max", "norm"), "reduce", self.reduce, "'sum', 'abs', 'max' or 'norm'")
+        check_word("reduce", self.reduce, ("sum", "abs", "max", "norm"))
         check_common(self.chunk, self.seed)
 
     def __call__(

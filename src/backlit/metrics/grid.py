@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from backlit._errors import InputError
-from backlit.methods.base import Method, check
+from backlit._errors import InputError, check_word
+from backlit.methods.base import Method
 from backlit.metrics.base import Case, Metric, Scores, to_numbers
 from backlit.metrics.examples import Examples, inside
 from backlit.metrics.localisation import positive_share
@@ -37,7 +37,7 @@ class GridPointingGame(Metric):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.empty in ("chance", "zero"), "empty", self.empty, "'chance' or 'zero'")
+        check_word("empty", self.empty, ("chance", "zero"))
 
     def maps(self, name: str, case: Case) -> Tensor:
         """Return the maps (n, 1, h, w) that are scored, of the method of that name."""

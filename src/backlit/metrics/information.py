@@ -12,7 +12,7 @@ import torch
 from PIL import features
 from torch import Tensor, nn
 
-from backlit._errors import InputError
+from backlit._errors import InputError, check_word
 from backlit._random import image_bytes, stable_seed
 from backlit.methods.base import Method, check, is_number
 from backlit.metrics.base import Case, Metric, Scores, to_numbers
@@ -69,7 +69,7 @@ class _Information(Metric):
             value = getattr(self, name)
             check(is_number(value) and 0 <= value <= 1, name, value, "from 0 to 1")
         check(isinstance(self.monotone, bool), "monotone", self.monotone, "True or False")
-        check(self.activation in ("softmax", "sigmoid"), "activation", self.activation, "'softmax' or 'sigmoid'")
+        check_word("activation", self.activation, ("softmax", "sigmoid"))
         _check_normalisation(self.mean, self.std)
 
     @property

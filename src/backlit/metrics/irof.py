@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import InputError
+from backlit._errors import InputError, check_word
 from backlit._random import image_bytes, stable_seed
-from backlit.methods.base import Method, check, check_whole
+from backlit.methods.base import Method, check_whole
 from backlit.methods.job import Job
 from backlit.methods.superpixels import Superpixels, superpixels
 from backlit.metrics.base import Case, Metric, Scores, to_numbers
@@ -45,7 +45,7 @@ class IROF(Metric):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_whole("segments", self.segments, low=2)
-        check(self.activation in ("softmax", "sigmoid"), "activation", self.activation, "'softmax' or 'sigmoid'")
+        check_word("activation", self.activation, ("softmax", "sigmoid"))
 
     @property
     def forward_passes(self) -> str:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from backlit._errors import check_word
 from backlit.methods.base import check
 from backlit.metrics.base import Case, Metric, Scores, to_numbers
 from backlit.metrics.changed import Activation, Made, Read, probability_of, run_changed, run_unchanged
@@ -31,7 +32,7 @@ class _Masked(Metric):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(isinstance(self.rectify, bool), "rectify", self.rectify, "True or False")
-        check(self.activation in ("softmax", "sigmoid"), "activation", self.activation, "'softmax' or 'sigmoid'")
+        check_word("activation", self.activation, ("softmax", "sigmoid"))
 
     @property
     def forward_passes(self) -> str:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from backlit._errors import check_word
 from backlit.methods.average import SmoothGrad
 from backlit.methods.base import MOST_STEPS, Method, check, check_positive, check_whole
 from backlit.metrics.base import Case, Metric, Scores, to_numbers
@@ -42,7 +43,7 @@ class SmoothMPRT(CascadingReset):
         super().__post_init__()
         check_whole("samples", self.samples, high=MOST_STEPS)
         check_positive("noise", self.noise)
-        check(self.order in ("bottom", "top"), "order", self.order, "'bottom' or 'top'")
+        check_word("order", self.order, ("bottom", "top"))
 
     @property
     def axes(self) -> tuple[str, str]:
@@ -90,9 +91,9 @@ class EfficientMPRT(Metric):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole("bins", self.bins)
+        check_whole("bins", self.bins, high=MOST_STEPS)
         check(self.bins > 1, "bins", self.bins, "at least 2")
-        check(self.draw in ("normal", "own"), "draw", self.draw, "'normal' or 'own'")
+        check_word("draw", self.draw, ("normal", "own"))
         given = (self.layers,) if isinstance(self.layers, str) else self.layers
         listed = isinstance(given, (list, tuple)) and all(isinstance(path, str) for path in given)
         check(given is None or listed, "layers", given, "a tuple of module paths, or None")

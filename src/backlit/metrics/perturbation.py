@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from backlit._errors import InputError
+from backlit._errors import InputError, check_word
 from backlit._layout import fast_layout
 from backlit.attribution import Attribution
 from backlit.methods.base import Method, check, check_positive, check_whole, is_number
@@ -92,18 +92,17 @@ class Perturbation(Metric):
         super().__post_init__()
         self._check_steps()
         check(is_number(self.fraction) and 0 < self.fraction <= 1, "fraction", self.fraction, "above 0 and at most 1")
-        check(self.replacement in REPLACEMENTS, "replacement", self.replacement, f"one of {', '.join(REPLACEMENTS)}")
+        check_word("replacement", self.replacement, REPLACEMENTS)
         check_whole("blur_size", self.blur_size)
         check(self.blur_size % 2 == 1, "blur_size", self.blur_size, "a positive odd integer")
         check_positive("blur_sigma", self.blur_sigma)
         check(1e-3 <= self.blur_sigma <= 1e6, "blur_sigma", self.blur_sigma, "from 0.001 to 1,000,000 pixels")
-        scores = ("probability", "logit", "logit_ratio", "change")
-        check(self.score in scores, "score", self.score, f"one of {', '.join(scores)}")
+        check_word("score", self.score, ("probability", "logit", "logit_ratio", "change"))
         listed = isinstance(self.absolute, (list, tuple)) and all(isinstance(name, str) for name in self.absolute)
         check(listed, "absolute", self.absolute, "a tuple of names of methods")
         object.__setattr__(self, "absolute", tuple(self.absolute))
-        check(self.activation in ("softmax", "sigmoid"), "activation", self.activation, "'softmax' or 'sigmoid'")
-        check(self.explains in ("target", "prediction"), "explains", self.explains, "'target' or 'prediction'")
+        check_word("activation", self.activation, ("softmax", "sigmoid"))
+        check_word("explains", self.explains, ("target", "prediction"))
 
     def _check_steps(self) -> None:
         check_whole("steps", self.steps, none=True)

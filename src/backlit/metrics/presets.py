@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from backlit._errors import InputError, nearest
+from backlit._errors import check_word
 from backlit.metrics.perturbation import Perturbation
 
 Preset = Literal["dmbp", "rise", "latec"]
@@ -49,8 +49,7 @@ class Presets(Perturbation):
 
 def _with_preset(cls: type[Presets], given: Mapping[str, Any]) -> dict[str, Any]:
     name = given.get("preset", "dmbp")
-    if name not in PRESETS:
-        raise InputError(f"preset must be one of {', '.join(PRESETS)}, but is {name!r}.{nearest(str(name), PRESETS)}")
+    check_word("preset", name, PRESETS)
     own = dict(cls.presets[name])
     if given.get("steps") is not None:  # the same in another way
         own.pop("pixels_per_step", None)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import InputError, nearest
+from backlit._errors import InputError, check_word, nearest
 from backlit._forward import of_image
 from backlit._random import seeded, stable_seed
 from backlit.capture import propagate
@@ -46,7 +46,7 @@ class _Reset(Metric):
         listed = isinstance(given, (list, tuple)) and all(isinstance(path, str) for path in given)
         check(given is None or listed, "layers", given, "a tuple of module paths, or None")
         object.__setattr__(self, "layers", given and tuple(given))
-        check(self.draw in ("normal", "own"), "draw", self.draw, "'normal' or 'own'")
+        check_word("draw", self.draw, ("normal", "own"))
 
     @property
     def direction(self) -> str:

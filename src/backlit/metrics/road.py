@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backlit._errors import check_word
 from backlit._random import image_bytes, stable_seed
 from backlit.methods.base import check, is_number
 from backlit.metrics.base import Case, Metric, Scores, to_numbers
@@ -42,7 +43,7 @@ class _Road(Metric):
         super().__post_init__()
         object.__setattr__(self, "percentages", checked_percentages(self.percentages))
         check(is_number(self.noise) and self.noise >= 0, "noise", self.noise, "a number from 0")
-        check(self.activation in ("softmax", "sigmoid"), "activation", self.activation, "'softmax' or 'sigmoid'")
+        check_word("activation", self.activation, ("softmax", "sigmoid"))
 
     @property
     def forward_passes(self) -> str:

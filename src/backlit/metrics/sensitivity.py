@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import InputError
+from backlit._errors import InputError, check_word
 from backlit._forward import forward, of_image
 from backlit._random import image_bytes, stable_seed
 from backlit.attribution import Attribution
@@ -42,7 +42,7 @@ class ClassSensitivity(Metric):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.scale in ("max", "none"), "scale", self.scale, "'max' or 'none'")
+        check_word("scale", self.scale, ("max", "none"))
         given = self.classes
         pair = isinstance(given, (tuple, list)) and len(given) == 2 and all(type(c) is int for c in given)
         check(given is None or (pair and given[0] != given[1]), "classes", given, "two different class indices or None")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import InputError
+from backlit._errors import InputError, check_word
 from backlit._json import JsonObject
 from backlit._plain import kind_of, plain
 from backlit.attribution import Reduce
@@ -62,11 +62,10 @@ class RoarOptions:
         check(inside and _distinct(self.fractions), "fractions", self.fractions, "different shares above 0 and below 1")
         whole = all(type(s) is int and s >= 0 for s in self.seeds)
         check(whole and _distinct(self.seeds), "seeds", self.seeds, "different integers from 0 on, one a retraining")
-        check(self.replacement in ("mean", "zero"), "replacement", self.replacement, "'mean' or 'zero'")
-        orders = ("largest first", "smallest first")
-        check(self.ranking in orders, "ranking", self.ranking, "'largest first' or 'smallest first'")
-        check(self.target in ("predicted", "label"), "target", self.target, "'predicted' or 'label'")
-        check(self.reduce in ("sum", "abs", "max", "norm"), "reduce", self.reduce, "'sum', 'abs', 'max' or 'norm'")
+        check_word("replacement", self.replacement, ("mean", "zero"))
+        check_word("ranking", self.ranking, ("largest first", "smallest first"))
+        check_word("target", self.target, ("predicted", "label"))
+        check_word("reduce", self.reduce, ("sum", "abs", "max", "norm"))
         check(isinstance(self.mask_only, bool), "mask_only", self.mask_only, "True or False")
         training = isinstance(self.training, TrainingOptions)
         check(training, "training", self.training, "TrainingOptions")

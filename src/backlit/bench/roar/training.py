@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backlit._errors import FileError, InputError, ModelStateError
+from backlit._errors import FileError, InputError, ModelStateError, check_word
 from backlit._forward import forward
 from backlit._packed import pack, unpack
 from backlit._random import seeded, stable_seed
@@ -64,13 +64,13 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch"):
             check_whole(name, getattr(self, name), high=MOST_STEPS)
-        check(self.optimizer in ("adamw", "adam", "sgd"), "optimizer", self.optimizer, "'adamw', 'adam' or 'sgd'")
+        check_word("optimizer", self.optimizer, ("adamw", "adam", "sgd"))
         check_positive("learning_rate", self.learning_rate)
         decay, momentum = self.weight_decay, self.momentum
         check(is_number(decay) and decay >= 0, "weight_decay", decay, "0 or a positive number")
         check(is_number(momentum) and 0 <= momentum < 1, "momentum", momentum, "at least 0 and below 1")
         check(isinstance(self.flip, bool), "flip", self.flip, "True or False")
-        check(self.schedule in ("cosine", "constant"), "schedule", self.schedule, "'cosine' or 'constant'")
+        check_word("schedule", self.schedule, ("cosine", "constant"))
 
     def optimizer_of(self, network: nn.Module) -> torch.optim.Optimizer:
         """The optimizer of the network's parameters."""
