@@ -143,7 +143,7 @@ def test_a_refusal_says_what_may_be_given(network: nn.Module) -> None:
             lambda: Insertion(score="logits"),
             "score must be 'probability', 'logit', 'logit_ratio' or 'change'.*Did you mean",
         ),
-        (lambda: MIPIN(NO_NETWORK, rectify="all"), "rectify must be 'each', 'mean' or None, but is 'all'"),
+        (lambda: MIPIN(NO_NETWORK, rectify="all"), "rectify must be 'each', 'mean', or None, but is 'all'"),
     ):
         with pytest.raises(InputError, match=message):
             made()

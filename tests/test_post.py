@@ -110,7 +110,7 @@ def test_other_precisions(dtype: torch.dtype) -> None:
         ({"cutoff": True}, "cutoff must be a number above 0"),
         ({"cutoff": float("nan")}, "cutoff must be a number above 0"),
         ({"shape": "box"}, "shape must be 'ideal' or 'gaussian', but is 'box'"),
-        ({"reduce": "mean"}, "reduce must be one of None, sum, abs, max, norm, but is 'mean'"),
+        ({"reduce": "mean"}, "reduce must be 'sum', 'abs', 'max', 'norm', or None, but is 'mean'"),
     ],
 )
 def test_mistakes(options: dict[str, object], message: str) -> None:
@@ -119,7 +119,7 @@ def test_mistakes(options: dict[str, object], message: str) -> None:
 
 
 def test_mistakes_of_smoothing() -> None:
-    with pytest.raises(InputError, match="sigma must be a positive number, but is -1"):
+    with pytest.raises(InputError, match="sigma must be a positive number up to 10,000, but is -1"):
         MAPS.smooth(-1)
 
 

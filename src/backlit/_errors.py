@@ -65,8 +65,8 @@ def check_word(name: str, given: object, words: Collection[str], *, none: bool =
     """
     if is_word(given, words) or (none and given is None):
         return
-    choices = [*map(repr, words), *(["None"] if none else [])]
-    listed = " or ".join([", ".join(choices[:-1]), choices[-1]] if len(choices) > 1 else choices)
+    *others, last = map(repr, words)
+    listed = f"{', '.join([*others, last])}, or None" if none else f"{', '.join(others)} or {last}"
     hint = nearest(given, words) if isinstance(given, str) else ""
     raise InputError(f"{name} must be {listed}, but is {shown(given)}.{hint}")
 

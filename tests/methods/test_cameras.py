@@ -129,7 +129,7 @@ def test_a_network_of_one_size_says_so_and_the_ways_out_work(x: Tensor) -> None:
 def test_bad_input(x: Tensor) -> None:
     with pytest.raises(InputError, match=r"steps must be a positive integer up to 1,000, but is 0"):
         CAMERAS(any_size(), steps=0)
-    with pytest.raises(InputError, match=r"largest must be a positive number, but is 0"):
+    with pytest.raises(InputError, match=r"largest must be a number from 0.1 to 100 times the image, but is 0"):
         CAMERAS(any_size(), largest=0)
     with pytest.raises(InputError, match=r"grid must be None for CAMERAS, .* but is \(3, 4\). Leave it out"):
         CAMERAS(any_size(), layer="3", grid=(3, 4))

@@ -388,7 +388,7 @@ def test_a_network_without_feature_maps_says_so(kind: type[Method]) -> None:
 
 
 def test_bad_options(network: nn.Sequential) -> None:
-    with pytest.raises(InputError, match=r"identity must be one of conv1x1, conv3x3, scaling, bias, but is 'conv'"):
+    with pytest.raises(InputError, match=r"identity must be 'conv1x1', 'conv3x3', 'scaling' or 'bias', but is 'conv'"):
         NormGrad(network, identity="conv")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"gamma must be a positive number, but is 0"):
         LayerCAM(network, gamma=0)

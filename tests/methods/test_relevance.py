@@ -202,7 +202,7 @@ def test_relevance_that_overflows_names_its_site() -> None:
 def test_bad_options_say_what_they_must_be() -> None:
     net = build("plain", "module")
     for options, message in (
-        ({"preset": "epsilon_plas"}, "preset must be one of epsilon, .*Did you mean 'epsilon_plus'"),
+        ({"preset": "epsilon_plas"}, "preset must be 'epsilon', .*Did you mean 'epsilon_plus'"),
         ({"epsilon": 0}, "epsilon must be a positive number, but is 0"),
         ({"preset": "epsilon_gamma_box", "gamma": -1}, "gamma must be a number of at least 0, but is -1"),
         (

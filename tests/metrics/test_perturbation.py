@@ -280,10 +280,10 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: Insertion(fraction=1.5), "fraction must be above 0 and at most 1"),
     (
         lambda: Insertion(replacement="noise"),
-        "replacement must be one of blur, folded_blur, zero, mean, but is 'noise'",
+        "replacement must be 'blur', 'folded_blur', 'zero' or 'mean', but is 'noise'",
     ),
     (lambda: Insertion(blur_size=10), "blur_size must be a positive odd integer"),
-    (lambda: Insertion(score="loss"), "score must be one of probability, logit"),
+    (lambda: Insertion(score="loss"), "score must be 'probability', 'logit'"),
     (lambda: Insertion(reduce="median"), "reduce must be 'sum'"),
     (
         lambda: Insertion(steps=None),
@@ -294,7 +294,7 @@ BAD: list[tuple[Callable[[], Any], str]] = [
         "steps and pixels_per_step say the same in two ways, but are 50 and 9. Give one",
     ),
     (lambda: Insertion(explains="label"), "explains must be 'target' or 'prediction', but is 'label'"),
-    (lambda: Insertion(preset="rice"), "preset must be one of dmbp, rise, latec, but is 'rice'. Did you mean 'rise'"),
+    (lambda: Insertion(preset="rice"), "preset must be 'dmbp', 'rise' or 'latec', but is 'rice'. Did you mean 'rise'"),
     (lambda: Insertion(chunk=0), "chunk must be a positive integer or None"),
 ]
 

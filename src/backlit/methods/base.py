@@ -53,7 +53,7 @@ def check_whole(name: str, found: object, *, low: int = 1, high: int | None = No
     Raises:
         InputError: Unless it is one, or None where that is allowed.
     """
-    whole = isinstance(found, int) and not isinstance(found, bool) and low <= found <= (high or LARGEST)
+    whole = isinstance(found, int) and not isinstance(found, bool) and found >= low and (high is None or found <= high)
     kind = "a positive integer" if low == 1 else f"an integer from {low}"
     check(
         whole or (none and found is None),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from backlit._errors import InputError, check_word
 from backlit._layout import fast_layout
 from backlit.attribution import Attribution
-from backlit.methods.base import Method, check, check_positive, check_whole, is_number
+from backlit.methods.base import Method, check, check_whole, is_number
 from backlit.metrics.base import Case, Explained, Metric, Scores, to_numbers
 from backlit.metrics.changed import Activation, Made, logit_of, probabilities, run_changed
 from backlit.metrics.examples import Examples
@@ -95,8 +95,8 @@ class Perturbation(Metric):
         check_word("replacement", self.replacement, REPLACEMENTS)
         check_whole("blur_size", self.blur_size)
         check(self.blur_size % 2 == 1, "blur_size", self.blur_size, "a positive odd integer")
-        check_positive("blur_sigma", self.blur_sigma)
-        check(1e-3 <= self.blur_sigma <= 1e6, "blur_sigma", self.blur_sigma, "from 0.001 to 1,000,000 pixels")
+        sigma = self.blur_sigma
+        check(is_number(sigma) and 1e-3 <= sigma <= 1e6, "blur_sigma", sigma, "from 0.001 to 1,000,000 pixels")
         check_word("score", self.score, ("probability", "logit", "logit_ratio", "change"))
         listed = isinstance(self.absolute, (list, tuple)) and all(isinstance(name, str) for name in self.absolute)
         check(listed, "absolute", self.absolute, "a tuple of names of methods")
