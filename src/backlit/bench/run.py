@@ -68,18 +68,6 @@ class How:
         return list(tasks) if self.shard is None else list(tasks[self.shard[0] - 1 :: self.shard[1]])
 
 
-def read_shard(text: str) -> tuple[int, int]:
-    """Read a share of the tasks, such as 3/8.
-
-    Raises:
-        InputError: If it is none.
-    """
-    first, slash, last = text.partition("/")
-    if not slash or not (first.isdecimal() and last.isdecimal()) or not 1 <= int(first) <= int(last):
-        raise InputError(f"shard must be I/N, from 1/N to N/N, such as 3/8, but is {text!r}.")
-    return int(first), int(last)
-
-
 def run(asked: Asked, plan: Plan, out: Path, how: How, progress: Progress) -> Comparison | None:
     """Do what is not done yet, and write tables and report; None for a shard, whose results are gathered later.
 

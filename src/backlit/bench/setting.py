@@ -94,6 +94,18 @@ def title_of(title: str, own: str, name: str) -> str:
     return title if name == own else f"{title} ({name.removeprefix(f'{own}.')})"
 
 
+def read_part(argument: str, text: str) -> tuple[int, int]:
+    """Read which of how many parts is meant, such as 3/8.
+
+    Raises:
+        InputError: If it is none.
+    """
+    first, slash, last = text.partition("/")
+    if not slash or not (first.isdecimal() and last.isdecimal()) or not 1 <= int(first) <= int(last):
+        raise InputError(f"{argument} must be I/N, from 1/N to N/N, such as 3/8, but is {text!r}.")
+    return int(first), int(last)
+
+
 def split(text: str, separators: str, argument: str) -> Iterator[str]:
     """Split text where a separator stands outside of all brackets and quotes.
 

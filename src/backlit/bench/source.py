@@ -13,9 +13,10 @@ from torch import Tensor
 from backlit._errors import FileError, InputError, reason
 from backlit._files import path_text
 from backlit._forward import forward
-from backlit.data import CIFAR10, MNIST, VOC, ImageFolder, ImageNet, load_batch, load_examples, mosaics, take
+from backlit.bench.setting import read_part
+from backlit.data import CIFAR10, MNIST, VOC, ImageFolder, ImageNet, load_batch, load_examples, mosaics, select, take
 from backlit.data.listing import Failure, list_images, stems
-from backlit.data.sample import Dataset
+from backlit.data.sample import Dataset, Subset
 from backlit.methods.scored import scored
 from backlit.methods.target import Contrast, read_target
 from backlit.metrics import Examples
@@ -46,7 +47,8 @@ class Source:
         index: A class-index file, for folders and ImageNet.
         annotations: A folder of annotations with boxes, for ImageNet.
         scaled: The pictures of ImageNet or VOC are scaled copies of the annotated ones.
-        limit: How many images to take of a data set, evenly spread.
+        part: Which part of a data set to take, dealt in turn: "2/2" is every second image, from the second on. "" takes all.
+        limit: How many images to take of that, evenly spread.
         mosaic: Cells a side of mosaics made of the data set; 0 for none.
         seed: Of the mosaics.
     """
@@ -60,6 +62,7 @@ class Source:
     mosaic: int
     seed: int = 0
     scaled: bool = False
+    part: str = ""
 
 
 READERS: dict[str, Callable[[Source], Dataset]] = {
@@ -125,13 +128,31 @@ def read(source: Source, loaded: LoadedModel, guard: Guard = guarded) -> tuple[E
             f"{len(loaded.class_names)}, so its targets would be other classes. Use a model that was trained on it, or "
             "map the folders to the model's classes with --class-index."
         )
+    some = _part_of(data, source.part)
     if source.mosaic:
         count = 100 if source.limit is None else source.limit
-        made = mosaics(loaded.network, data, loaded.preprocess, grid=source.mosaic, count=count, seed=source.seed)
+        made = mosaics(loaded.network, some, loaded.preprocess, grid=source.mosaic, count=count, seed=source.seed)
         return made.examples, "ground truth", []
-    samples = data if source.limit is None else take(data, min(source.limit, len(data)))
+    samples = _limited(some, source)
     boxed = source.data == "voc" or source.annotations is not None
     return load_examples(samples, loaded.preprocess, boxes=boxed, classes=len(loaded.class_names)), "ground truth", []
+
+
+def dataset(source: Source) -> Dataset | Subset:
+    """Return the samples of a data set, as many as are asked for."""
+    return _limited(_part_of(READERS[source.data](source), source.part), source)
+
+
+def _limited(data: Dataset | Subset, source: Source) -> Dataset | Subset:
+    return data if source.limit is None else take(data, min(source.limit, len(data)))
+
+
+def _part_of(data: Dataset | Subset, part: str) -> Dataset | Subset:
+    """Every n-th image, from the i-th on, of "i/n"."""
+    if not part:
+        return data
+    i, n = read_part("part", part)
+    return select(data, range(i - 1, len(data), n))
 
 
 def _refuse_unread(source: Source) -> None:
@@ -146,6 +167,7 @@ def _refuse_unread(source: Source) -> None:
         ("annotations", source.annotations, ("imagenet",)),
         ("scaled", source.scaled or None, ("imagenet", "voc")),
         ("class-index", source.index, ("imagenet", "folder")),
+        ("part", source.part or None, tuple(READERS)),
     ):
         if given is not None and source.data not in kinds:
             raise InputError(f"{option} is for --read {' or '.join(kinds)}, but read is {source.data}. Leave it out.")

@@ -47,7 +47,8 @@ class PlannedData:
         class_index: A class-index file, for folders and ImageNet.
         annotations: A folder of annotations with boxes, for ImageNet.
         scaled: The pictures are scaled copies of the annotated ones.
-        limit: How many images to take, evenly spread.
+        part: Which part of a data set to take, dealt in turn: "2/2" is every second image, from the second on.
+        limit: How many images to take of that, evenly spread.
         mosaic: Cells a side of mosaics made of the data set; 0 for none.
         name: What folders and tables call them; the last part of the path, if not given.
     """
@@ -58,6 +59,7 @@ class PlannedData:
     class_index: str | None = None
     annotations: str | None = None
     scaled: bool = False
+    part: str = ""
     limit: int | None = None
     mosaic: int = 0
     name: str = ""
@@ -118,20 +120,9 @@ class Suite:
         }
 
     def _asked(self, network: PlannedNetwork, data: PlannedData, seed: int) -> Asked:
-        source = Source(
-            [Path(path) for path in data.paths],
-            data.read,
-            data.target,
-            None if data.class_index is None else Path(data.class_index),
-            None if data.annotations is None else Path(data.annotations),
-            data.limit,
-            data.mosaic,
-            seed,
-            data.scaled,
-        )
         return Asked(
             model=network.model,
-            source=source,
+            source=source_of(data, seed),
             methods="; ".join(self.methods),
             metrics="; ".join(self.metrics),
             options=tuple(self.options),
@@ -168,6 +159,22 @@ class Suite:
                 raise type(error)(f"{name}: {error}") from error
 
 
+def source_of(data: PlannedData, seed: int) -> Source:
+    """Return where the images of a plan come from, for one seed of mosaics."""
+    return Source(
+        [Path(path) for path in data.paths],
+        data.read,
+        data.target,
+        None if data.class_index is None else Path(data.class_index),
+        None if data.annotations is None else Path(data.annotations),
+        data.limit,
+        data.mosaic,
+        seed,
+        data.scaled,
+        data.part,
+    )
+
+
 def read_plan(path: str | Path) -> Suite:
     """Read a plan from a TOML file; its paths are relative to the file's folder.
 
@@ -176,18 +183,12 @@ def read_plan(path: str | Path) -> Suite:
         InputError: If an entry is unknown, missing, or of the wrong kind.
     """
     path = Path(path)
-    try:
-        told = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileError(f"plan: cannot read {str(path)!r} ({error.strerror or error}). Check its name.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise FileError(f"plan: {str(path)!r} is no TOML file ({error}).") from error
+    told = read_toml("plan", path)
     _refuse_unknown("plan", told, [f.name for f in fields(Suite)])
     for name in ("networks", "data", "methods", "metrics"):
         if name not in told:
             raise InputError(f"plan: {str(path)!r} must have {name}, but has {', '.join(told) or 'nothing'}.")
-    networks = [_network(one, path.parent) for one in _tables("networks", told.pop("networks"))]
-    data = [_data(one, path.parent) for one in _tables("data", told.pop("data"))]
+    networks, data = networks_and_data(told, path.parent)
     for name in ("methods", "metrics", "options", "fitted"):
         if name in told:
             told[name] = _texts(name, told[name])
@@ -196,6 +197,32 @@ def read_plan(path: str | Path) -> Suite:
     if not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in told.get("seeds", ())):
         raise InputError(f"plan: seeds must be whole numbers, but are {told['seeds']!r}.")
     return Suite(networks=networks, data=data, **told)
+
+
+def read_toml(argument: str, path: Path) -> JsonObject:
+    """Read a TOML file.
+
+    Raises:
+        FileError: If it is missing, or no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileError(
+            f"{argument}: cannot read {str(path)!r} ({error.strerror or error}). Check its name."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FileError(f"{argument}: {str(path)!r} is no TOML file ({error}).") from error
+
+
+def networks_and_data(told: JsonObject, folder: Path) -> tuple[list[PlannedNetwork], list[PlannedData]]:
+    """Take the networks and the images out of what a TOML file says; their paths are relative to its folder.
+
+    Raises:
+        InputError: If an entry is unknown, missing, or of the wrong kind.
+    """
+    networks, data = (_tables(name, told.pop(name, [])) for name in ("networks", "data"))
+    return [_network(one, folder) for one in networks], [_data(one, folder) for one in data]
 
 
 def _network(told: JsonObject, folder: Path) -> PlannedNetwork:
@@ -213,7 +240,7 @@ def _data(told: JsonObject, folder: Path) -> PlannedData:
     _refuse_unknown("data", told, [f.name for f in fields(PlannedData)])
     if isinstance(told.get("paths"), str):
         told["paths"] = [told["paths"]]
-    texts = dict.fromkeys(("read", "target", "class_index", "annotations", "name"), str)
+    texts = dict.fromkeys(("read", "target", "class_index", "annotations", "name", "part"), str)
     _check_kinds("data", told, {**texts, "paths": list, "scaled": bool, "limit": int, "mosaic": int})
     if told.get("read", "images") not in ("images", *READERS):
         known = ("images", *READERS)

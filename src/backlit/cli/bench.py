@@ -13,9 +13,10 @@ from backlit._errors import FileError
 from backlit.bench.asked import plan_of
 from backlit.bench.folder import REPORT
 from backlit.bench.overview import write_overview
-from backlit.bench.run import How, read_shard
+from backlit.bench.run import How
 from backlit.bench.run import merge as joined
 from backlit.bench.run import run as done
+from backlit.bench.setting import read_part
 from backlit.bench.state import FolderState, asked_in, comparisons_in, state_of
 from backlit.bench.suite import read_plan
 from backlit.cli.compare import KEPT, progress_shown, say_compared
@@ -39,7 +40,7 @@ def run(path: Path, out: Path, words: tuple[int, int | None, str | None, str | N
         FileError: If a file is missing, or the folder cannot be used.
     """
     workers, threads, ray, shard, force = words
-    into, how = console(), How(workers, threads, ray, None if shard is None else read_shard(shard), force)
+    into, how = console(), How(workers, threads, ray, None if shard is None else read_part("shard", shard), force)
     suite = read_plan(path)
     device = suite.device if device is None else device
     suite = replace(suite, device=fastest_device(suite.dtype) if device == "auto" else device)

@@ -1,0 +1,195 @@
+"""Tables and figures of a paper as values: their rows, their columns with the printed numbers, and what they claim."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+from backlit._errors import InputError
+from backlit.bench.chosen import Chosen, methods_and_metrics
+from backlit.bench.setting import safe_name
+from backlit.methods.base import NO_NETWORK
+
+Drawn = Literal["table", "curves", "maps", "strips"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method as a paper calls it.
+
+    Attributes:
+        title: The paper's name for it.
+        method: The method in its setting, as the command line has it: "dmbp(variant=+)".
+        note: What differs from the paper's, in a few words.
+    """
+
+    title: str
+    method: str
+    note: str = ""
+
+    @cached_property
+    def chosen(self) -> Chosen:
+        """The method and its options, still without a network."""
+        (one,), _ = methods_and_metrics(self.method, "sparseness", [], 0)
+        return one
+
+    @property
+    def passes(self) -> float:
+        """What a map costs, in forward passes."""
+        return float(self.chosen.method(NO_NETWORK, **self.chosen.options).forward_passes)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric on a network and images.
+
+    Attributes:
+        metric: The metric in its setting: "insertion".
+        data: What the places call the images: "imagenet", "voc".
+        network: What the places call the network: "resnet50".
+        printed: The paper's number for each row, in their order, None where it has none; empty for a network that the paper
+            does not have.
+        unit: What a score is multiplied by to stand beside the printed numbers: 100 for per cent.
+    """
+
+    metric: str
+    data: str
+    network: str
+    printed: tuple[float | None, ...] = ()
+    unit: float = 1.0
+
+    def on(self, network: str) -> Column:
+        """Return the same column of another network, of which nothing is printed."""
+        return replace(self, network=network, printed=())
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says of its table: one row beats others by a metric, by more than ``margin``.
+
+    The test is written down here, before anything is measured: the paired difference over the images that both rows have,
+    with its 95 % bootstrap interval, against the margin.
+
+    Attributes:
+        text: The claim, in our words.
+        metric: By which metric.
+        better: The title of the row that is ahead.
+        worse: The titles of the rows that it is ahead of, each tested by itself.
+        margin: By how much, in the metric's own unit; below 0, "not worse by more than".
+    """
+
+    text: str
+    metric: str
+    better: str
+    worse: tuple[str, ...]
+    margin: float = 0.0
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a method must learn first.
+
+    Attributes:
+        kind: What ``backlit fit --method`` calls it: "mip_in", "pattern".
+        options: Options of the fit.
+    """
+
+    kind: str
+    options: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """A name for its file."""
+        return safe_name(self.kind, dict(self.options))
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A table or figure of a paper.
+
+    Attributes:
+        name: "table1", "figure5".
+        caption: What it shows, in our words.
+        rows: The methods.
+        columns: Metric by images by network, with what is printed.
+        claims: What the paper says of it.
+        drawn: As a table, as curves of its metrics, as maps side by side, or as strips of reset networks.
+        differs: What is not as in the paper, in a line.
+        classes: Classes that are explained of each image, for maps.
+        fits: What methods must learn first.
+        together: The same images for all rows, whatever they cost: for metrics that are no mean over images.
+    """
+
+    name: str
+    caption: str
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    claims: tuple[Claim, ...] = ()
+    drawn: Drawn = "table"
+    differs: str = ""
+    classes: int = 1
+    fits: tuple[Fit, ...] = ()
+    together: bool = False
+
+    def __post_init__(self) -> None:
+        titles = [row.title for row in self.rows]
+        for column in self.columns:
+            assert len(column.printed) in (0, len(titles)), (
+                f"{self.name}: {column} prints {len(column.printed)} numbers"
+            )
+        for claim in self.claims:
+            assert {claim.better, *claim.worse} <= set(titles), f"{self.name}: {claim.text} is of unknown rows"
+
+    def on(self, networks: Iterable[str]) -> Exhibit:
+        """Return it for these networks: the printed columns of those that the paper has, and the same of the others."""
+        columns: dict[tuple[str, str, str], Column] = {}
+        for network in networks:
+            for column in self.columns:
+                key = (column.metric, column.data, network)
+                if column.network == network or key not in columns:
+                    columns[key] = column if column.network == network else column.on(network)
+        return replace(self, columns=tuple(columns.values()))
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The networks of its columns, in order."""
+        return tuple(dict.fromkeys(column.network for column in self.columns))
+
+    def metrics(self, network: str, data: str) -> tuple[str, ...]:
+        """Return the metrics that are measured on a network and images."""
+        return tuple(dict.fromkeys(c.metric for c in self.columns if (c.network, c.data) == (network, data)))
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper: its name on the command line, what it is, and its tables and figures.
+
+    Attributes:
+        name: "dmbp".
+        title: Authors, title, year.
+        exhibits: Its tables and figures that hold results.
+        elsewhere: Tables and figures without results, or that another command makes, each with a line that says so.
+    """
+
+    name: str
+    title: str
+    exhibits: tuple[Exhibit, ...]
+    elsewhere: tuple[tuple[str, str], ...] = ()
+
+
+def column_titles(columns: Sequence[Column]) -> list[str]:
+    """Say in a few words what each column is of."""
+    return [f"{column.metric}, {column.network}, {column.data}" for column in columns]
+
+
+def refuse_unknown(argument: str, names: Sequence[str], known: Sequence[str], hint: str = "") -> None:
+    """Refuse names that are none of those that are known.
+
+    Raises:
+        InputError: Names the argument, and what there is.
+    """
+    for name in names:
+        if name not in known:
+            raise InputError(f"{argument} must be of {', '.join(known)}, but is {name!r}.{hint}")
