@@ -185,8 +185,8 @@ def test_checkpoints_of_another_training_are_refused(data: tuple[Tensor, Tensor]
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(data: tuple[Tensor, Tensor]) -> None:
-    with pytest.raises(ModelStateError, match=r"loss of the training with seed 0 is .* Lower learning_rate \(1e\+15\)"):
-        train(network, 1e30 * data[0], data[1], TrainingOptions(epochs=9, optimizer="sgd", learning_rate=1e15), 0)
+    with pytest.raises(ModelStateError, match=r"loss of the training with seed 0 is .* Lower learning_rate \(1"):
+        train(network, *data, TrainingOptions(epochs=9, optimizer="sgd", learning_rate=1e15), 0)
 
 
 @pytest.mark.parametrize(

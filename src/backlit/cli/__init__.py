@@ -251,6 +251,43 @@ def bench(
 
 
 @app.command()
+def reproduce(
+    what: Annotated[
+        str, typer.Argument(help="list; a paper: dmbp, lpr, tr_gbp, mip_in; or one of its tables: dmbp.table1.")
+    ] = "list",
+    places: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML with [[networks]] and [[data]], as plans have them, by the papers' names.", metavar="FILE"
+        ),
+    ] = None,
+    networks: Annotated[
+        str | None, typer.Option(help="Networks, by comma; the paper's and those of the places, if not given.")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(help="Images for cheap methods; costly ones get a fifth of them.", min=1)
+    ] = None,
+    scale: Annotated[
+        str, typer.Option(help="quick (a few images), here (100 images, 20 for costly methods), paper (1,000, 200).")
+    ] = "here",
+    out: Annotated[Path, typer.Option(help="Folder for pages, tables and maps.")] = Path("backlit-papers"),
+    workers: Workers = 0,
+    threads: Threads = None,
+    device: Device = "auto",
+) -> None:
+    """Measure the tables and figures of the four papers again, each claim with a verdict. Interrupted, it goes on.
+
+    The embedded network, digits, needs no files: `backlit reproduce dmbp.table1 --networks digits --scale quick`.
+    """
+    from backlit.cli.reproduce import command, listing
+
+    if what == "list":
+        listing()
+    elif command(what, places, networks, images, scale, out, (workers, threads), device):
+        raise typer.Exit(1)
+
+
+@app.command()
 def roar(
     data: Annotated[Path, typer.Option(help="Folder of CIFAR-10 (binary or parquet) or MNIST.", metavar="DIR")],
     method: Methods,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from backlit._errors import InputError
 from backlit.bench.chosen import Chosen, methods_and_metrics
 from backlit.bench.setting import safe_name
-from backlit.methods.base import NO_NETWORK
+from backlit.methods.base import NO_NETWORK, Method
 
+EMBEDDED = "digits"
+"""The network that every machine has, with scenes of two digits in the place of whatever images a table asks for."""
 Drawn = Literal["table", "curves", "maps", "strips"]
 
 
@@ -35,10 +36,10 @@ class Row:
         (one,), _ = methods_and_metrics(self.method, "sparseness", [], 0)
         return one
 
-    @property
-    def passes(self) -> float:
-        """What a map costs, in forward passes."""
-        return float(self.chosen.method(NO_NETWORK, **self.chosen.options).forward_passes)
+    @cached_property
+    def bare(self) -> Method:
+        """The method in its setting, without a network: what it costs, and what its maps say."""
+        return self.chosen.method(NO_NETWORK, **self.chosen.options)
 
 
 @dataclass(frozen=True)
@@ -143,14 +144,17 @@ class Exhibit:
             assert {claim.better, *claim.worse} <= set(titles), f"{self.name}: {claim.text} is of unknown rows"
 
     def on(self, networks: Iterable[str]) -> Exhibit:
-        """Return it for these networks: the printed columns of those that the paper has, and the same of the others."""
-        columns: dict[tuple[str, str, str], Column] = {}
+        """Return it for these networks: the columns of those that the paper has, and for others the same metrics and images."""
+        columns: list[Column] = []
         for network in networks:
-            for column in self.columns:
-                key = (column.metric, column.data, network)
-                if column.network == network or key not in columns:
-                    columns[key] = column if column.network == network else column.on(network)
-        return replace(self, columns=tuple(columns.values()))
+            own = [column for column in self.columns if column.network == network]
+            columns += own or self._columns_of(network)
+        return replace(self, columns=tuple(columns))
+
+    def _columns_of(self, network: str) -> list[Column]:
+        """Columns of a network that the paper does not have; a metric once for the embedded one, whose images are the same."""
+        columns = list(dict.fromkeys(column.on(network) for column in self.columns))
+        return list({c.metric: c for c in reversed(columns)}.values())[::-1] if network == EMBEDDED else columns
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -177,19 +181,3 @@ class Paper:
     title: str
     exhibits: tuple[Exhibit, ...]
     elsewhere: tuple[tuple[str, str], ...] = ()
-
-
-def column_titles(columns: Sequence[Column]) -> list[str]:
-    """Say in a few words what each column is of."""
-    return [f"{column.metric}, {column.network}, {column.data}" for column in columns]
-
-
-def refuse_unknown(argument: str, names: Sequence[str], known: Sequence[str], hint: str = "") -> None:
-    """Refuse names that are none of those that are known.
-
-    Raises:
-        InputError: Names the argument, and what there is.
-    """
-    for name in names:
-        if name not in known:
-            raise InputError(f"{argument} must be of {', '.join(known)}, but is {name!r}.{hint}")

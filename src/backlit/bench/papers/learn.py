@@ -10,8 +10,8 @@ from backlit._errors import InputError
 from backlit._files import make_folder
 from backlit._json import JsonObject
 from backlit.bench.chosen import fitted_methods
-from backlit.bench.papers.exhibit import Fit
-from backlit.bench.papers.places import EMBEDDED, Places
+from backlit.bench.papers.exhibit import EMBEDDED, Fit
+from backlit.bench.papers.places import Places
 from backlit.bench.source import dataset
 from backlit.bench.suite import source_of
 from backlit.data.batches import Batches

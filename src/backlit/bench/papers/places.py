@@ -7,10 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from backlit._errors import InputError
+from backlit.bench.papers.exhibit import EMBEDDED
 from backlit.bench.suite import PlannedData, PlannedNetwork, networks_and_data, read_toml
-
-EMBEDDED = "digits"
-"""The network that every machine has, with scenes of two digits in the place of whatever images a table asks for."""
 
 
 @dataclass(frozen=True)

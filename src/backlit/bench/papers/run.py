@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from backlit._errors import InputError
+from backlit._errors import InputError, check_word
 from backlit.bench.asked import Asked, plan_of
 from backlit.bench.execute import Progress
 from backlit.bench.papers.exhibit import Exhibit, Row
@@ -18,10 +17,9 @@ from backlit.bench.run import How, run
 from backlit.bench.suite import Suite
 from backlit.comparison import Comparison
 
-Scale = Literal["quick", "here", "paper"]
 CHEAP = 100.0
 """Forward passes of a map, up to which it is explained for all of the images."""
-SCALES: dict[Scale, tuple[int, int]] = {"quick": (6, 3), "here": (100, 20), "paper": (1000, 200)}
+SCALES: dict[str, tuple[int, int]] = {"quick": (6, 3), "here": (100, 20), "paper": (1000, 200)}
 """Images of a cheap method and of a costly one."""
 SHOWN = 3
 """Images of figures that show maps."""
@@ -40,14 +38,13 @@ class Amount:
     costly: int
 
     @classmethod
-    def of(cls, scale: Scale, images: int | None = None) -> Amount:
+    def of(cls, scale: str, images: int | None = None) -> Amount:
         """Return a scale's images; ``images`` in the place of a cheap method's, and a fifth of it for costly ones.
 
         Raises:
             InputError: If one cannot be.
         """
-        if scale not in SCALES:
-            raise InputError(f"scale must be one of {', '.join(SCALES)}, but is {scale!r}.")
+        check_word("scale", scale, SCALES)
         if images is not None and images < 1:
             raise InputError(f"images must be a number from 1 on, but is {images}.")
         return cls(*SCALES[scale]) if images is None else cls(images, max(1, images // 5))
@@ -109,8 +106,8 @@ def _groups(exhibit: Exhibit, amount: Amount) -> list[tuple[list[Row], int]]:
         return [(list(exhibit.rows), min(SHOWN, amount.cheap))]
     if exhibit.together:
         return [(list(exhibit.rows), amount.cheap)]
-    cheap = [row for row in exhibit.rows if row.passes <= CHEAP]
-    costly = [row for row in exhibit.rows if row.passes > CHEAP]
+    cheap = [row for row in exhibit.rows if row.bare.forward_passes <= CHEAP]
+    costly = [row for row in exhibit.rows if row.bare.forward_passes > CHEAP]
     return [(rows, images) for rows, images in ((cheap, amount.cheap), (costly, amount.costly)) if rows]
 
 
