@@ -273,17 +273,19 @@ def reproduce(
     out: Annotated[Path, typer.Option(help="Folder for pages, tables and maps.")] = Path("backlit-papers"),
     workers: Workers = 0,
     threads: Threads = None,
+    force: Annotated[bool, typer.Option("--force", help="Begin anew in folders that other versions wrote.")] = False,
     device: Device = "auto",
 ) -> None:
     """Measure the tables and figures of the four papers again, each claim with a verdict. Interrupted, it goes on.
 
     The embedded network, digits, needs no files: `backlit reproduce dmbp.table1 --networks digits --scale quick`.
     """
+    from backlit.bench.run import How
     from backlit.cli.reproduce import command, listing
 
     if what == "list":
         listing()
-    elif command(what, places, networks, images, scale, out, (workers, threads), device):
+    elif command(what, places, networks, images, scale, out, How(workers, threads, force=force), device):
         raise typer.Exit(1)
 
 

@@ -44,7 +44,7 @@ def command(
     images: int | None,
     scale: str,
     out: Path,
-    words: tuple[int, int | None],
+    how: How,
     device: str,
 ) -> int:
     """Measure what is asked for, and write the paper's page; returns the number of tables without any number.
@@ -56,7 +56,6 @@ def command(
     paper, exhibits = find(what)
     amount, there = Amount.of(scale, images), Places() if places is None else read_places(places)
     asked = [exhibit.on(_networks(exhibit, networks, there)) for exhibit in exhibits]
-    how = How(words[0], words[1], raising=False)
     on = fastest_device("float32") if device == "auto" else device
     into, empty = console(), 0
     for exhibit in asked:
