@@ -12,8 +12,8 @@ from _commands import command
 from backlit import FileError, InputError
 from backlit.bench import execute
 from backlit.bench.papers import PAPERS, find
-from backlit.bench.papers.exhibit import Claim, Column, Exhibit, Fit, Row
-from backlit.bench.papers.outcome import Outcome, ahead, metric_name, verdict
+from backlit.bench.papers.exhibit import Column, Exhibit, MethodRow, NeededFit, PaperClaim
+from backlit.bench.papers.outcome import Reproduced, ahead, metric_name, verdict
 from backlit.bench.papers.places import Places, read_places
 from backlit.bench.papers.record import RECORD, write_record
 from backlit.bench.papers.run import SCALES, Amount, reproduce
@@ -26,14 +26,18 @@ from backlit.report.paper import as_html, as_markdown, page_of
 SMALL = Exhibit(
     "table9",
     "two cheap methods and a costly one",
-    (Row("GI", "gradient_x_input"), Row("Edges", "edges"), Row("IG", "integrated_gradients(steps=60)")),
+    (
+        MethodRow("GI", "gradient_x_input"),
+        MethodRow("Edges", "edges"),
+        MethodRow("IG", "integrated_gradients(steps=60)"),
+    ),
     (
         Column("deletion(steps=4)", "imagenet", "vgg16", (0.1, 0.2, 0.3)),
         Column("deletion(steps=4)", "imagenet", "digits", (10, 20, 30), 100),
     ),
     (
-        Claim("gradient x input looks at the network", "deletion(steps=4)", "GI", ("Edges", "IG")),
-        Claim("it is no worse by a whole", "deletion(steps=4)", "GI", ("IG",), -1.0),
+        PaperClaim("gradient x input looks at the network", "deletion(steps=4)", "GI", ("Edges", "IG")),
+        PaperClaim("it is no worse by a whole", "deletion(steps=4)", "GI", ("IG",), -1.0),
     ),
     differs="Other images.",
 )
@@ -45,7 +49,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(out: Path) -> Outcome:
+def made(out: Path) -> Reproduced:
     return reproduce(SMALL, Places(), out, Amount(12, 6), How(threads=1))
 
 
@@ -88,7 +92,7 @@ def test_printed_numbers_are_the_papers() -> None:
         assert column.printed[[row.title for row in one.rows].index(title)] == number
 
 
-def test_a_table_is_measured_where_its_networks_are(made: Outcome) -> None:
+def test_a_table_is_measured_where_its_networks_are(made: Reproduced) -> None:
     there, missing = SMALL.columns[1], SMALL.columns[0]
     assert {made.cells[row.title, missing].why for row in SMALL.rows} == {"no weights here"}
     assert made.cells["IG", missing].printed == 0.3
@@ -106,7 +110,7 @@ def test_a_table_is_measured_where_its_networks_are(made: Outcome) -> None:
         assert cell.measured.low == pytest.approx(100 * own["low"])
 
 
-def test_claims_are_paired_over_the_images_that_both_have(made: Outcome) -> None:
+def test_claims_are_paired_over_the_images_that_both_have(made: Reproduced) -> None:
     comparisons = made.comparisons["digits", "imagenet"]
     name = metric_name("deletion(steps=4)")
 
@@ -156,7 +160,7 @@ def test_a_verdict_is_by_the_interval(ends: tuple[float, ...], images: int, marg
     assert verdict(Estimate(*ends, images), margin) == wanted
 
 
-def test_what_is_done_is_not_done_again(made: Outcome, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_done_is_not_done_again(made: Reproduced, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*given: object) -> None:
         raise AssertionError("explained again")
 
@@ -166,7 +170,7 @@ def test_what_is_done_is_not_done_again(made: Outcome, out: Path, monkeypatch: p
     assert again.tested == made.tested
 
 
-def test_pages_are_made_of_the_records(made: Outcome, out: Path) -> None:
+def test_pages_are_made_of_the_records(made: Reproduced, out: Path) -> None:
     record = json.loads(write_record(made, out).read_text())
     (picture,) = record["pictures"]
     assert (out / picture["file"]).read_bytes().startswith(b"\x89PNG")
@@ -189,7 +193,7 @@ def test_pages_are_made_of_the_records(made: Outcome, out: Path) -> None:
 
 
 def test_maps_and_reset_networks_are_drawn(tmp_path: Path) -> None:
-    rows = (Row("GC", "grad_cam"), Row("Rand", "random"))
+    rows = (MethodRow("GC", "grad_cam"), MethodRow("Rand", "random"))
     for drawn, metric in (("maps", "sparseness"), ("strips", "last_layer_reset")):
         one = Exhibit("figure1", "maps", rows, (Column(metric, "imagenet", "digits"),), drawn=drawn, classes=2)  # type: ignore[arg-type]
         made = reproduce(one, Places(), tmp_path / drawn, Amount(3, 3), How(threads=1))
@@ -199,8 +203,8 @@ def test_maps_and_reset_networks_are_drawn(tmp_path: Path) -> None:
 
 
 def test_what_must_be_learned_is_learned_once(tmp_path: Path) -> None:
-    rows = (Row("MIP-IN", "mip_in"),)
-    fits = (Fit("mip_in", (("samples", "own"), ("reading", "paper"))),)
+    rows = (MethodRow("MIP-IN", "mip_in"),)
+    fits = (NeededFit("mip_in", (("samples", "own"), ("reading", "paper"))),)
     one = Exhibit("table1", "apc", rows, (Column("apc", "mnist", "digits"),), fits=fits, together=True)
     told: list[str] = []
     made = reproduce(one, Places(), tmp_path, Amount(6, 2), How(threads=1), say=told.append)
@@ -213,7 +217,9 @@ def test_what_must_be_learned_is_learned_once(tmp_path: Path) -> None:
 
 
 def test_a_metric_that_the_images_cannot_serve_is_said(tmp_path: Path) -> None:
-    one = Exhibit("table1", "boxes", (Row("GC", "grad_cam"),), (Column("pointing_game", "imagenet", "digits", (0.5,)),))
+    one = Exhibit(
+        "table1", "boxes", (MethodRow("GC", "grad_cam"),), (Column("pointing_game", "imagenet", "digits", (0.5,)),)
+    )
     made = reproduce(one, Places(), tmp_path, Amount(3, 3), How(threads=1))
     assert made.cells["GC", one.columns[0]].why.startswith("Pointing game needs boxes of the target")
     assert made.comparisons == {}

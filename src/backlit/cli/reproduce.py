@@ -13,7 +13,7 @@ from backlit._errors import InputError
 from backlit._files import write_whole
 from backlit.bench.papers import PAPERS, find
 from backlit.bench.papers.exhibit import EMBEDDED, Exhibit, Paper
-from backlit.bench.papers.outcome import Outcome, Verdict
+from backlit.bench.papers.outcome import Reproduced, Verdict
 from backlit.bench.papers.places import Places, read_places
 from backlit.bench.papers.record import RECORD, write_record
 from backlit.bench.papers.run import Amount, reproduce
@@ -104,7 +104,7 @@ def _networks(exhibit: Exhibit, asked: str | None, places: Places) -> list[str]:
     return names
 
 
-def _say(done: Outcome, into: Console) -> bool:
+def _say(done: Reproduced, into: Console) -> bool:
     """Print the verdicts; returns whether nothing was measured."""
     counts = {verdict: sum(t.verdict == verdict for t in done.tested) for verdict in get_args(Verdict)}
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from backlit.bench.papers.exhibit import Claim, Column, Exhibit, Paper, Row
+from backlit.bench.papers.exhibit import Column, Exhibit, MethodRow, Paper, PaperClaim
 
-_GRAD = Row("Grad", "gradient_x_input")
-_BIG = Row("BIG", "blur_ig", "20 scales")
-_GBP = Row("GBp", "guided_backprop(times_input=true)")
-_GGC = Row("GGC", "guided_grad_cam(times_input=true)")
-_DL = Row("DL", "deeplift")
-_LPR = Row("LPR", "lpr")
-_FG = Row("FG", "fullgrad")
-_GC = Row("GC", "grad_cam")
-_DMBP = Row("DMBP", "dmbp")
-_SG = Row("SG", "smooth_grad(of=gradient_x_input)")
-_IG = Row("IG", "integrated_gradients")
-_RISE = Row("RISE", "rise")
+_GRAD = MethodRow("Grad", "gradient_x_input")
+_BIG = MethodRow("BIG", "blur_ig", "20 scales")
+_GBP = MethodRow("GBp", "guided_backprop(times_input=true)")
+_GGC = MethodRow("GGC", "guided_grad_cam(times_input=true)")
+_DL = MethodRow("DL", "deeplift")
+_LPR = MethodRow("LPR", "lpr")
+_FG = MethodRow("FG", "fullgrad")
+_GC = MethodRow("GC", "grad_cam")
+_DMBP = MethodRow("DMBP", "dmbp")
+_SG = MethodRow("SG", "smooth_grad(of=gradient_x_input)")
+_IG = MethodRow("IG", "integrated_gradients")
+_RISE = MethodRow("RISE", "rise")
 
 _GRADIENTS = ("Grad", "IG", "SG", "BIG", "DL", "GBp", "GGC")
 _VOC = "The paper's networks for Pascal VOC (Zhang et al. 2018) are not to be had."
@@ -30,10 +30,10 @@ TABLE_1 = Exhibit(
     "table1",
     "Insertion and complementary insertion of DMBP's variants: no disentanglement, only y+, y+ and y−, and all terms",
     (
-        Row("ND", "gradient_x_input"),
-        Row("DMBP+", "dmbp(variant='+')"),
-        Row("DMBP+,−", "dmbp(variant='+,-')"),
-        Row("DMBP all", "dmbp"),
+        MethodRow("ND", "gradient_x_input"),
+        MethodRow("DMBP+", "dmbp(variant='+')"),
+        MethodRow("DMBP+,−", "dmbp(variant='+,-')"),
+        MethodRow("DMBP all", "dmbp"),
     ),
     _columns(
         (
@@ -46,10 +46,12 @@ TABLE_1 = Exhibit(
         )
     ),
     (
-        Claim("Disentangling gives a better map than the gradient alone", "insertion", "DMBP all", ("ND",), 0.0),
-        Claim("Also minimising y− is better than y+ alone", "insertion", "DMBP+,−", ("DMBP+",)),
-        Claim("Also minimising y− finds what speaks against a class", "complementary_insertion", "DMBP+,−", ("DMBP+",)),
-        Claim("The nuisance term does no harm (.02)", "insertion", "DMBP all", ("DMBP+,−",), -0.02),
+        PaperClaim("Disentangling gives a better map than the gradient alone", "insertion", "DMBP all", ("ND",), 0.0),
+        PaperClaim("Also minimising y− is better than y+ alone", "insertion", "DMBP+,−", ("DMBP+",)),
+        PaperClaim(
+            "Also minimising y− finds what speaks against a class", "complementary_insertion", "DMBP+,−", ("DMBP+",)
+        ),
+        PaperClaim("The nuisance term does no harm (.02)", "insertion", "DMBP all", ("DMBP+,−",), -0.02),
     ),
     differs=f"{_TARGET} {_VOC}",
 )
@@ -98,10 +100,10 @@ TABLE_2 = Exhibit(
         )
     ),
     (
-        Claim("DMBP is ahead of the other gradient-based methods", "insertion", "DMBP", _GRADIENTS),
-        Claim("DMBP is ahead of the methods that perturb the image", "insertion", "DMBP", ("LPR", "RISE")),
-        Claim("DMBP is ahead of the methods that read inner layers", "insertion", "DMBP", ("FG", "GC")),
-        Claim(
+        PaperClaim("DMBP is ahead of the other gradient-based methods", "insertion", "DMBP", _GRADIENTS),
+        PaperClaim("DMBP is ahead of the methods that perturb the image", "insertion", "DMBP", ("LPR", "RISE")),
+        PaperClaim("DMBP is ahead of the methods that read inner layers", "insertion", "DMBP", ("FG", "GC")),
+        PaperClaim(
             "DMBP is ahead on complementary insertion",
             "complementary_insertion",
             "DMBP",
@@ -122,7 +124,7 @@ TABLE_3 = Exhibit(
             ("last_layer_reset", "voc", "vgg16_voc", (0.99, 0.25, 0.02)),
         )
     ),
-    (Claim("DMBP's map depends on the last layer, others' hardly", "last_layer_reset", "DMBP", ("GBp", "GGC")),),
+    (PaperClaim("DMBP's map depends on the last layer, others' hardly", "last_layer_reset", "DMBP", ("GBp", "GGC")),),
     differs=_TARGET,
 )
 FIGURE_3 = Exhibit(

@@ -17,7 +17,7 @@ Drawn = Literal["table", "curves", "maps", "strips"]
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodRow:
     """A method as a paper calls it.
 
     Attributes:
@@ -67,8 +67,8 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Claim:
-    """What a paper says of its table: one row beats others by a metric, by more than ``margin``.
+class PaperClaim:
+    """A claim of a paper about its table: one row beats others by a metric, by more than ``margin``.
 
     The test is written down here, before anything is measured: the paired difference over the images that both rows have,
     with its 95 % bootstrap interval, against the margin.
@@ -89,8 +89,8 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Fit:
-    """What a method must learn first.
+class NeededFit:
+    """A fit that a method needs first.
 
     Attributes:
         kind: What ``backlit fit --method`` calls it: "mip_in", "pattern".
@@ -125,13 +125,13 @@ class Exhibit:
 
     name: str
     caption: str
-    rows: tuple[Row, ...]
+    rows: tuple[MethodRow, ...]
     columns: tuple[Column, ...]
-    claims: tuple[Claim, ...] = ()
+    claims: tuple[PaperClaim, ...] = ()
     drawn: Drawn = "table"
     differs: str = ""
     classes: int = 1
-    fits: tuple[Fit, ...] = ()
+    fits: tuple[NeededFit, ...] = ()
     together: bool = False
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from backlit._errors import InputError
 from backlit._files import make_folder
 from backlit._json import JsonObject
 from backlit.bench.chosen import fitted_methods
-from backlit.bench.papers.exhibit import EMBEDDED, Fit
+from backlit.bench.papers.exhibit import EMBEDDED, NeededFit
 from backlit.bench.papers.places import Places
 from backlit.bench.source import dataset
 from backlit.bench.suite import source_of
@@ -23,7 +23,12 @@ DATA = "fit"
 
 
 def learned(
-    fit: Fit, network: str, places: Places, out: Path, device: str, say: Callable[[str], object] = lambda text: None
+    fit: NeededFit,
+    network: str,
+    places: Places,
+    out: Path,
+    device: str,
+    say: Callable[[str], object] = lambda text: None,
 ) -> Path:
     """Return the file of a fit, which is made if it is not there.
 

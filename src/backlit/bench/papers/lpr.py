@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from backlit.bench.papers.exhibit import Claim, Column, Exhibit, Paper, Row
+from backlit.bench.papers.exhibit import Column, Exhibit, MethodRow, Paper, PaperClaim
 
-_LPR = Row("LPR", "lpr")
-_SALIENCY = Row("Saliency", "saliency")
-_GRADIENT = Row("GradXIn", "gradient_x_input")
-_LRP = Row("ε-LRP", "lrp(preset=epsilon)")
-_DEEPLIFT = Row("DeepLIFT", "deeplift")
-_SQ_SG = Row("SQ_SG", "squared_smooth_grad")
-_IG = Row("IG", "integrated_gradients")
-_SG = Row("SG", "smooth_grad")
-_RISE = Row("RISE", "rise")
-_MASK = Row("Mask", "meaningful_perturbation")
-_SMASK = Row("sMask", "extremal_perturbation")
+_LPR = MethodRow("LPR", "lpr")
+_SALIENCY = MethodRow("Saliency", "saliency")
+_GRADIENT = MethodRow("GradXIn", "gradient_x_input")
+_LRP = MethodRow("ε-LRP", "lrp(preset=epsilon)")
+_DEEPLIFT = MethodRow("DeepLIFT", "deeplift")
+_SQ_SG = MethodRow("SQ_SG", "squared_smooth_grad")
+_IG = MethodRow("IG", "integrated_gradients")
+_SG = MethodRow("SG", "smooth_grad")
+_RISE = MethodRow("RISE", "rise")
+_MASK = MethodRow("Mask", "meaningful_perturbation")
+_SMASK = MethodRow("sMask", "extremal_perturbation")
 _ROWS = (
     _SALIENCY,
     _GRADIENT,
@@ -26,7 +26,7 @@ _ROWS = (
     _MASK,
     _SMASK,
     _RISE,
-    Row("LPR*", "lpr(plugin=channel)"),
+    MethodRow("LPR*", "lpr(plugin=channel)"),
     _LPR,
 )
 _OTHERS = tuple(row.title for row in _ROWS if not row.title.startswith("LPR"))
@@ -46,8 +46,8 @@ def _both(networks: tuple[tuple[str, str], ...]) -> tuple[Column, ...]:
     return tuple(Column(metric, data, network) for data, network in networks for metric in _CURVES)
 
 
-def _sweep(name: str, values: tuple[float, ...]) -> tuple[Row, ...]:
-    return tuple(Row(f"{name} {value:g}", f"lpr({name}={value:g})") for value in values)
+def _sweep(name: str, values: tuple[float, ...]) -> tuple[MethodRow, ...]:
+    return tuple(MethodRow(f"{name} {value:g}", f"lpr({name}={value:g})") for value in values)
 
 
 _SWEEPS: tuple[tuple[str, tuple[float, ...], tuple[float, ...]], ...] = (
@@ -76,10 +76,10 @@ TABLE_2 = Exhibit(
     tuple(row for name, values, _ in _SWEEPS for row in _sweep(name, values)),
     (Column("morf_5", "imagenet", "vgg16", tuple(auc for _, _, printed in _SWEEPS for auc in printed)),),
     (
-        Claim("40 steps are ahead of one", "morf_5", "steps 40", ("steps 1",)),
-        Claim("λ makes little difference (.05)", "morf_5", "lam 0.1", ("lam 1",), -0.05),
-        Claim("γ of about 20 is ahead of 1", "morf_5", "gamma 21", ("gamma 1",)),
-        Claim("α of about .9 is ahead of .55", "morf_5", "alpha 0.9", ("alpha 0.55",)),
+        PaperClaim("40 steps are ahead of one", "morf_5", "steps 40", ("steps 1",)),
+        PaperClaim("λ makes little difference (.05)", "morf_5", "lam 0.1", ("lam 1",), -0.05),
+        PaperClaim("γ of about 20 is ahead of 1", "morf_5", "gamma 21", ("gamma 1",)),
+        PaperClaim("α of about .9 is ahead of .55", "morf_5", "alpha 0.9", ("alpha 0.55",)),
     ),
     differs=_STEPS,
 )
@@ -89,8 +89,8 @@ FIGURE_5 = Exhibit(
     _ROWS,
     _both(_NETWORKS),
     (
-        Claim("LPR's curve falls fastest", "morf_5", "LPR", _OTHERS),
-        Claim("LPR finds what speaks against the class", "lerf_5", "LPR", _OTHERS),
+        PaperClaim("LPR's curve falls fastest", "morf_5", "LPR", _OTHERS),
+        PaperClaim("LPR finds what speaks against the class", "lerf_5", "LPR", _OTHERS),
     ),
     drawn="curves",
     differs=f"The class is the ground truth, where the paper takes the prediction. {_STEPS}",
@@ -114,11 +114,11 @@ FIGURE_8 = Exhibit(
 FIGURE_9 = Exhibit(
     "figure9",
     "LPR without its sign-aware loss and without its reference",
-    (_LPR, Row("no sign-aware loss", "lpr(sign_aware=false)"), Row("no reference", "lpr(reference=false)")),
+    (_LPR, MethodRow("no sign-aware loss", "lpr(sign_aware=false)"), MethodRow("no reference", "lpr(reference=false)")),
     _both((("imagenet", "vgg16"),)),
     (
-        Claim("The sign-aware loss is what finds negative pixels", "lerf_5", "LPR", ("no sign-aware loss",)),
-        Claim("The reference hardly matters (.05)", "morf_5", "LPR", ("no reference",), -0.05),
+        PaperClaim("The sign-aware loss is what finds negative pixels", "lerf_5", "LPR", ("no sign-aware loss",)),
+        PaperClaim("The reference hardly matters (.05)", "morf_5", "LPR", ("no reference",), -0.05),
     ),
     drawn="curves",
     differs="In the default reading of G the reference changes nothing at all.",

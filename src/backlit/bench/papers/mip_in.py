@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from backlit.bench.papers.exhibit import Claim, Column, Exhibit, Fit, Paper, Row
+from backlit.bench.papers.exhibit import Column, Exhibit, MethodRow, NeededFit, Paper, PaperClaim
 
-_MIP_IN = Row("MIP-IN", "mip_in")
+_MIP_IN = MethodRow("MIP-IN", "mip_in")
 _ROWS = (
-    Row("Grads", "saliency"),
-    Row("SmoothGrads", "smooth_grad"),
-    Row("LRP-ε", "lrp(preset=epsilon)"),
-    Row("DTD", "deep_taylor"),
-    Row("Deconvnet", "deconvnet"),
-    Row("GBP", "guided_backprop"),
-    Row("GradCAM", "grad_cam"),
+    MethodRow("Grads", "saliency"),
+    MethodRow("SmoothGrads", "smooth_grad"),
+    MethodRow("LRP-ε", "lrp(preset=epsilon)"),
+    MethodRow("DTD", "deep_taylor"),
+    MethodRow("Deconvnet", "deconvnet"),
+    MethodRow("GBP", "guided_backprop"),
+    MethodRow("GradCAM", "grad_cam"),
     _MIP_IN,
 )
 _OTHERS = tuple(row.title for row in _ROWS[:-1])
-_FEATURES = (Fit("mip_in", (("start", "features"),)),)
+_FEATURES = (NeededFit("mip_in", (("start", "features"),)),)
 _BOXES = "box_accuracy(largest=0.33)"
 _CLASSES = "class_sensitivity(classes=(981,589))"
 _FITTED = "MIP-IN learns from the places' images named fit, not from the 50,000 of the validation set."
@@ -33,7 +33,7 @@ TABLE_1 = Exhibit(
         Column("apc", "cifar10", "cifar_cnn", (21.1,), 100),
         Column("positive_apc", "cifar10", "cifar_cnn", (10.6,), 100),
     ),
-    fits=(Fit("mip_in", (("reading", "paper"), ("samples", "own"))),),
+    fits=(NeededFit("mip_in", (("reading", "paper"), ("samples", "own"))),),
     together=True,
 )
 TABLE_2 = Exhibit(
@@ -44,7 +44,7 @@ TABLE_2 = Exhibit(
         Column(_BOXES, "imagenet", "resnet50", (0.368, 0.541, 0.292, 0.441, 0.263, 0.456, 0.512, 0.662)),
         Column(_BOXES, "imagenet", "vgg19", (0.345, 0.518, 0.307, 0.427, 0.226, 0.398, 0.486, 0.648)),
     ),
-    (Claim("MIP-IN lies in the box more than all others", _BOXES, "MIP-IN", _OTHERS),),
+    (PaperClaim("MIP-IN lies in the box more than all others", _BOXES, "MIP-IN", _OTHERS),),
     differs=f"{_FITTED} PatternAttribution (VGG19: .499) learns from the whole network: backlit fit --method pattern.",
     fits=_FEATURES,
 )
@@ -71,14 +71,14 @@ FIGURE_9 = Exhibit(
     "Mean distance between the maps of two classes, 981 and 589",
     _ROWS,
     (Column(_CLASSES, "imagenet", "vgg19"),),
-    (Claim("MIP-IN tells classes apart more than GBP and Deconvnet", _CLASSES, "MIP-IN", ("GBP", "Deconvnet")),),
+    (PaperClaim("MIP-IN tells classes apart more than GBP and Deconvnet", _CLASSES, "MIP-IN", ("GBP", "Deconvnet")),),
     differs=f"Maps are scaled to their largest value first. {_FITTED}",
     fits=_FEATURES,
 )
 FIGURE_10 = Exhibit(
     "figure10",
     "MIP-IN beside Grad-CAM",
-    (Row("GradCAM", "grad_cam"), _MIP_IN),
+    (MethodRow("GradCAM", "grad_cam"), _MIP_IN),
     (Column("sparseness", "imagenet", "vgg19"), Column("sparseness", "imagenet", "resnet50")),
     drawn="maps",
     fits=_FEATURES,

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from backlit.bench.papers.exhibit import Claim, Column, Exhibit, Row
+from backlit.bench.papers.exhibit import Column, Exhibit, MethodRow, PaperClaim
 from backlit.bench.setting import read_setting
 from backlit.comparison import Comparison
 from backlit.metrics.lookup import find_metric
@@ -18,8 +18,8 @@ Verdict = Literal["holds", "does not hold", "these images cannot tell", "not mea
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A number of a table beside the paper's.
+class TableCell:
+    """A number that stands in a table beside the paper's.
 
     Attributes:
         printed: The paper's; None if it has none.
@@ -47,7 +47,7 @@ class Tested:
         difference: By how much the better row is ahead, above 0, in the metric's own unit.
     """
 
-    claim: Claim
+    claim: PaperClaim
     network: str
     data: str
     worse: str
@@ -56,7 +56,7 @@ class Tested:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class Reproduced:
     """What was measured of a table or figure.
 
     Attributes:
@@ -67,7 +67,7 @@ class Outcome:
     """
 
     exhibit: Exhibit
-    cells: Mapping[tuple[str, Column], Cell]
+    cells: Mapping[tuple[str, Column], TableCell]
     tested: Sequence[Tested]
     comparisons: Mapping[tuple[str, str], Sequence[Comparison]]
 
@@ -80,7 +80,7 @@ def metric_name(setting: str) -> str:
 
 def outcome(
     exhibit: Exhibit, done: Mapping[tuple[str, str], Sequence[Comparison]], missing: Mapping[tuple[str, str], str]
-) -> Outcome:
+) -> Reproduced:
     """Read the cells and test the claims.
 
     Args:
@@ -93,24 +93,24 @@ def outcome(
         for column in exhibit.columns
         for row in exhibit.rows
     }
-    return Outcome(exhibit, cells, tuple(_tested(exhibit, done)), done)
+    return Reproduced(exhibit, cells, tuple(_tested(exhibit, done)), done)
 
 
 def _cell(
     exhibit: Exhibit,
-    row: Row,
+    row: MethodRow,
     column: Column,
     done: Mapping[tuple[str, str], Sequence[Comparison]],
     missing: Mapping[tuple[str, str], str],
-) -> Cell:
+) -> TableCell:
     printed = column.printed[exhibit.rows.index(row)] if column.printed else None
     where, name = (column.network, column.data), metric_name(column.metric)
     for comparison in done.get(where, ()):
-        for found in comparison.ranking.filter(metric=name, method=row.chosen.name).iter_rows(named=True):
-            measured = _estimate(found, "value", column.unit)
+        for ranked in comparison.ranking.filter(metric=name, method=row.chosen.name).iter_rows(named=True):
+            measured = _estimate(ranked, "value", column.unit)
             if np.isfinite(measured.value):
-                return Cell(printed, measured, found["seconds"])
-    return Cell(printed, None, why=missing.get(where, "not scored"))
+                return TableCell(printed, measured, ranked["seconds"])
+    return TableCell(printed, None, why=missing.get(where, "not scored"))
 
 
 def _tested(exhibit: Exhibit, done: Mapping[tuple[str, str], Sequence[Comparison]]) -> Iterator[Tested]:
@@ -122,8 +122,8 @@ def _tested(exhibit: Exhibit, done: Mapping[tuple[str, str], Sequence[Comparison
                 continue
             comparisons = done.get((column.network, column.data), ())
             for worse in claim.worse:
-                found = ahead(comparisons, wanted, rows[claim.better].chosen.name, rows[worse].chosen.name)
-                yield Tested(claim, column.network, column.data, worse, verdict(found, claim.margin), found)
+                ahead_by = ahead(comparisons, wanted, rows[claim.better].chosen.name, rows[worse].chosen.name)
+                yield Tested(claim, column.network, column.data, worse, verdict(ahead_by, claim.margin), ahead_by)
 
 
 def verdict(ahead_by: Estimate, margin: float) -> Verdict:
@@ -166,9 +166,9 @@ def _sign(comparisons: Sequence[Comparison], metric: str) -> int:
 
 def _scores(comparisons: Sequence[Comparison], metric: str, method: str) -> dict[str, float]:
     """A method's score of each image that it scored, by the image's name."""
-    found = {}
+    scores = {}
     for comparison in comparisons:
         for row in comparison.scores.filter(metric=metric, method=method, extra="").iter_rows(named=True):
             if row["value"] is not None:
-                found[row["image"]] = row["value"]
-    return found
+                scores[row["image"]] = row["value"]
+    return scores

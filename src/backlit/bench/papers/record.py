@@ -14,14 +14,14 @@ from backlit._files import make_folder, write_whole
 from backlit._json import JsonObject
 from backlit._version import __version__
 from backlit.bench.papers.exhibit import Column, Exhibit
-from backlit.bench.papers.outcome import Cell, Outcome, metric_name
+from backlit.bench.papers.outcome import Reproduced, TableCell, metric_name
 from backlit.methods.base import Kind
 from backlit.report.side_by_side import curves_of, maps_of, strips_of
 
 RECORD = "outcome.json"
 
 
-def write_record(outcome: Outcome, out: Path) -> Path:
+def write_record(outcome: Reproduced, out: Path) -> Path:
     """Write the numbers, the verdicts and the pictures of a table; returns the file of the numbers.
 
     Raises:
@@ -51,7 +51,7 @@ def write_record(outcome: Outcome, out: Path) -> Path:
     return out / RECORD
 
 
-def _tables(outcome: Outcome) -> Iterator[JsonObject]:
+def _tables(outcome: Reproduced) -> Iterator[JsonObject]:
     """A table for each network and images; of a network that the paper does not have, only if something was measured."""
     exhibit = outcome.exhibit
     for network, data in dict.fromkeys((c.network, c.data) for c in exhibit.columns):
@@ -78,7 +78,7 @@ def _tables(outcome: Outcome) -> Iterator[JsonObject]:
         }
 
 
-def _cell(cell: Cell) -> JsonObject:
+def _cell(cell: TableCell) -> JsonObject:
     numbers = {} if cell.measured is None else {k: _number(getattr(cell.measured, k)) for k in ("value", "low", "high")}
     return {"printed": cell.printed, **numbers, "images": cell.measured.images if cell.measured else 0, "why": cell.why}
 
@@ -87,11 +87,11 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _first(cells: list[Cell]) -> float | None:
+def _first(cells: list[TableCell]) -> float | None:
     return next((round(cell.seconds, 4) for cell in cells if np.isfinite(cell.seconds)), None)
 
 
-def _title(outcome: Outcome, column: Column) -> str:
+def _title(outcome: Reproduced, column: Column) -> str:
     wanted = metric_name(column.metric)
     told = (
         protocol
@@ -103,7 +103,7 @@ def _title(outcome: Outcome, column: Column) -> str:
     return f"{title}, times {column.unit:g}" if column.unit != 1 else title
 
 
-def _claims(outcome: Outcome) -> list[JsonObject]:
+def _claims(outcome: Reproduced) -> list[JsonObject]:
     """Each claim with the verdicts of its tests, network by network; what was not measured is left out."""
     told: list[JsonObject] = []
     for claim in outcome.exhibit.claims:
@@ -126,11 +126,11 @@ def _claims(outcome: Outcome) -> list[JsonObject]:
     return told
 
 
-def _reports(outcome: Outcome) -> list[str]:
+def _reports(outcome: Reproduced) -> list[str]:
     return [f"{network} on {data}" for network, data in outcome.comparisons]
 
 
-def _pictures(outcome: Outcome) -> Iterator[tuple[str, bytes, str]]:
+def _pictures(outcome: Reproduced) -> Iterator[tuple[str, bytes, str]]:
     exhibit = outcome.exhibit
     titles = {row.chosen.name: row.title for row in exhibit.rows}
     for (network, data), comparisons in outcome.comparisons.items():
@@ -145,7 +145,7 @@ def _pictures(outcome: Outcome) -> Iterator[tuple[str, bytes, str]]:
 
 
 def _drawn(
-    exhibit: Exhibit, titles: Mapping[str, str], network: str, data: str, outcome: Outcome
+    exhibit: Exhibit, titles: Mapping[str, str], network: str, data: str, outcome: Reproduced
 ) -> Iterator[tuple[str, bytes | None, str]]:
     comparisons = outcome.comparisons[network, data]
     kinds: dict[str, Kind] = {row.chosen.name: row.bare.kind_of_map for row in exhibit.rows}

@@ -9,9 +9,9 @@ from pathlib import Path
 from backlit._errors import InputError, check_word
 from backlit.bench.asked import Asked, plan_of
 from backlit.bench.execute import Progress
-from backlit.bench.papers.exhibit import Exhibit, Row
+from backlit.bench.papers.exhibit import Exhibit, MethodRow
 from backlit.bench.papers.learn import learned
-from backlit.bench.papers.outcome import Outcome, outcome
+from backlit.bench.papers.outcome import Reproduced, outcome
 from backlit.bench.papers.places import Places
 from backlit.bench.run import How, run
 from backlit.bench.suite import Suite
@@ -60,7 +60,7 @@ def reproduce(
     device: str = "cpu",
     progress: Progress = lambda done, of, what: None,
     say: Callable[[str], object] = lambda text: None,
-) -> Outcome:
+) -> Reproduced:
     """Measure a table or figure, on the networks and images that are here.
 
     Args:
@@ -100,7 +100,7 @@ def _lacks(places: Places, network: str, data: str) -> str | None:
     return "no images here" if places.images(network, data, None) is None else None
 
 
-def _groups(exhibit: Exhibit, amount: Amount) -> list[tuple[list[Row], int]]:
+def _groups(exhibit: Exhibit, amount: Amount) -> list[tuple[list[MethodRow], int]]:
     """The rows that get all of the images, and those that get some of the same."""
     if exhibit.drawn in ("maps", "strips"):
         return [(list(exhibit.rows), min(SHOWN, amount.cheap))]
@@ -116,7 +116,7 @@ def _compared(
     places: Places,
     out: Path,
     where: tuple[str, str],
-    rows: Sequence[Row],
+    rows: Sequence[MethodRow],
     images: int,
     how: How,
     device: str,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from backlit.bench.papers.exhibit import Claim, Column, Exhibit, Paper, Row
+from backlit.bench.papers.exhibit import Column, Exhibit, MethodRow, Paper, PaperClaim
 
-_OURS = Row("TR-GBP", "tr_gbp")
+_OURS = MethodRow("TR-GBP", "tr_gbp")
 _ROWS = (
-    Row("Saliency", "saliency"),
-    Row("GBP", "guided_backprop"),
-    Row("GIG", "guided_ig"),
-    Row("FullGrad", "fullgrad"),
-    Row("GradCAM", "grad_cam"),
-    Row("CAMERAS", "cameras"),
+    MethodRow("Saliency", "saliency"),
+    MethodRow("GBP", "guided_backprop"),
+    MethodRow("GIG", "guided_ig"),
+    MethodRow("FullGrad", "fullgrad"),
+    MethodRow("GradCAM", "grad_cam"),
+    MethodRow("CAMERAS", "cameras"),
     _OURS,
 )
 _OTHERS = ("Saliency", "GIG", "FullGrad", "GradCAM", "CAMERAS")
@@ -27,8 +27,8 @@ TABLE_1 = Exhibit(
         Column(_BOXED, "imagenet", "vgg16", (40.2, 56.1, 41.2, 41.3, 45.7, 45.9, 52.2), 100),
     ),
     (
-        Claim("TR-GBP lies in the box more than all but GBP", _BOXED, "TR-GBP", _OTHERS),
-        Claim("GBP lies in the box more than TR-GBP", _BOXED, "GBP", ("TR-GBP",)),
+        PaperClaim("TR-GBP lies in the box more than all but GBP", _BOXED, "TR-GBP", _OTHERS),
+        PaperClaim("GBP lies in the box more than TR-GBP", _BOXED, "GBP", ("TR-GBP",)),
     ),
     differs="The interval is of the mean over all images with one box under half of them, not of five draws of 500 images.",
 )
@@ -40,7 +40,7 @@ TABLE_2 = Exhibit(
         Column("ibd_auc", "imagenet", "resnet50", (51.44, 51.96, 53.79, 54.04, 53.06, 54.99, 62.16), 100),
         Column("ibd_auc", "imagenet", "vgg16", (52.84, 53.03, 53.85, 53.72, 56.86, 57.00, 60.95), 100),
     ),
-    (Claim("TR-GBP's border tells wrong predictions best", "ibd_auc", "TR-GBP", (*_OTHERS, "GBP")),),
+    (PaperClaim("TR-GBP's border tells wrong predictions best", "ibd_auc", "TR-GBP", (*_OTHERS, "GBP")),),
     differs="Maps of the prediction, as Sec. 5.4 asks where it looked. The paper has the 50,000 validation images.",
     together=True,
 )
@@ -77,8 +77,8 @@ FIGURE_6 = Exhibit(
         Column(_ABSOLUTE, "imagenet", "vgg16"),
     ),
     (
-        Claim("TR-GBP is ahead on ResNet and LeRF", _ABSOLUTE, "TR-GBP", (*_OTHERS, "GBP")),
-        Claim(
+        PaperClaim("TR-GBP is ahead on ResNet and LeRF", _ABSOLUTE, "TR-GBP", (*_OTHERS, "GBP")),
+        PaperClaim(
             "TR-GBP is ahead of the methods that read inner layers on MoRF",
             "morf_100",
             "TR-GBP",
