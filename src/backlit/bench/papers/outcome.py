@@ -57,7 +57,7 @@ class Tested:
 
 @dataclass(frozen=True, eq=False)
 class Reproduced:
-    """What was measured of a table or figure.
+    """A table or figure as it was measured.
 
     Attributes:
         exhibit: The table, for the networks that were asked for.
