@@ -41,7 +41,7 @@ ORDER = [
         "attribution",
         "comparison",
     ),
-    *("inverse", "methods", "metrics", "post", "models", "data", "report", "bench", "cli"),
+    *("inverse", "methods", "metrics", "post", "models", "data", "report", "bench", "app", "cli"),
 ]
 LOWER_MAY_REACH = {"attribution": {"report", "post"}}  # inside a function: drawing a figure, filtering a map
 

@@ -10,6 +10,7 @@ import typer
 from backlit._errors import InputError
 from backlit._version import __version__
 from backlit.cli import complete, plans, program
+from backlit.cli.app import app as _app
 from backlit.cli.arguments import (
     MOST_AT_ONCE,
     MOST_SEED,
@@ -221,6 +222,7 @@ def compare(
         raise typer.Exit(1)
 
 
+app.command("app")(_app)
 app.command()(plans.bench)
 app.command()(plans.reproduce)
 
