@@ -72,6 +72,7 @@ def serve(
             allowed_paths=[],
             css=CSS,
             quiet=True,
+            show_error=True,
         )
     except OSError as error:
         raise InputError(

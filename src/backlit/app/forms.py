@@ -32,6 +32,7 @@ def _box(method: str, field: OptionField) -> Any:
         "label": field.name,
         "info": field.help,
         "min_width": 200,
+        "interactive": True,
         "elem_id": f"{method}-{field.name}",
     }
     if field.kind == "choice":

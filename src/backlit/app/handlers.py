@@ -75,7 +75,7 @@ class Page:
         self._networks, self._weights = networks, weights
         self.networks = networks.names
         self._stops: dict[str, Event] = {}
-        self.examples = _examples()
+        self.examples = examples()
         self.methods = [("DMBP, short schedule", FAST)] + [
             (m.title, m.name) for m in METHODS if not issubclass(m, FittedMethod) and not m.reads_attention
         ]
@@ -223,7 +223,7 @@ def find_name(setting: str) -> str:
     return methods_in(setting, [], 0)[0].name
 
 
-def _examples() -> dict[str, Image.Image]:
+def examples() -> dict[str, Image.Image]:
     """Photographs of scikit-image, where it is installed, and embedded digits: nothing is fetched."""
     pictures = {file.stem: Image.open(file).convert("RGB") for file in sample_photographs()}
     images, labels = digits_images()
