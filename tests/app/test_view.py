@@ -21,9 +21,9 @@ from backlit.app.view import (
     MOST_PASSES,
     POINTS,
     Ask,
+    MapView,
     Progress,
-    Shown,
-    Stopped,
+    StoppedByUser,
     as_python,
     chances,
     curves,
@@ -98,7 +98,7 @@ def test_slow_methods_tell_their_steps_and_stop(loaded: LoadedModel, x: Tensor) 
     told: list[tuple[int, int]] = []
     explain(loaded, x, Ask("dmbp(steps=3)", "3"), Progress(lambda step, of: told.append((step, of))))
     assert told == [(1, 3), (2, 3), (3, 3)]
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedByUser):
         explain(loaded, x, Ask("lpr(steps=50)", "3"), Progress(stop=lambda: True))
 
 
@@ -149,7 +149,7 @@ def test_signs_and_scales_of_an_overlay(loaded: LoadedModel, x: Tensor) -> None:
     assert (overlay(shown, picture, opacity=1, sign="both", scale=1e9) == nothing).all()
     small = explain(loaded, x, Ask("saliency", "3"))
     assert shared_scale([shown, small]) == max(shared_scale([one]) for one in (shown, small))  # type: ignore[type-var]
-    assert shared_scale([Shown(Ask("a", "b"), failed="no")]) is None
+    assert shared_scale([MapView(Ask("a", "b"), failed="no")]) is None
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
@@ -187,7 +187,7 @@ def test_the_code_runs_and_gives_the_same_maps(
 
 
 def test_texts_are_escaped() -> None:
-    assert "&lt;b&gt;" in facts_html(Shown(Ask("a", "b"), failed="<b>"))
+    assert "&lt;b&gt;" in facts_html(MapView(Ask("a", "b"), failed="<b>"))
     assert (
         link_to("n", [Ask("lrp", "a&b"), Ask("fast", "a&b")]) == "?network=n&target=a%26b&against=&methods=lrp%3Bfast"
     )

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
 from backlit._errors import InputError
 from backlit.models import LoadedModel
+
+if TYPE_CHECKING:
+    from gradio import Blocks
 
 OFFLINE = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 """What keeps the library of the page from calling home; set before it is imported."""
 
 
-def build(model: LoadedModel | None = None, *, weights: str = "", device: str = "cpu") -> Any:
+def build(model: LoadedModel | None = None, *, weights: str = "", device: str = "cpu") -> Blocks:
     """Build the app, a ``gradio.Blocks``, its first view computed: ``build().launch()`` serves it, here or in a Space.
 
     Args:
@@ -43,7 +46,7 @@ def serve(
     port: int | None = None,
     browser: bool = True,
     block: bool = True,
-) -> Any:
+) -> Blocks:
     """Serve the app; returns the blocks, which are ``close()``-d to end it if ``block`` is off.
 
     Args:

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from backlit.app.view import Ask, Chance, Curves, Shown, facts
+from backlit.app.view import Ask, Chance, Curves, MapView, facts
 
 _DPI = 100
 
@@ -45,7 +45,7 @@ def curves_text(of: Curves, share: float) -> str:
     )
 
 
-def facts_html(shown: Shown) -> str:
+def facts_html(shown: MapView) -> str:
     """Return what is said of a map as a small table."""
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts(shown))
     return f'<table class="facts">{rows}</table>'

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import gradio as gr
 
+from backlit._json import JsonObject
 from backlit.app.fields import OptionField, option_fields
 from backlit.methods import METHODS
 from backlit.methods.lookup import find_method
@@ -27,8 +26,8 @@ def form(name: str, options: gr.State) -> None:
             box.change(note, [box, options], options, show_progress="hidden")
 
 
-def _box(method: str, field: OptionField) -> Any:
-    made: dict[str, Any] = {
+def _box(method: str, field: OptionField) -> gr.Dropdown | gr.Checkbox | gr.Textbox | gr.Number:
+    made: JsonObject = {
         "label": field.name,
         "info": field.help,
         "min_width": 200,

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -19,9 +18,10 @@ from backlit.app.fields import filled_in
 from backlit.app.networks import Networks
 from backlit.app.view import (
     Ask,
+    MapView,
     Progress,
-    Shown,
-    Stopped,
+    Sign,
+    StoppedByUser,
     as_picture,
     as_python,
     card_of,
@@ -36,19 +36,25 @@ from backlit.app.view import (
     shared_scale,
 )
 from backlit.data.listing import sample_photographs
-from backlit.methods import METHODS, FittedMethod
+from backlit.methods import METHODS, FittedMethod, Method
 from backlit.methods.lookup import find_method
 from backlit.metrics import Examples, LastLayerReset
+from backlit.models import LoadedModel
 from backlit.models.digits import digits_images
 
+Picture = Image.Image | None
+"""What the image's control holds."""
+Painted = dict[str, list[np.ndarray]] | None
+"""What a control to paint on holds: its layers, each with red, green, blue and how opaque it is."""
 SLOTS = 3
+"""Maps side by side."""
 FAST = "fast"
 """What the page calls DMBP's short schedule."""
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """What a session keeps between two events: the image as the network took it, and its maps.
+    """A session between two events: the image as the network took it, and its maps.
 
     Attributes:
         network: The network's name.
@@ -60,10 +66,10 @@ class State:
     network: str = ""
     x: Tensor | None = None
     picture: Tensor | None = None
-    shown: tuple[Shown, ...] = ()
+    shown: tuple[MapView, ...] = ()
 
 
-class Page:
+class Handlers:
     """The page over some networks.
 
     Args:
@@ -80,14 +86,14 @@ class Page:
             (m.title, m.name) for m in METHODS if not issubclass(m, FittedMethod) and not m.reads_attention
         ]
 
-    def classes(self, network: str, image: Any) -> tuple[list[str], dict[str, float]]:
+    def classes(self, network: str, image: Picture) -> tuple[list[str], dict[str, float]]:
         """Return the names of all classes, the likeliest first, and the probabilities of those."""
         with _Said(), self._networks.use(network) as loaded:
             top = chances(loaded, read_image(loaded, _given(image)))
             likely = [chance.name for chance in top]
             return [*likely, *(name for name in loaded.class_names if name not in likely)], labels_of(top)
 
-    def looked_at(self, network: str, image: Any) -> tuple[Any, Any, dict[str, float]]:
+    def looked_at(self, network: str, image: Picture) -> tuple[object, object, dict[str, float]]:
         """Offer the classes to choose from, the likeliest first, and say their probabilities."""
         names, says = self.classes(network, image)
         others = [("no other class", ""), *((name, name) for name in names)]
@@ -96,13 +102,13 @@ class Page:
     def computed(
         self,
         network: str,
-        image: Any,
+        image: Picture,
         asks: Sequence[Ask],
         progress: Progress | None = None,
     ) -> Iterator[State]:
         """Explain an image by one method after the other; yields what is there after each."""
         picture_given = _given(image)
-        shown: list[Shown] = []
+        shown: list[MapView] = []
         for ask in asks:
             with _Said(), self._networks.use(network) as loaded:
                 x = read_image(loaded, picture_given)
@@ -148,7 +154,9 @@ class Page:
         )
         return f"With the last layer drawn anew, the rank correlation of the two maps is {value:.2f}: {word}."
 
-    def painted(self, state: State, editor: Any, reveal: bool) -> tuple[np.ndarray, dict[str, float], dict[str, float]]:
+    def painted(
+        self, state: State, editor: Painted, reveal: bool
+    ) -> tuple[np.ndarray, dict[str, float], dict[str, float]]:
         """Hide or show alone what was painted; returns the picture, and the probabilities before and after."""
         layers = (editor or {}).get("layers") or []
         paint = np.max([layer[..., 3] for layer in layers], axis=0) if layers else np.zeros((1, 1))
@@ -179,10 +187,10 @@ class Page:
         )
 
 
-def drawn(state: State, opacity: float, sign: Any, one_scale: bool) -> list[Any]:
+def drawn(state: State, opacity: float, sign: Sign, one_scale: bool) -> list[np.ndarray | str | None]:
     """Return the picture and the facts of each slot."""
     scale = shared_scale(state.shown) if one_scale else None
-    cells: list[Any] = []
+    cells: list[np.ndarray | str | None] = []
     for i in range(SLOTS):
         if i >= len(state.shown):
             cells += [None, ""]
@@ -207,7 +215,7 @@ def _setting(name: str, given: dict[str, object]) -> str:
     return f"{name}({said})" if said else name
 
 
-def explain_again(loaded: Any, setting: str) -> Any:
+def explain_again(loaded: LoadedModel, setting: str) -> Method:
     """Make the method of a setting again, for a metric that explains anew."""
     from backlit.bench.chosen import methods as methods_in
     from backlit.bench.chosen import with_bounds
@@ -227,18 +235,19 @@ def examples() -> dict[str, Image.Image]:
     """Photographs of scikit-image, where it is installed, and embedded digits: nothing is fetched."""
     pictures = {file.stem: Image.open(file).convert("RGB") for file in sample_photographs()}
     images, labels = digits_images()
-    for i in (0, 3):
-        pictures[f"digit {int(labels[i])}"] = Image.fromarray(images[i].numpy())
+    for digit in (3, 8):
+        first = int((labels == digit).nonzero()[0])
+        pictures[f"digit {digit}"] = Image.fromarray(images[first].numpy())
     return pictures
 
 
-def _given(image: Any) -> Any:
+def _given(image: Picture) -> Image.Image:
     if image is None:
         raise gr.Error("Give an image: drop one, paste one, choose an example or draw a digit.")
     return image
 
 
-def _map(state: State, number: int) -> Shown:
+def _map(state: State, number: int) -> MapView:
     if not 0 <= number < len(state.shown) or state.shown[number].explanation is None:
         raise gr.Error("There is no such map yet: explain an image first.")
     return state.shown[number]
@@ -262,11 +271,11 @@ class _Said:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, (gr.Error, Stopped)):
+        if isinstance(error, Exception) and not isinstance(error, (gr.Error, StoppedByUser)):
             raise gr.Error(str(error) or type(error).__name__, print_exception=False) from error
 
 
-def digit_of(drawn: Any) -> tuple[Image.Image, str]:
+def digit_of(drawn: Painted) -> tuple[Image.Image, str]:
     """Turn a drawing into an image of a digit, white on black, and choose the network that knows digits."""
     layers = (drawn or {}).get("layers") or []
     paint = np.max([layer[..., 3] for layer in layers], axis=0) if layers else np.zeros((1, 1), np.uint8)

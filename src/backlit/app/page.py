@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import gradio as gr
+from gradio.components import Component
+from gradio.events import Dependency
+from PIL import Image
 
+from backlit._json import JsonObject
 from backlit.app.drawing import link_to
 from backlit.app.forms import Given, form
 from backlit.app.handlers import (
     FAST,
     SLOTS,
-    Page,
+    Handlers,
+    Painted,
+    Picture,
     State,
     asks_of,
     digit_of,
@@ -22,8 +27,9 @@ from backlit.app.handlers import (
     what_is_left,
 )
 from backlit.app.networks import Networks
-from backlit.app.view import POINTS, Ask, Progress, Stopped, as_picture
+from backlit.app.view import POINTS, Ask, Progress, Sign, StoppedByUser, as_picture
 
+Trigger = Callable[..., Dependency]
 FIRST = ("grad_cam", "guided_backprop", "lrp")
 CSS = """
 .prose .facts, .facts { width: 100%; border-collapse: collapse; font-size: .85rem; margin: 0; }
@@ -34,13 +40,13 @@ CSS = """
 .facts td { overflow-wrap: anywhere; }
 footer { display: none !important; }
 """
-_COMPUTE: dict[str, Any] = {"concurrency_id": "compute"}  # one network is in memory, and one request uses it
-_QUIET: dict[str, Any] = {"show_progress": "hidden"}
-_PICTURE: dict[str, Any] = {"interactive": False, "buttons": ["download", "fullscreen"]}
+_COMPUTE: JsonObject = {"concurrency_id": "compute"}  # one network is in memory, and one request uses it
+_QUIET: JsonObject = {"show_progress": "hidden"}
+_PICTURE: JsonObject = {"interactive": False, "buttons": ["download", "fullscreen"]}
 
 
 @dataclass(frozen=True)
-class Asked:
+class Controls:
     """The controls that say what is asked, in the order in which handlers take them."""
 
     network: gr.Dropdown
@@ -54,12 +60,12 @@ class Asked:
     methods: list[gr.Dropdown]
 
     @property
-    def looks(self) -> list[Any]:
-        """How maps are drawn."""
+    def looks(self) -> list[gr.Slider | gr.Radio | gr.Checkbox]:
+        """The controls of how maps are drawn."""
         return [self.opacity, self.sign, self.scale]
 
     @property
-    def all(self) -> list[Any]:
+    def all(self) -> list[Component]:
         """All of them."""
         return [self.network, self.image, self.target, self.against, *self.looks, self.options, *self.methods]
 
@@ -70,7 +76,7 @@ class First:
 
     network: str
     example: str
-    picture: Any
+    picture: Image.Image
     names: list[str]
     says: dict[str, float]
     state: State
@@ -78,7 +84,7 @@ class First:
 
 def build(networks: Networks, weights: str = "") -> gr.Blocks:
     """Build the page, its first view already computed."""
-    page = Page(networks, weights)
+    page = Handlers(networks, weights)
     first = _first(page, networks.names[0])
     with gr.Blocks(title="Backlit") as blocks:
         state = gr.State(first.state)
@@ -94,7 +100,7 @@ def build(networks: Networks, weights: str = "") -> gr.Blocks:
                     opacity = gr.Slider(0, 1, 0.9, step=0.05, label="Opacity", elem_id="opacity")
                     sign = gr.Radio(["both", "for", "against"], value="both", label="Values", elem_id="sign")
                     scale = gr.Checkbox(False, label="One colour scale for all", elem_id="scale")
-        asked = Asked(network, image, target, against, opacity, sign, scale, gr.State({}), methods)
+        asked = Controls(network, image, target, against, opacity, sign, scale, gr.State({}), methods)
         which = gr.Radio([(f"Map {i + 1}", i) for i in range(SLOTS)], value=0, label="Look closer at", elem_id="which")
         with gr.Tabs():
             with gr.Tab("Keep the best pixels"):
@@ -124,7 +130,7 @@ def build(networks: Networks, weights: str = "") -> gr.Blocks:
     return blocks
 
 
-def _first(page: Page, network: str) -> First:
+def _first(page: Handlers, network: str) -> First:
     example = next(name for name in page.examples if network != "digits" or name.startswith("digit"))
     picture = page.examples[example]
     names, says = page.classes(network, picture)
@@ -132,7 +138,7 @@ def _first(page: Page, network: str) -> First:
     return First(network, example, picture, names, says, state)
 
 
-def _image(page: Page, first: First) -> tuple[gr.Image, gr.Dropdown, gr.Sketchpad, gr.Button]:
+def _image(page: Handlers, first: First) -> tuple[gr.Image, gr.Dropdown, gr.Sketchpad, gr.Button]:
     image = gr.Image(
         first.picture, type="pil", sources=["upload", "clipboard"], label="Image", height=300, elem_id="image"
     )
@@ -154,7 +160,7 @@ def _question(networks: Networks, first: First) -> tuple[gr.Dropdown, gr.Dropdow
     return network, target, against, says
 
 
-def _methods(page: Page) -> tuple[list[gr.Dropdown], gr.Button, gr.Button]:
+def _methods(page: Handlers) -> tuple[list[gr.Dropdown], gr.Button, gr.Button]:
     with gr.Row():
         methods = [
             gr.Dropdown(page.methods, value=name, label=f"Method {i + 1}", elem_id=f"method{i}", min_width=180)
@@ -164,9 +170,9 @@ def _methods(page: Page) -> tuple[list[gr.Dropdown], gr.Button, gr.Button]:
         return methods, gr.Button("Explain", variant="primary", elem_id="go"), gr.Button("Stop", elem_id="stop")
 
 
-def _maps(first: First) -> list[Any]:
+def _maps(first: First) -> list[Component]:
     cells = drawn(first.state, 0.9, "both", False)
-    outputs: list[Any] = []
+    outputs: list[Component] = []
     with gr.Row():
         for i in range(SLOTS):
             with gr.Column(min_width=220):
@@ -175,21 +181,21 @@ def _maps(first: First) -> list[Any]:
     return outputs
 
 
-def _keep(page: Page, blocks: gr.Blocks, state: gr.State, which: gr.Radio) -> None:
+def _keep(page: Handlers, blocks: gr.Blocks, state: gr.State, which: gr.Radio) -> None:
     share = gr.Slider(0, 100, 20, step=100 / POINTS, label="Keep the best k %", elem_id="share")
     text = gr.Markdown(elem_id="curvetext")
     with gr.Row():
         best = gr.Image(label="What is kept", elem_id="best", **_PICTURE)
         curve = gr.Image(label="Insertion and deletion of this map", elem_id="curve", **_PICTURE)
 
-    def at(state: State, number: int, percent: float) -> tuple[Any, Any, str]:
+    def at(state: State, number: int, percent: float) -> tuple[object, object, str]:
         return page.curves_at(state, number, percent / 100)
 
     for trigger in (share.release, which.input, blocks.load):
         trigger(at, [state, which, share], [best, curve, text], **_COMPUTE)
 
 
-def _brush(page: Page, state: gr.State, first: First) -> tuple[gr.Button, gr.Image]:
+def _brush(page: Handlers, state: gr.State, first: First) -> tuple[gr.Button, gr.Image]:
     picture = as_picture(shown_picture(first.state))
     editor = gr.ImageEditor(picture, type="numpy", label="Paint over pixels", elem_id="editor")
     with gr.Row():
@@ -200,7 +206,7 @@ def _brush(page: Page, state: gr.State, first: First) -> tuple[gr.Button, gr.Ima
         before, after = gr.Label(label="Before", elem_id="before"), gr.Label(label="After", elem_id="after")
     for button, alone in zip(buttons, (False, True), strict=True):
 
-        def painted(state: State, paint: Any, alone: bool = alone) -> tuple[Any, ...]:
+        def painted(state: State, paint: Painted, alone: bool = alone) -> tuple[object, ...]:
             return page.painted(state, paint, alone)
 
         button.click(painted, [state, editor], [left, before, after], **_COMPUTE)
@@ -208,7 +214,7 @@ def _brush(page: Page, state: gr.State, first: First) -> tuple[gr.Button, gr.Ima
     return again, left
 
 
-def _options(asked: Asked) -> None:
+def _options(asked: Controls) -> None:
     gr.Markdown("Of the methods that are chosen above; press Explain afterwards.")
 
     @gr.render(inputs=asked.methods)
@@ -218,7 +224,7 @@ def _options(asked: Asked) -> None:
                 form(name, asked.options)
 
 
-def _take_away(page: Page, state: gr.State, which: gr.Radio, first: First) -> tuple[gr.Code, gr.Textbox]:
+def _take_away(page: Handlers, state: gr.State, which: gr.Radio, first: First) -> tuple[gr.Code, gr.Textbox]:
     make = gr.Button("Make files of the map", elem_id="make")
     with gr.Row():
         files = [
@@ -231,14 +237,14 @@ def _take_away(page: Page, state: gr.State, which: gr.Radio, first: First) -> tu
     return code, gr.Textbox(told, label="A link to this view", elem_id="link")
 
 
-def _run(page: Page) -> Any:
+def _run(page: Handlers) -> Callable[..., object]:
     def run(
         network: str,
-        image: Any,
+        image: Picture,
         target: str,
         against: str,
         opacity: float,
-        sign: str,
+        sign: Sign,
         scale: bool,
         given: Given,
         one: str,
@@ -246,43 +252,45 @@ def _run(page: Page) -> Any:
         three: str,
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  gradio looks for it here
-    ) -> Iterator[list[Any]]:
+    ) -> Iterator[list[object]]:
         asks = asks_of((one, two, three), target, against, given)
         stop = page.stopper(request.session_hash or "")
         told = Progress(lambda step, of: progress((step, of)), stop.is_set)
         try:
             for state in page.computed(network, image, asks, told):
                 yield [state, *drawn(state, opacity, sign, scale), page.code(state), link_to(network, asks)]
-        except Stopped:
-            gr.Info("Stopped; the maps that were done are kept.")
+        except StoppedByUser:
+            gr.Info("StoppedByUser; the maps that were done are kept.")
 
     return run
 
 
-def _ask_anew(page: Page, asked: Asked, says: gr.Label, shown: list[Any], *triggers: Any) -> None:
+def _ask_anew(
+    page: Handlers, asked: Controls, says: gr.Label, shown: list[Component], *triggers: Callable[..., Dependency]
+) -> None:
     """After each trigger, look at the image and explain it for what the network says."""
     for trigger in triggers:
         looked = trigger(page.looked_at, [asked.network, asked.image], [asked.target, asked.against, says], **_COMPUTE)
         looked.success(_run(page), asked.all, shown, show_progress_on=_pictures(shown), **_COMPUTE)
 
 
-def _pictures(shown: list[Any]) -> list[gr.Image]:
+def _pictures(shown: list[Component]) -> list[gr.Image]:
     return [one for one in shown if isinstance(one, gr.Image)]
 
 
-def _stopper(page: Page) -> Any:
+def _stopper(page: Handlers) -> Callable[..., object]:
     def stop(request: gr.Request) -> None:
         page.stop(request.session_hash or "")
 
     return stop
 
 
-def _from_link(page: Page) -> Any:
+def _from_link(page: Handlers) -> Callable[..., object]:
     """Set the controls as the page's address says; what it does not say, or cannot be, stays."""
 
     def asked(
         network: str, target: str, against: str, one: str, two: str, three: str, request: gr.Request
-    ) -> list[Any]:
+    ) -> list[object]:
         methods = (one, two, three)
         told = dict(request.query_params)
         known = {name for _, name in page.methods}

@@ -35,7 +35,7 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Ask:
-    """What one map is asked of.
+    """A question: which map of which class.
 
     Attributes:
         method: The method in its setting: "lpr(steps=20)".
@@ -49,7 +49,7 @@ class Ask:
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class MapView:
     """A map with all that is said of it.
 
     Attributes:
@@ -71,7 +71,7 @@ class Shown:
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """How the score changes as pixels are shown, and as they are taken away, most relevant first.
+    """Two curves: the score as pixels are shown, and as they are taken away, most relevant first.
 
     Attributes:
         positions: Shares of the pixels, from 0 to 1.
@@ -93,7 +93,7 @@ class Chance:
     probability: float
 
 
-class Stopped(Exception):
+class StoppedByUser(Exception):
     """Raised inside of a method when its user stops it."""
 
 
@@ -111,7 +111,7 @@ class Progress:
 
     def __call__(self, step: object) -> None:
         if self.stop():
-            raise Stopped
+            raise StoppedByUser
         self.tell(int(getattr(step, "index", 0)), int(getattr(step, "steps", 1)))
 
 
@@ -133,11 +133,11 @@ def chances(loaded: LoadedModel, x: Tensor, count: int = TOP) -> list[Chance]:
     return [Chance(loaded.class_names[i], i, p) for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
 
 
-def explain(loaded: LoadedModel, x: Tensor, ask: Ask, progress: Progress | None = None) -> Shown:
+def explain(loaded: LoadedModel, x: Tensor, ask: Ask, progress: Progress | None = None) -> MapView:
     """Explain one image by one method; what cannot be had says why.
 
     Raises:
-        Stopped: If the user stopped it.
+        StoppedByUser: If the user stopped it.
     """
     start = time.perf_counter()
     try:
@@ -153,14 +153,14 @@ def explain(loaded: LoadedModel, x: Tensor, ask: Ask, progress: Progress | None 
             )
         target = f"{ask.target} - {ask.against}" if ask.against else ask.target
         explanation = method(x, target if ask.against else loaded.class_index(ask.target))
-        return Shown(ask, explanation, trust(explanation), time.perf_counter() - start, passes)
-    except Stopped:
+        return MapView(ask, explanation, trust(explanation), time.perf_counter() - start, passes)
+    except StoppedByUser:
         raise
     except Exception as error:  # one map that cannot be had leaves the others alone
-        return Shown(ask, failed=str(error) or type(error).__name__)
+        return MapView(ask, failed=str(error) or type(error).__name__)
 
 
-def overlay(shown: Shown, picture: Tensor, *, opacity: float, sign: Sign, scale: float | None) -> np.ndarray:
+def overlay(shown: MapView, picture: Tensor, *, opacity: float, sign: Sign, scale: float | None) -> np.ndarray:
     """Draw the map over the photograph, uint8 (h, w, 3).
 
     Args:
@@ -190,13 +190,13 @@ class _Signed(Panels):
         return whole.clip(min=0) if self.sign == "for" else whole.clip(max=0)
 
 
-def shared_scale(several: Sequence[Shown]) -> float | None:
+def shared_scale(several: Sequence[MapView]) -> float | None:
     """Return one colour limit for maps that sum to the same: the largest of their own; None where there is no map."""
     limits = [float(Panels(s.explanation, None).own[0]) for s in several if s.explanation is not None]
     return max(limits) if limits else None
 
 
-def curves(loaded: LoadedModel, x: Tensor, shown: Shown) -> Curves:
+def curves(loaded: LoadedModel, x: Tensor, shown: MapView) -> Curves:
     """Measure insertion and deletion of this very map."""
     assert shown.explanation is not None
     examples = Examples(x, shown.explanation.target[:1].to(x.device))
@@ -206,7 +206,7 @@ def curves(loaded: LoadedModel, x: Tensor, shown: Shown) -> Curves:
     return Curves(insertion.positions, insertion.curves["map"][0], deletion.curves["map"][0])
 
 
-def kept(shown: Shown, picture: Tensor, share: float) -> np.ndarray:
+def kept(shown: MapView, picture: Tensor, share: float) -> np.ndarray:
     """Draw the photograph with only the most relevant share of its pixels, the rest pale and grey, uint8 (h, w, 3)."""
     assert shown.explanation is not None
     heat = shown.explanation.heatmap()[0, 0].flatten()
@@ -243,13 +243,13 @@ def as_picture(image: Tensor) -> np.ndarray:
     return _bytes(as_rgb(image).float())
 
 
-def card_of(shown: Shown, picture: Tensor) -> np.ndarray:
+def card_of(shown: MapView, picture: Tensor) -> np.ndarray:
     """Draw the map's card."""
     assert shown.explanation is not None
     return card(shown.explanation, picture)
 
 
-def facts(shown: Shown) -> list[tuple[str, str]]:
+def facts(shown: MapView) -> list[tuple[str, str]]:
     """Tell what a reader must know of a map, as pairs of a name and a value."""
     if shown.explanation is None or shown.trust is None:
         return [("no map", shown.failed)]
