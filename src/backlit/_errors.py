@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
+from numbers import Integral, Number
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 _LONGEST = 200  # characters of a value in an error
-
-
 LARGEST = 1e15
 """The largest magnitude of a number that an option may have: beyond it, what is computed from it overflows."""
+MOST_STEPS = 1_000_000
+"""What an iterative method may be asked for: more is a mistake that would not end."""
+MOST_PIXELS = 10_000
+"""The largest width of a blur or a step, in pixels: more is wider than the images."""
 
 
 class BacklitError(Exception):
@@ -52,6 +55,52 @@ def check(holds: bool, name: str, found: object, must_be: str) -> None:
         raise InputError(f"{name} must be {must_be}, but is {shown(found)}.{bound}")
 
 
+def check_whole(name: str, found: object, *, low: int = 1, high: int | None = None, none: bool = False) -> None:
+    """Refuse what is no whole number from ``low`` to ``high``; a truth value is none.
+
+    Raises:
+        InputError: Unless it is one, or None where that is allowed.
+    """
+    whole = isinstance(found, int) and not isinstance(found, bool) and found >= low and (high is None or found <= high)
+    kind = "a positive integer" if low == 1 else f"an integer from {low}"
+    check(
+        whole or (none and found is None),
+        name,
+        found,
+        f"{kind}{'' if high is None else f' up to {high:,}'}{' or None' * none}",
+    )
+
+
+def is_number(found: object) -> TypeGuard[float]:
+    """Tell whether it is a number that can be computed with, of a magnitude up to ``LARGEST``; a truth value is none."""
+    return isinstance(found, (int, float)) and not isinstance(found, bool) and abs(found) <= LARGEST
+
+
+def is_whole(given: object) -> TypeGuard[int]:
+    """Tell whether it is a whole number, of Python's or numpy's; a truth value is none."""
+    return isinstance(given, Integral) and not isinstance(given, bool)
+
+
+def check_positive(name: str, found: object, *, high: float | None = None, none: bool = False) -> None:
+    """Refuse what is no number above 0, up to ``high``.
+
+    Raises:
+        InputError: Unless it is one, or None where that is allowed.
+    """
+    check(
+        (is_number(found) and 0 < found <= (high or LARGEST)) or (none and found is None),
+        name,
+        found,
+        f"a positive number{'' if high is None else f' up to {high:,}'}{' or None' * none}",
+    )
+
+
+def is_several(given: object) -> TypeGuard[Iterable[Any]]:
+    """Tell whether it holds several values one after the other, as a list or an array of one axis does; a text is one value."""
+    one_axis = getattr(given, "ndim", 1) == 1
+    return isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping, type)) and one_axis
+
+
 def is_word(given: object, words: Collection[str]) -> TypeGuard[str]:
     """Tell whether a value is one of these words; an array, which compares number by number, is none."""
     return isinstance(given, str) and given in words
@@ -71,9 +120,20 @@ def check_word(name: str, given: object, words: Collection[str], *, none: bool =
     raise InputError(f"{name} must be {listed}, but is {shown(given)}.{hint}")
 
 
+def check_type(name: str, given: object, kinds: type | tuple[type, ...], must_be: str) -> None:
+    """Refuse what is of no such type.
+
+    Raises:
+        InputError: With the type that it is of.
+    """
+    if not isinstance(given, kinds):
+        raise InputError(f"{name} must be {must_be}, but is of type {type(given).__name__}.")
+
+
 def shown(value: object) -> str:
     """Return a value as an error shows it: an array by its shape, and what takes many characters in short."""
-    if (shape := getattr(value, "shape", None)) is not None and not isinstance(value, type):
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and not isinstance(value, Number):  # a number of numpy's has a shape, too
         return f"{type(value).__name__}{tuple(shape)}"
     try:
         text = repr(value)

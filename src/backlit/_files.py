@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from backlit._errors import FileError
+from backlit._errors import FileError, check_type
 
 PARTIAL = ".backlit-*.part"
 """The names of temporary files; one that is left there belongs to a process that was killed."""
@@ -23,6 +23,15 @@ PARTIAL = ".backlit-*.part"
 def path_text(path: str | Path) -> str:
     """Return a path as text that every file and stream can hold: bytes that are no UTF-8 become escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def check_path(path: object, argument: str) -> None:
+    """Refuse what is no path of a file or folder.
+
+    Raises:
+        InputError: With the type that it is of; names ``argument``.
+    """
+    check_type(argument, path, (str, Path), "a path: a text or a pathlib.Path")
 
 
 def write_whole(path: str | Path, data: bytes, argument: str = "path") -> None:
@@ -34,15 +43,17 @@ def write_whole(path: str | Path, data: bytes, argument: str = "path") -> None:
     Raises:
         FileError: If it cannot be written; names ``argument``.
     """
+    check_path(path, argument)
     path = Path(path)
     partial = None
     try:
         partial = _new_beside(path.parent, data)
         os.replace(partial, path)  # noqa: PTH105  atomic, also over an existing file
         sync_folder(path.parent)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a NUL byte in the name
+        why = getattr(error, "strerror", None) or error
         raise FileError(
-            f"{argument}: cannot write {str(path)!r} ({error.strerror or error}). Check that its folder exists, is writable "
+            f"{argument}: cannot write {str(path)!r} ({why}). Check that its folder exists, is writable "
             "and has space left, or choose another."
         ) from error
     finally:
@@ -75,6 +86,7 @@ def absolute(path: str | Path, argument: str = "out") -> Path:
     Raises:
         FileError: If no file can have that name; names ``argument``.
     """
+    check_path(path, argument)
     found = Path(path).absolute()
     try:
         os.lstat(found)

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from backlit._errors import FileError
-from backlit._files import refusals
+from backlit._files import check_path, refusals
 from backlit._fingerprint import tensor_digest
 from backlit._warn import warn
 
@@ -44,6 +44,7 @@ def unpack(
     Raises:
         FileError: If the file is missing, cut short, changed since it was written, or of another kind or format.
     """
+    check_path(path, argument)
     with refusals(argument):
         if not Path(path).is_file():
             raise FileError(f"{argument}: there is no file {str(path)!r}. {way_out}")

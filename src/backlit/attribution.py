@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from backlit._errors import FileError, InputError
+from backlit._errors import FileError, InputError, check, check_type, check_word, is_number
 from backlit._files import write_whole
 from backlit._packed import pack, unpack
 from backlit._plain import without_free
@@ -60,6 +61,7 @@ class Attribution:
     probability: Tensor | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name in (
             *_GROUPS,
             "provenance",
@@ -89,6 +91,18 @@ class Attribution:
             raise InputError(f"values must be floating point, but are {self.values.dtype}.")
         if self.target.dtype != torch.int64:
             raise InputError(f"target must hold class indices as torch.int64, but holds {self.target.dtype}.")
+
+    def _check_types(self) -> None:
+        for name in ("values", "target", "output"):
+            check_type(name, getattr(self, name), Tensor, "a tensor")
+        for name in ("inputs", "probability"):
+            check_type(name, getattr(self, name), (Tensor, NoneType), "a tensor or None")
+        for name in (*_GROUPS, "provenance"):
+            check_type(name, getattr(self, name), Mapping, "a mapping, such as a dictionary")
+        for group in _GROUPS:
+            for key, value in getattr(self, group).items():
+                check_type(f"{group}[{key!r}]", value, Tensor, "a tensor")
+        check_type("coverage", self.coverage, Coverage, "a Coverage")
 
     def __len__(self) -> int:
         return len(self.values)
@@ -171,15 +185,14 @@ class Attribution:
 
     def heatmap(self, reduce: Reduce = "sum") -> Heatmap:
         """One number a pixel, (n, 1, h, w): the sum over channels, of magnitudes ("abs"), the largest, or the l2 norm."""
+        check_word("reduce", reduce, get_args(Reduce))
         if reduce == "sum":
             return self.values.sum(1, keepdim=True)
         if reduce == "abs":
             return self.values.abs().sum(1, keepdim=True)
         if reduce == "max":
             return self.values.amax(1, keepdim=True)
-        if reduce == "norm":
-            return self.values.norm(dim=1, keepdim=True)
-        raise InputError(f"reduce must be 'sum', 'abs', 'max' or 'norm', but is {reduce!r}.")
+        return self.values.norm(dim=1, keepdim=True)
 
     def low_pass(self, cutoff: float = 15 / 112, **options: Any) -> Attribution:
         """Cut the map's high spatial frequencies; see :class:`backlit.post.LowPass` for the options."""
@@ -203,8 +216,7 @@ class Attribution:
 
     def scale_used(self, percentile: float = 99.5) -> tuple[float, float]:
         """:meth:`scale`, and the percentile that it is in the end: 100 where the wanted one is 0 because the map is sparse."""
-        if not 0 < percentile <= 100:
-            raise InputError(f"percentile must be above 0 and at most 100, but is {percentile!r}.")
+        check(is_number(percentile) and 0 < percentile <= 100, "percentile", percentile, "above 0 and at most 100")
         ordered = (
             self.heatmap().detach().cpu().double().abs().flatten().sort().values
         )  # torch.quantile has a size limit

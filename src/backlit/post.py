@@ -6,14 +6,24 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from types import NoneType
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import InputError, check, check_word, nearest
+from backlit._errors import (
+    MOST_PIXELS,
+    InputError,
+    check,
+    check_positive,
+    check_type,
+    check_word,
+    is_number,
+    is_several,
+    nearest,
+)
 from backlit.attribution import Attribution, Reduce
-from backlit.methods.base import MOST_PIXELS, check_positive, is_number
 from backlit.metrics import Examples, Metric
 
 
@@ -184,9 +194,13 @@ def choose_cutoff(
     Raises:
         InputError: If there is no cut-off, one is out of range, or the metric scores none of the images.
     """
+    check_type("attribution", attribution, Attribution, "an Attribution")
+    check_type("metric", metric, Metric, "a metric, such as Insertion()")
+    check_type("step", step, (LowPass, NoneType), "a LowPass or None")
+    check(is_several(cutoffs), "cutoffs", cutoffs, "a list of numbers from 0 to 1")
     if not len(cutoffs):
         raise InputError("cutoffs must hold at least one number from 0 to 1, but is empty.")
-    steps = {float(c): replace(step or LowPass(), cutoff=c) for c in cutoffs}
+    steps = {made.cutoff: made for made in (replace(step or LowPass(), cutoff=c) for c in cutoffs)}
     maps = {"": attribution, **{str(c): made(attribution) for c, made in steps.items()}}
     scores = metric(network, examples, maps)
     means: dict[float | None, float] = {None: scores.estimate("").value}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from backlit._errors import check_type
 from backlit._store import claim
 from backlit.bench.execute import Progress
 from backlit.bench.executor import Serial
@@ -61,6 +62,7 @@ def compare(
         FileError: If ``out`` cannot be written, is in use by another process, or holds something else.
     """
     polars()
+    check_type("examples", examples, Examples, "backlit.Examples")
     network = model.network if isinstance(model, LoadedModel) else model
     plan = Plan(
         network=network,

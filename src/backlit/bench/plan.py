@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import InputError
+from backlit._errors import InputError, check, check_type, shown
 from backlit._fingerprint import tensor_digest
 from backlit._forward import forward
 from backlit._json import JsonObject
@@ -29,6 +29,7 @@ from backlit.metrics.lookup import find_metric
 from backlit.models import LoadedModel
 
 BLOCK = 8  # images that are explained and scored together: what an interruption costs at most
+_SEVERAL = (Sequence, Set, Mapping, Iterator)  # an array or a tensor holds no names
 _NAME = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{LONGEST - 1}}}")
 
 
@@ -64,10 +65,7 @@ class Plan:
             ModelStateError: If the network is in train mode.
         """
         check_images(self.examples.inputs, self.network)
-        if not isinstance(self.classes, int) or self.classes < 1:
-            raise InputError(f"classes must be a positive number of classes an image, but is {self.classes!r}.")
-        if not isinstance(self.shown, int) or self.shown < 0:
-            raise InputError(f"shown must be a number of images from 0 on, but is {self.shown!r}.")
+        check_counts(self.classes, self.shown)
         for name, method in self.methods.items():
             _check_method(name, method, self.network)
         check_model(self.network, (self.examples.inputs,))
@@ -191,6 +189,17 @@ class Plan:
         }
 
 
+def check_counts(classes: object, shown: object) -> None:
+    """Refuse what is no number of classes to explain, or of images to show.
+
+    Raises:
+        InputError: With what it must be.
+    """
+    whole = type(classes) is int and classes > 0
+    check(whole, "classes", classes, "a positive number of classes an image")
+    check(type(shown) is int and shown >= 0, "shown", shown, "a number of images from 0 on")
+
+
 def methods_of(
     network: nn.Module, methods: Sequence[str | type[Method]] | Mapping[str, Method | type[Method]], seed: int
 ) -> dict[str, Method]:
@@ -200,9 +209,10 @@ def methods_of(
         InputError: If there is none, or a name is unknown.
     """
     if isinstance(methods, str):
-        raise InputError(f"methods must be a list of names, or methods by name, but is the text {methods!r}.")
+        raise InputError(f"methods must be a list of names, or methods by name, but is the text {shown(methods)}.")
+    check_type("methods", methods, _SEVERAL, "a list of names, or methods by name")
     if isinstance(methods, Mapping):
-        named = {name: m(network, seed=seed) if isinstance(m, type) else m for name, m in methods.items()}
+        named: dict[str, Any] = {name: m(network, seed=seed) if _is_method(m) else m for name, m in methods.items()}
     else:
         made = [_method(m, network, seed) for m in methods]
         named = dict(made)
@@ -211,8 +221,16 @@ def methods_of(
     return named
 
 
+def _is_method(asked: object) -> TypeGuard[type[Method]]:
+    return isinstance(asked, type) and issubclass(asked, Method)
+
+
+def _is_metric(asked: object) -> TypeGuard[type[Metric]]:
+    return isinstance(asked, type) and issubclass(asked, Metric)
+
+
 def _method(asked: Any, network: nn.Module, seed: int) -> tuple[str, Method]:
-    if isinstance(asked, type):
+    if _is_method(asked):
         return asked.name, asked(network, seed=seed)
     if not isinstance(asked, str):
         raise InputError(
@@ -232,9 +250,12 @@ def metrics_of(
         InputError: If a name is unknown, or there twice.
     """
     if isinstance(metrics, str):
-        raise InputError(f"metrics must be a list of names or metrics, but is the text {metrics!r}.")
+        raise InputError(f"metrics must be a list of names or metrics, but is the text {shown(metrics)}.")
+    check_type("metrics", metrics, _SEVERAL, "a list of names or metrics, or metrics by name")
     if isinstance(metrics, Mapping):
-        named = [(name, m(seed=seed) if isinstance(m, type) else m) for name, m in metrics.items()]
+        named: list[tuple[str, Any]] = [(name, m(seed=seed) if _is_metric(m) else m) for name, m in metrics.items()]
+        for name, metric in named:
+            check_type(f"metrics[{name!r}]", metric, Metric, "a metric")
     else:
         named = [_metric(m, seed) for m in metrics]
     names = [name for name, _ in named]
@@ -246,19 +267,23 @@ def metrics_of(
     return dict(named)
 
 
-def _metric(asked: str | Metric | type[Metric], seed: int) -> tuple[str, Metric]:
+def _metric(asked: Any, seed: int) -> tuple[str, Metric]:
+    if _is_metric(asked):
+        return asked.name, asked(seed=seed)
+    if isinstance(asked, Metric):
+        return asked.name, asked
     if not isinstance(asked, str):
-        return asked.name, asked(seed=seed) if isinstance(asked, type) else asked
+        raise InputError(f"metrics must be names, classes or metrics, but hold {type(asked).__name__}.")
     setting = read_setting(asked, "metrics")
     kind = find_metric(setting.of)
     return setting.name(kind.name), kind(**{"seed": seed, **setting.options})
 
 
-def _check_name(argument: str, name: str) -> None:
-    if not _NAME.fullmatch(name):
+def _check_name(argument: str, name: object) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InputError(
             f"{argument} must have names of letters, digits, '_', '-' and '.', at most {LONGEST}: they become file names. One is "
-            f"{name!r}."
+            f"{shown(name)}."
         )
 
 

@@ -7,11 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import product
 from pathlib import Path
+from types import NoneType
 from typing import TypeVar
 
-from backlit._errors import FileError, InputError, nearest
+from backlit._errors import FileError, InputError, check_type, check_whole, check_word, nearest, shown
+from backlit._files import refusals
 from backlit._json import JsonObject
 from backlit.bench.asked import Asked, checked
+from backlit.bench.plan import check_counts
 from backlit.bench.setting import safe_name
 from backlit.bench.source import READERS, Source
 from backlit.models import LoadedModel
@@ -34,6 +37,14 @@ class PlannedNetwork:
     weights: str | None = None
     preprocessing: Mapping[str, object] = field(default_factory=dict)
     name: str = ""
+
+    def __post_init__(self) -> None:
+        check_type("model", self.model, str, "the name of a network, as load_model takes it")
+        check_type("weights", self.weights, (str, Path, NoneType), "a file, 'random' or None")
+        check_type("preprocessing", self.preprocessing, Mapping, "a mapping of changes by name")
+        for name in self.preprocessing:
+            check_type("preprocessing", name, str, "a mapping by names, but one of them")
+        check_type("name", self.name, str, "a text")
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,17 @@ class PlannedData:
     limit: int | None = None
     mosaic: int = 0
     name: str = ""
+
+    def __post_init__(self) -> None:
+        check_several("paths", self.paths, (str, Path), "paths of files or folders")
+        check_word("read", self.read, ("images", *READERS))
+        for name in ("target", "part", "name"):
+            check_type(name, getattr(self, name), str, "a text")
+        for name in ("class_index", "annotations"):
+            check_type(name, getattr(self, name), (str, Path, NoneType), "a path or None")
+        check_type("scaled", self.scaled, bool, "True or False")
+        check_whole("limit", self.limit, none=True)
+        check_whole("mosaic", self.mosaic, low=0)
 
 
 @dataclass(frozen=True)
@@ -96,9 +118,18 @@ class Suite:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        check_several("networks", self.networks, PlannedNetwork, "values of PlannedNetwork")
+        check_several("data", self.data, PlannedData, "values of PlannedData")
+        for name in ("methods", "metrics", "options"):
+            check_several(name, getattr(self, name), str, "texts, such as 'lpr(steps=40)'")
+        check_several("fitted", self.fitted, (str, Path), "files of `backlit fit`")
+        check_several("seeds", self.seeds, int, "whole numbers")
         for name in ("networks", "data", "methods", "metrics", "seeds"):
             if not getattr(self, name):
                 raise InputError(f"{name} must hold at least one, but is empty.")
+        check_counts(self.classes, self.shown)
+        for name in ("device", "dtype"):
+            check_type(name, getattr(self, name), str, "a text, such as 'cpu' or 'float32'")
 
     def comparisons(self) -> dict[str, Asked]:
         """Return each comparison by the name of its folder: what makes it differ from the others; "" if there is one.
@@ -157,6 +188,19 @@ class Suite:
                 if not name:
                     raise
                 raise type(error)(f"{name}: {error}") from error
+
+
+def check_several(name: str, given: object, kinds: type | tuple[type, ...], must_be: str) -> None:
+    """Refuse what is no list or tuple of such values; a truth value is no number.
+
+    Raises:
+        InputError: With what it must be.
+    """
+    check_type(name, given, (list, tuple), f"a list or a tuple of {must_be}")
+    assert isinstance(given, (list, tuple))
+    for one in given:
+        if not isinstance(one, kinds) or isinstance(one, bool):
+            raise InputError(f"{name} must be {must_be}, but hold {shown(one)}.")
 
 
 def source_of(data: PlannedData, seed: int) -> Source:
@@ -245,6 +289,8 @@ def _data(told: JsonObject, folder: Path) -> PlannedData:
     if told.get("read", "images") not in ("images", *READERS):
         known = ("images", *READERS)
         raise InputError(f"data: read must be one of {', '.join(known)}, but is {told['read']!r}.")
+    if not all(isinstance(path, str) for path in told.get("paths", ())):
+        raise InputError(f"data: paths must be texts, but are {shown(told['paths'])}.")
     paths = {name: str(folder / told[name]) for name in ("class_index", "annotations") if name in told}
     return PlannedData(**{**told, **paths, "paths": tuple(str(folder / path) for path in told.get("paths", ()))})
 
@@ -255,7 +301,9 @@ def _check_files(asked: Asked) -> None:
     files = [*source.paths, source.index, source.annotations, *asked.fitted]
     files.append(None if asked.weights == "random" else asked.weights)
     for file in files:
-        if file is not None and not Path(file).exists():
+        with refusals("plan"):
+            there = file is None or Path(file).exists()
+        if not there:
             raise FileError(f"plan: there is no file or folder {str(file)!r}. Paths are relative to the plan's folder.")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from backlit._errors import check, check_type, is_whole
 from backlit.data.examples import check_classes, prepared
 from backlit.data.images import load_batch
 from backlit.data.sample import Sample
@@ -32,6 +33,10 @@ class Batches:
         batch: int = 64,
         classes: int | None = None,
     ) -> None:
+        check_type("samples", samples, Sequence, "a sequence of samples or of files")
+        check_type("preprocess", preprocess, Preprocess, "a Preprocess")
+        check(is_whole(batch) and batch >= 1, "batch", batch, "a positive integer")
+        check(classes is None or is_whole(classes), "classes", classes, "a number of classes or None")
         self._samples, self._preprocess, self._batch, self._classes = samples, preprocess, batch, classes
 
     @property

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from backlit._errors import InputError
+from backlit._errors import InputError, check, is_number
 from backlit.data.sample import Sample, Subset
 from backlit.metrics.examples import Examples, inside
 from backlit.models.preprocess import Preprocess
@@ -69,8 +69,7 @@ def single_small_object(samples: Examples | Sequence[Sample], share: float) -> E
     Raises:
         InputError: Images without boxes, ``share`` out of range, or no image that fits.
     """
-    if not 0 < share <= 1:
-        raise InputError(f"share must be above 0 and at most 1, but is {share}.")
+    check(is_number(share) and 0 < share <= 1, "share", share, "above 0 and at most 1")
     if isinstance(samples, Examples):
         kept = _of_examples(samples, share)
         return _subset(samples, kept)

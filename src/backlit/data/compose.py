@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backlit._errors import InputError
+from backlit._errors import InputError, check, check_word, is_whole
 from backlit.data.confident import Known
 from backlit.data.examples import multi_hot
 from backlit.metrics.examples import Examples
@@ -38,12 +38,11 @@ class Mosaics:
         return len(self.examples)
 
 
-def check_options(count: int, targets: str) -> None:
-    """See that both are usable."""
-    if count < 1:
-        raise InputError(f"count must be at least 1, but is {count}.")
-    if targets not in ("one", "all"):
-        raise InputError(f"targets must be 'one' or 'all', but is {targets!r}.")
+def check_options(count: object, targets: object, seed: object) -> None:
+    """See that all are usable."""
+    check(is_whole(count) and count >= 1, "count", count, "at least 1")
+    check_word("targets", targets, ("one", "all"))
+    check(is_whole(seed) and seed >= 0, "seed", seed, "an integer from 0")
 
 
 def cells_of(rows: int, columns: int, height: int, width: int) -> list[Box]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from backlit._errors import InputError, ModelStateError
+from backlit._errors import InputError, ModelStateError, check, check_type, is_number, is_whole
 from backlit._forward import forward
 from backlit.data.examples import check_classes, prepared
 from backlit.data.sample import Sample
@@ -42,10 +42,11 @@ def confident(
         InputError: An option out of range, or a sample whose class the network does not have.
         ModelStateError: The network is in train mode.
     """
-    if not 0 <= confidence < 1:
-        raise InputError(f"confidence must be at least 0 and below 1, a probability, but is {confidence}.")
-    if batch < 1:
-        raise InputError(f"batch must be at least 1 image, but is {batch}.")
+    probable = is_number(confidence) and 0 <= confidence < 1
+    check(probable, "confidence", confidence, "at least 0 and below 1, a probability")
+    check(is_whole(batch) and batch >= 1, "batch", batch, "at least 1 image")
+    check_type("network", network, nn.Module, "a torch.nn.Module")
+    check_type("dataset", dataset, Sequence, "a sequence of samples, such as a data set")
     if any(module.training for module in network.modules()):
         raise ModelStateError("network is in train mode, in which an image's class depends on its batch. Call .eval().")
     found: list[Known] = []

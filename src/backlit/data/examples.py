@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from backlit._errors import InputError
+from backlit._errors import InputError, check, check_type, is_whole
 from backlit.data.boxes import resized
 from backlit.data.sample import Sample
 from backlit.metrics.examples import Examples
@@ -36,11 +36,16 @@ def load_examples(
             for, or a picture that cannot be used; names the sample.
         FileError: A picture cannot be read; names the file.
     """
+    check_type("samples", samples, Iterable, "samples, such as a data set")
+    check_type("preprocess", preprocess, Preprocess, "a Preprocess")
+    check_type("boxes", boxes, bool, "True or False")
+    check(classes is None or is_whole(classes), "classes", classes, "a number of classes or None")
     if classes is None:
         class_names = getattr(samples, "class_names", None)
         classes = None if class_names is None else len(class_names)
     inputs, found, names, targets, labels = [], [], [], [], []
     for sample in samples:
+        check_type("samples", sample, Sample, "samples of a data set")
         check_classes(sample.name, max(sample.target, *sample.true_classes), classes)
         inputs.append(prepared(sample, preprocess))
         if boxes:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from backlit._errors import FileError
-from backlit._files import path_text
+from backlit._files import check_path, path_text
 from backlit.data.classes import Classes, ClassIndex, class_index
 from backlit.data.images import find_images, load_image
 from backlit.data.sample import Dataset, Sample
@@ -31,6 +31,7 @@ class ImageFolder(Dataset):
     """
 
     def __init__(self, root: str | Path, classes: Classes | None = None) -> None:
+        check_path(root, "root")
         self.root = Path(root)
         folders = class_folders(self.root)
         index = class_index(folders) if classes is None else class_index(classes)
@@ -60,9 +61,10 @@ def class_folders(root: Path) -> list[str]:
     """
     try:
         found = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a NUL byte in the name
+        why = getattr(error, "strerror", None) or error
         raise FileError(
-            f"root: cannot read the folder {str(root)!r} ({error.strerror or error}). It must hold a folder for each class."
+            f"root: cannot read the folder {str(root)!r} ({why}). It must hold a folder for each class."
         ) from error
     if not found:
         raise FileError(f"root: {str(root)!r} must hold a folder for each class, but holds no folder.")

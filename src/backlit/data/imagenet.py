@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from backlit._errors import FileError, InputError
+from backlit._files import check_path, refusals
 from backlit.data.annotations import read_annotation
 from backlit.data.classes import Classes, class_index
 from backlit.data.folder import ImageFolder, class_folders
@@ -46,6 +47,9 @@ class ImageNet(ImageFolder):
             raise InputError(
                 "scaled says how boxes lie in the pictures, but there are no annotations. Give their folder."
             )
+        check_path(root, "root")
+        if annotations is not None:
+            check_path(annotations, "annotations")
         self.root = Path(root)
         folders = class_folders(self.root)
         if classes is None and len(folders) != CLASSES:
@@ -54,7 +58,9 @@ class ImageNet(ImageFolder):
                 'their indices. Give a JSON file with {"index", "wnid", "name"} of each class (--class-index on the command line).'
             )
         self.annotations, self.scaled = None if annotations is None else Path(annotations), scaled
-        if self.annotations is not None and not self.annotations.is_dir():
+        with refusals("annotations"):
+            there = self.annotations is None or self.annotations.is_dir()
+        if not there:
             raise FileError(f"annotations: {str(annotations)!r} must be a folder of XML files, but is none.")
         self._fill(folders, class_index(folders if classes is None else classes))
 

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from backlit._claim import written_in
-from backlit._errors import FileError, InputError
+from backlit._errors import FileError, InputError, check, is_several
+from backlit._files import check_path
 from backlit.models.files import check_file, load_image
 from backlit.models.pixels import to_image
 
@@ -41,7 +42,7 @@ def find_images(
         FileError: a path does not exist, or a folder cannot be read or holds no image.
 
     """
-    listed = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    listed = _paths(paths)
     if not listed:
         raise InputError("images: need at least one file or folder, found none.")
     found: list[Path] = []
@@ -54,6 +55,21 @@ def find_images(
             raise FileError(f"image: {str(path)!r} does not exist.")
         found += _in_folder(path, unreadable) if folder else [path]
     return list(dict.fromkeys(found))
+
+
+def _paths(given: str | Path | Iterable[str | Path]) -> list[Path]:
+    """Return one path or several as a list.
+
+    Raises:
+        InputError: If it is neither.
+    """
+    if isinstance(given, str | Path):
+        return [Path(given)]
+    check(is_several(given), "images", given, "paths of files or folders")
+    listed = list(given)
+    for path in listed:
+        check_path(path, "images")
+    return [Path(path) for path in listed]
 
 
 def _in_folder(folder: Path, unreadable: Callable[[str, FileError], None] | None) -> list[Path]:
@@ -84,7 +100,7 @@ def load_batch(paths: Iterable[str | Path], preprocess: Preprocess) -> Float[Ten
         FileError: a file cannot be read (see `load_image`) or its picture not be used; the first one is named.
 
     """
-    loaded = [_prepared(path, preprocess) for path in paths]
+    loaded = [_prepared(path, preprocess) for path in _paths(paths)]
     if not loaded:
         raise InputError("images: need at least one, found none.")
     return torch.stack(loaded)

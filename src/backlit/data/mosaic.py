@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backlit._errors import InputError
+from backlit._errors import InputError, check, check_type, is_whole, is_word
 from backlit.data.compose import Box, Mosaics, Targets, assembled, cells_of, check_options, draw, shown
 from backlit.data.confident import Known, confident, probabilities
 from backlit.data.examples import prepared
@@ -60,17 +60,15 @@ def mosaics(
             class that the network does not have, or a network that does not take the mosaic's size.
         ModelStateError: The network is in train mode.
     """
-    if grid not in _GRIDS:
-        raise InputError(f"grid must be one of {_GRIDS}, but is {grid}.")
-    if size not in (None, "same"):
-        raise InputError(
-            f"size must be None (grid times as large) or 'same' (the network's input size), but is {size!r}."
-        )
+    check(is_whole(grid) and grid in _GRIDS, "grid", grid, f"one of {_GRIDS}")
+    known = size is None or is_word(size, ("same",))
+    check(known, "size", size, "None (grid times as large) or 'same' (the network's input size)")
+    check_options(count, targets, seed)
+    check_type("preprocess", preprocess, Preprocess, "a Preprocess")
     height, width = (side if size == "same" else side * grid for side in preprocess.size)
     if min(height, width) < grid:
         raise InputError(f"size: 'same' leaves no pixel for {grid} x {grid} cells in an input of {preprocess.size}.")
     cells = cells_of(grid, grid, height, width)
-    check_options(count, targets)
     known, classes = confident(network, dataset, preprocess, confidence, batch)
     drawn = list(draw(known, len(cells), count, seed, confidence))
     images = [_mosaic(dataset, preprocess, chosen, cells, (height, width)) for chosen in drawn]

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from backlit._errors import InputError
+from backlit._errors import InputError, check, check_type, is_whole, shown
 from backlit.models.pixels import to_planes
 
 BEYOND = 1.0  # pixels: annotations round outwards, but a box of another scale misses by far more
@@ -44,9 +44,13 @@ class Sample:
     boxes: Float[Tensor, "b 4"] | None = None
 
     def __post_init__(self) -> None:
-        if self.target < 0 or (self.labels is not None and min(self.labels, default=0) < 0):
+        check_type("name", self.name, str, "a text")
+        labels = (0,) if self.labels is None else self.labels
+        several = isinstance(labels, (tuple, list, set, frozenset)) and all(is_whole(k) and k >= 0 for k in labels)
+        if not several or not is_whole(self.target) or self.target < 0:
             raise InputError(
-                f"target and labels of {self.name!r} must be class indices from 0, but are {self.target} and {self.labels}."
+                f"target and labels of {self.name!r} must be class indices from 0, but are {shown(self.target)} and "
+                f"{shown(self.labels)}."
             )
         if self.labels is not None and self.target not in self.labels:
             raise InputError(
@@ -54,6 +58,7 @@ class Sample:
                 "classes that are true of the picture."
             )
         if self.boxes is not None:
+            check_type("boxes", self.boxes, Tensor, "a tensor (b, 4) or None")
             object.__setattr__(self, "boxes", checked_boxes(self.boxes, *self.size, f"boxes of {self.name!r}"))
 
     @property
@@ -162,7 +167,12 @@ def select(dataset: Sequence[Sample], indices: Iterable[int]) -> Subset:
     Raises:
         InputError: An index that the dataset does not have.
     """
-    chosen = [operator.index(index) for index in indices]
+    _check_dataset(dataset)
+    check_type("indices", indices, Iterable, "whole numbers")
+    try:
+        chosen = [operator.index(index) for index in indices]
+    except TypeError as error:
+        raise InputError(f"indices must be whole numbers, but are {shown(indices)}.") from error
     wrong = [index for index in chosen if not 0 <= index < len(dataset)]
     if wrong:
         raise InputError(
@@ -177,10 +187,15 @@ def take(dataset: Sequence[Sample], count: int, seed: int | None = None) -> Subs
     Raises:
         InputError: ``count`` is below 1 or above the dataset's size.
     """
+    _check_dataset(dataset)
     n = len(dataset)
-    if not 1 <= count <= n:
-        raise InputError(f"count must be from 1 to {n}, the size of the dataset, but is {count}.")
+    check(is_whole(count) and 1 <= count <= n, "count", count, f"from 1 to {n}, the size of the dataset")
+    check(seed is None or (is_whole(seed) and seed >= 0), "seed", seed, "an integer from 0 or None")
     if seed is None:
         return Subset(dataset, (i * n // count for i in range(count)))
     drawn = np.random.default_rng(seed).choice(n, count, replace=False)
     return Subset(dataset, sorted(int(i) for i in drawn))
+
+
+def _check_dataset(dataset: object) -> None:
+    check_type("dataset", dataset, Sequence, "a sequence of samples, such as a data set")

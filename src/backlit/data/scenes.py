@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from backlit._errors import InputError
+from backlit._errors import InputError, check_type
 from backlit.data.compose import Box, Mosaics, Targets, assembled, cells_of, check_options, draw, shown
 from backlit.data.confident import Known, confident
 from backlit.data.examples import prepared
@@ -53,10 +53,11 @@ def two_objects(
             does not have.
         ModelStateError: The network is in train mode.
     """
+    check_type("preprocess", preprocess, Preprocess, "a Preprocess")
     height, width = preprocess.size
     if min(height, width) < 2:
         raise InputError(f"preprocess: an input of {preprocess.size} has no two halves.")
-    check_options(count, targets)
+    check_options(count, targets, seed)
     layouts = (cells_of(1, 2, height, width), cells_of(2, 1, height, width))
     views = [_alone(*_inner(layout[0])) for layout in layouts]
     known, classes = confident(network, dataset, preprocess, confidence, batch, views)

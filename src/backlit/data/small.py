@@ -11,7 +11,8 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from backlit._errors import FileError, InputError
+from backlit._errors import FileError, InputError, check_type
+from backlit._files import check_path, refusals
 from backlit.data.binary import read_cifar, read_idx, read_parquet
 from backlit.data.sample import Dataset, Sample, Subset
 from backlit.models.pixels import open_image, to_planes, to_rgb
@@ -67,6 +68,7 @@ class MNIST(_Small):
     class_names = tuple(str(digit) for digit in range(10))
 
     def __init__(self, root: str | Path, *, train: bool = False) -> None:
+        _check(root, train)
         self.split = "train" if train else "test"
         stem = "train" if train else "t10k"
         images = _find(Path(root), ("", "raw", "MNIST/raw"), (f"{stem}-images-idx3-ubyte",))[0]
@@ -93,6 +95,7 @@ class CIFAR10(_Small):
     class_names = CIFAR10_CLASSES
 
     def __init__(self, root: str | Path, *, train: bool = False) -> None:
+        _check(root, train)
         root, self.split = Path(root), "train" if train else "test"
         parquet = root if root.suffix == ".parquet" else root / f"{self.split}.parquet"
         if parquet.is_file():
@@ -109,6 +112,13 @@ class CIFAR10(_Small):
             raise
         batches = [read_cifar(path) for path in paths]
         self._set(paths[0].parent, np.concatenate([b[0] for b in batches]), np.concatenate([b[1] for b in batches]))
+
+
+def _check(root: object, train: object) -> None:
+    check_path(root, "root")
+    check_type("train", train, bool, "True or False")
+    with refusals("root"):  # a name that no file can have
+        Path(str(root)).exists()
 
 
 def _find(root: Path, folders: Sequence[str], names: Sequence[str]) -> list[Path]:
@@ -133,6 +143,7 @@ def arrays(dataset: Sequence[Sample]) -> tuple[UInt8[Tensor, "n h w *c"], Int64[
     Raises:
         InputError: No pictures, or they differ in size, channels, or are not uint8; names the first that does.
     """
+    check_type("dataset", dataset, Sequence, "a sequence of samples, such as a data set")
     if isinstance(dataset, _Small) and isinstance(dataset.images, np.ndarray):
         return torch.from_numpy(dataset.images.copy()), torch.from_numpy(dataset.targets.copy())
     if isinstance(dataset, Subset) and isinstance(dataset.samples, _Small):

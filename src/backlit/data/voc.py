@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from backlit._errors import FileError, InputError, nearest
+from backlit._errors import FileError, InputError, check_type, is_word, nearest, shown
+from backlit._files import check_path, refusals
 from backlit.data.annotations import Annotated, Annotation, read_annotation
 from backlit.data.images import load_image
 from backlit.data.sample import Dataset, Sample
@@ -40,6 +41,9 @@ class VOC(Dataset):
     class_names = VOC_CLASSES
 
     def __init__(self, root: str | Path, split: str = "val", *, difficult: bool = True, scaled: bool = False) -> None:
+        check_path(root, "root")
+        for name, value in (("difficult", difficult), ("scaled", scaled)):
+            check_type(name, value, bool, "True or False")
         self.root, self.split, self.difficult, self.scaled = Path(root), split, difficult, scaled
         self._entries: list[tuple[Annotation, int, tuple[int, ...]]] = []
         for stem in _read_split(self.root, split):
@@ -65,15 +69,18 @@ class VOC(Dataset):
 
 def _read_split(root: Path, split: str) -> list[str]:
     folder = root / "ImageSets" / "Main"
-    if not folder.is_dir():
+    with refusals("root"):
+        there = folder.is_dir()
+    if not there:
         raise FileError(
             f"root: {str(root)!r} must hold JPEGImages, Annotations and ImageSets/Main, but ImageSets/Main is missing. "
             "Give the folder VOC2007 or VOC2012 itself."
         )
     # A class's own lists, "cat_val.txt", mark each picture with 1, 0 or -1: they are no splits.
     known = sorted(path.stem for path in folder.glob("*.txt") if "_" not in path.stem)
-    if split not in known:
-        raise InputError(f"split must be one of {', '.join(known)}, but is {split!r}.{nearest(split, known)}")
+    if not is_word(split, known):
+        hint = nearest(split, known) if isinstance(split, str) else ""
+        raise InputError(f"split must be one of {', '.join(known)}, but is {shown(split)}.{hint}")
     path = folder / f"{split}.txt"
     try:
         stems = path.read_text("utf-8").split()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import inf
 from operator import index
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import InputError, check, check_word
+from backlit._errors import InputError, check, check_word, is_number
 from backlit._json import JsonObject
 from backlit._warn import warn
 from backlit.inverse.artefact import Fitted
@@ -82,13 +81,12 @@ class FitOptions:
     precision: torch.dtype = torch.float64
 
     def __post_init__(self) -> None:
-        number = isinstance(self.ridge, (int, float)) and not isinstance(self.ridge, bool)
-        precise = self.precision in (torch.float32, torch.float64)
+        precise = isinstance(self.precision, torch.dtype) and self.precision in (torch.float32, torch.float64)
         start = "'input', 'features', 'pooled', a module path or a site"
         check_word("samples", self.samples, ("all", "own"))
-        check(number and 0 <= self.ridge < inf, "ridge", self.ridge, "a number from 0 on")
+        check(is_number(self.ridge) and self.ridge >= 0, "ridge", self.ridge, "a number from 0 on")
         check(precise, "precision", self.precision, "torch.float32 or torch.float64")
-        check(isinstance(self.memory, int) and self.memory > 0, "memory", self.memory, "a positive number of bytes")
+        check(type(self.memory) is int and self.memory > 0, "memory", self.memory, "a positive number of bytes")
         check(self.start is None or isinstance(self.start, str), "start", self.start, start)
         check_word("reading", self.reading, ("means", "paper"))
         for name, values in _CHOICES.items():

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import InputError, check
+from backlit._errors import MOST_PIXELS, InputError, check_whole
 from backlit._forward import forward
 from backlit._json import JsonObject
 from backlit._random import stable_seed
@@ -24,6 +24,8 @@ from backlit.inverse.part import INPUT
 
 KIND = "pda"
 _WINDOW, _PADDING = 10, 2  # pixels, where the image is large enough
+_MOST_PATCHES = 1_000_000
+"""Of an image: more than it has places, and still what fits into memory."""
 _SHARE = 7  # windows side by side in a small image
 
 
@@ -52,10 +54,10 @@ class GaussianOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, low, none in (("window", 1, True), ("padding", 0, True), ("patches", 1, False), ("seed", 0, False)):
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= low
-            check(whole or (none and value is None), name, value, f"an integer from {low}{' or None' * none}")
+        check_whole("window", self.window, high=MOST_PIXELS, none=True)
+        check_whole("padding", self.padding, low=0, high=MOST_PIXELS, none=True)
+        check_whole("patches", self.patches, high=_MOST_PATCHES)
+        check_whole("seed", self.seed, low=0)
 
     def sizes(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Return the window and the padding for images of shape (c, h, w).

@@ -111,7 +111,7 @@ class PatternOptions:
     precision: torch.dtype = torch.float64
 
     def __post_init__(self) -> None:
-        known = self.precision in (torch.float32, torch.float64)
+        known = isinstance(self.precision, torch.dtype) and self.precision in (torch.float32, torch.float64)
         check(known, "precision", self.precision, "torch.float32 or torch.float64")
 
 

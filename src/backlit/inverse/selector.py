@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backlit._errors import InputError, check
+from backlit._errors import InputError, check, check_positive
 from backlit._forward import forward
 from backlit._random import stable_seed
 from backlit.capture.refuse import check_output
@@ -62,9 +62,7 @@ class SelectorOptions:
             value = getattr(self, name)
             check(type(value) is int and 0 < value <= 1_000_000, name, value, "a positive integer")
         for name in ("lr", "temperature"):
-            value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            check(number and 0 < value < float("inf"), name, value, "a positive number")
+            check_positive(name, getattr(self, name))
         check(type(self.seed) is int, "seed", self.seed, "an integer")
         if self.k > self.grid**2:
             raise InputError(

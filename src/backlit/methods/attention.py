@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backlit._errors import InputError
+from backlit._errors import InputError, check_whole
 from backlit.capture import Call
 from backlit.methods.account import wide
 from backlit.methods.attention_maps import Attention, Mixing, find_attention, head_behind, mixing_of, starts_of_blocks
-from backlit.methods.base import Method, check_whole
+from backlit.methods.base import Method
 from backlit.methods.gradient import GradientXInput
 from backlit.methods.images import enlarged
 from backlit.methods.job import Job, Maps, guessed_bytes

@@ -10,12 +10,12 @@ from inspect import isabstract
 import torch
 from torch import Tensor
 
-from backlit._errors import InputError
+from backlit._errors import MOST_STEPS, InputError, check_positive, check_whole
 from backlit._options import NO_OPTION
 from backlit._random import image_bytes, stable_seed
 from backlit.methods.account import wide
 from backlit.methods.axes import ANY
-from backlit.methods.base import MOST_STEPS, NO_NETWORK, Kind, Method, check_positive, check_whole
+from backlit.methods.base import NO_NETWORK, Kind, Method
 from backlit.methods.copies import in_blocks, repeated
 from backlit.methods.gradient import Gradient
 from backlit.methods.images import content

@@ -6,12 +6,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
-from typing import Any, ClassVar, Literal, Self, TypeGuard
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import LARGEST, BacklitError, InputError, check, nearest
+from backlit._errors import BacklitError, InputError, check, check_whole, nearest, shown
 from backlit._fingerprint import fingerprint
 from backlit._options import NO_OPTION, Configured, options_of
 from backlit._other_names import says_what_to_write
@@ -39,47 +39,6 @@ Kind = Literal["signed", "contrast", "one-sided", "magnitude", "signal", "noise"
 """What a value of a map says: "signed", for the class or against it; "contrast", more or less for it than for others;
 "one-sided", for the class or nothing; "magnitude", how much a pixel matters, for or against; "signal", an estimate of the
 part of the image that the score follows; "noise", nothing."""
-
-
-MOST_STEPS = 1_000_000
-"""What an iterative method may be asked for: more is a mistake that would not end."""
-MOST_PIXELS = 10_000
-"""The largest width of a blur or a step, in pixels: more is wider than the images."""
-
-
-def check_whole(name: str, found: object, *, low: int = 1, high: int | None = None, none: bool = False) -> None:
-    """Refuse what is no whole number from ``low`` to ``high``; a truth value is none.
-
-    Raises:
-        InputError: Unless it is one, or None where that is allowed.
-    """
-    whole = isinstance(found, int) and not isinstance(found, bool) and found >= low and (high is None or found <= high)
-    kind = "a positive integer" if low == 1 else f"an integer from {low}"
-    check(
-        whole or (none and found is None),
-        name,
-        found,
-        f"{kind}{'' if high is None else f' up to {high:,}'}{' or None' * none}",
-    )
-
-
-def is_number(found: object) -> TypeGuard[float]:
-    """Tell whether it is a number that can be computed with, of a magnitude up to ``LARGEST``; a truth value is none."""
-    return isinstance(found, (int, float)) and not isinstance(found, bool) and abs(found) <= LARGEST
-
-
-def check_positive(name: str, found: object, *, high: float | None = None, none: bool = False) -> None:
-    """Refuse what is no number above 0, up to ``high``.
-
-    Raises:
-        InputError: Unless it is one, or None where that is allowed.
-    """
-    check(
-        (is_number(found) and 0 < found <= (high or LARGEST)) or (none and found is None),
-        name,
-        found,
-        f"a positive number{'' if high is None else f' up to {high:,}'}{' or None' * none}",
-    )
 
 
 def check_common(chunk: object, seed: object) -> None:
@@ -188,7 +147,7 @@ class Method(Configured, ABC):
             check(rule is None or (callable(rule) and not isinstance(rule, type)), "rules", self.rules, must)
             if primitive not in BY_NAME:
                 raise InputError(
-                    f"rules must name primitives, as `backlit trace` lists them, but {primitive!r} is none."
+                    f"rules must name primitives, as `backlit trace` lists them, but {shown(primitive)} is none."
                     f"{nearest(str(primitive), BY_NAME)} An operation of your own is declared by backlit.capture.extend."
                 )
 
@@ -320,7 +279,7 @@ class Method(Configured, ABC):
         """
         if not self.explains_inside:
             raise InputError(
-                f"at must be None for {self.title}, which explains images alone, but is {layer!r}. Use another method."
+                f"at must be None for {self.title}, which explains images alone, but is {shown(layer)}. Use another method."
             )
         n = len(images[0])
         cut = cut_at(context.of(slice(1), n).bound(self.network, 1), layer, images)

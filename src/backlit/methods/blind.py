@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from backlit._errors import check_positive
 from backlit._forward import forward
 from backlit._random import image_bytes, stable_seed
 from backlit.capture.refuse import check_output
 from backlit.methods.axes import ANY
-from backlit.methods.base import Method, check_positive
+from backlit.methods.base import Method
 from backlit.methods.job import Job, Maps
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from backlit._errors import MOST_PIXELS, MOST_STEPS, check_positive, check_whole
 from backlit._forward import forward
 from backlit.methods.axes import ROWS
-from backlit.methods.base import MOST_PIXELS, MOST_STEPS, check_positive, check_whole
 from backlit.methods.job import Job, Maps, scores_of
 from backlit.methods.path import PathMethod
 

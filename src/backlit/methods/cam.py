@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from backlit._errors import InputError, check_word
+from backlit._errors import InputError, check, check_word
 from backlit._features import Features, find_features
 from backlit.capture import Propagation, propagate
-from backlit.methods.base import Method, check
+from backlit.methods.base import Method
 from backlit.methods.cam_layers import Layer, Wanted, last_layers, may_be_one, named_layers, notes_of
 from backlit.methods.images import enlarged
 from backlit.methods.job import Job, Maps

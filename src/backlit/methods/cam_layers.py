@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from backlit._errors import InputError, nearest
+from backlit._errors import InputError, nearest, shown
 from backlit._features import Features, Node
 from backlit._places import Layout, given_layout, is_somewhere
 from backlit.capture import Site
@@ -83,7 +83,8 @@ def _named(features: Features, wanted: Wanted, classes: list[int]) -> Node:
         there = [n for n in features.nodes.values() if n.name in reads[0].places and features.layout(n)]
         known: list[str] = list(dict.fromkeys(n.site.module for n in there if n.site.module)) + [n.name for n in there]
         raise InputError(
-            f"{called} must name a module or a site with a feature map (n, c, h, w), (n, h, w, c) or (n, t, c), but is {layer!r}. "
+            f"{called} must name a module or a site with a feature map (n, c, h, w), (n, h, w, c) or (n, t, c), but is "
+            f"{shown(layer)}. "
             f"The last ones are {', '.join(known[-6:])}.{nearest(layer, known)}"
         )
     for k, read in zip(classes, reads, strict=True):

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backlit._errors import BacklitError, InputError, check
+from backlit._errors import BacklitError, InputError, check, check_whole, is_number
 from backlit._features import find_features
 from backlit.capture import Propagation
 from backlit.methods.account import wide
-from backlit.methods.base import check_whole, is_number
 from backlit.methods.cam import ActivationMap, distinct
 from backlit.methods.cam_layers import Layer, Wanted, named_layers, notes_of
 from backlit.methods.chunks import out_of_memory, run_in_chunks

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from backlit._draws import module_path
-from backlit._errors import InputError, UnsupportedOp, nearest
+from backlit._errors import InputError, UnsupportedOp, is_word, nearest, shown
 from backlit._forward import of_image, unchanged
 
 
@@ -95,8 +95,9 @@ def check_layer(network: nn.Module, layer: str, name: str) -> None:
         InputError: With the nearest path.
     """
     paths = [path for path, _ in network.named_modules()]
-    if layer not in paths:
-        raise InputError(f"{name} must be the path of a module, but is {layer!r}.{nearest(str(layer), paths)}")
+    if not is_word(layer, paths):
+        hint = nearest(layer, paths) if isinstance(layer, str) else ""
+        raise InputError(f"{name} must be the path of a module, but is {shown(layer)}.{hint}")
 
 
 class _Counted(TorchFunctionMode):

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from backlit._errors import InputError, check_word
+from backlit._errors import InputError, check_positive, check_word
 from backlit._forward import of_image
 from backlit._options import NO_OPTION
 from backlit._warn import Once, warn
@@ -16,7 +16,7 @@ from backlit.capture import propagate
 from backlit.methods.account import account, wide
 from backlit.methods.audit import Leak, audit
 from backlit.methods.axes import ANY
-from backlit.methods.base import Method, check_positive
+from backlit.methods.base import Method
 from backlit.methods.copies import repeated
 from backlit.methods.images import (
     BASELINE_IMAGES,

@@ -20,12 +20,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import InputError, ModelStateError, UnsupportedOp, check_word, is_word
+from backlit._errors import (
+    MOST_STEPS,
+    InputError,
+    ModelStateError,
+    UnsupportedOp,
+    check,
+    check_positive,
+    check_whole,
+    check_word,
+    is_number,
+    is_word,
+    shown,
+)
 from backlit._warn import warn
 from backlit.capture import Coverage, CoverageRow, FrozenNetwork, Site, freeze
 from backlit.capture.forms import Scaled
 from backlit.methods.axes import ANY
-from backlit.methods.base import MOST_STEPS, check, check_positive, check_whole, is_number
 from backlit.methods.branches import behind_sums, images_apart, with_layers
 from backlit.methods.descent import OPTIMIZERS, Descent
 from backlit.methods.inputs import alike, why_not
@@ -190,7 +201,7 @@ class DMBP(Stepped):
             else "none that is elementwise. Use GradientXInput."
         )
         raise InputError(
-            f"sites must leave DMBP an activation to mask, but {wanted!r} matches none on the way to the output. The model "
+            f"sites must leave DMBP an activation to mask, but {shown(wanted)} matches none on the way to the output. The model "
             f"has: {way_out}"
         )
 

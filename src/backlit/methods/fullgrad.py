@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backlit._errors import check_word
+from backlit._errors import check, check_word
 from backlit.capture import Call, Tap, named
-from backlit.methods.base import Kind, check
+from backlit.methods.base import Kind
 from backlit.methods.biases import (
     BiasMethod,
     Channels,

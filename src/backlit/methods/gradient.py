@@ -7,9 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from backlit._errors import check
 from backlit.capture import propagate
 from backlit.methods.axes import ANY
-from backlit.methods.base import Kind, Method, check
+from backlit.methods.base import Kind, Method
 from backlit.methods.job import Job, Maps, scores_of
 from backlit.methods.targets import gradients
 from backlit.rules import RuleTable, presets

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backlit._errors import check_word
+from backlit._errors import check, check_positive, check_word
 from backlit._options import option_names, options_of
 from backlit.capture import propagate
-from backlit.methods.base import Kind, check, check_positive
+from backlit.methods.base import Kind
 from backlit.methods.cam import GradientMap, over_largest
 from backlit.methods.gradient import TimesInput
 from backlit.methods.job import Job, Maps

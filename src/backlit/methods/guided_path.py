@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from backlit._errors import MOST_STEPS, check, check_whole, is_number
 from backlit._forward import forward
 from backlit.methods.account import wide
-from backlit.methods.base import MOST_STEPS, check, check_whole, is_number
 from backlit.methods.copies import in_blocks, repeated
 from backlit.methods.images import Baseline, baselines_of, check_baseline
 from backlit.methods.job import Job, Maps, scores_of

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backlit._errors import InputError
+from backlit._errors import InputError, shown
 from backlit.methods.job import Job
 
 Baseline = str | Tensor | tuple[Tensor, ...] | Callable[[Tensor], Tensor]
@@ -168,7 +168,7 @@ def content(given: Any) -> Any:
         return tuple(given.shape)
     if isinstance(given, (tuple, list)):
         return f"a {type(given).__name__} of {', '.join(str(content(g)) for g in given) or 'nothing'}"
-    return repr(given) if isinstance(given, (str, int, float)) else type(given).__name__
+    return shown(given) if isinstance(given, (str, int, float)) else type(given).__name__
 
 
 def require(holds: bool, name: str, given: Any, must_be: str) -> None:

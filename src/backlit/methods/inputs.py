@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import BacklitError, InputError, ModelStateError, UnsupportedOp
+from backlit._errors import BacklitError, InputError, ModelStateError, UnsupportedOp, shown
 from backlit._forward import forward
 from backlit._state import check_state
 from backlit.capture.refuse import check_output
@@ -141,7 +141,7 @@ def check_targets(target: Any, n: int, *, several: bool) -> Tensor | None:
     try:
         indices = torch.as_tensor(target)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"target must be class indices, but is {target!r}.") from error
+        raise InputError(f"target must be class indices, but is {shown(target)}.") from error
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
         raise InputError(f"target must be integer class indices, but is {indices.dtype}.")
     shape = tuple(indices.shape)

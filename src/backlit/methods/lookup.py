@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backlit._errors import InputError, nearest
+from backlit._errors import InputError, nearest, shown
 from backlit.methods import BASELINES, DMBP, METHODS
 from backlit.methods.base import Method
 
@@ -21,7 +21,7 @@ def find_method(name: str, methods: tuple[type[Method], ...]) -> type[Method]:
         if same_name(name, method.name) or same_name(name, method.__name__):
             return method
     known = [m.name for m in methods]
-    raise InputError(f"method must be one of {', '.join(known)}, but is {name!r}.{nearest(str(name), known)}")
+    raise InputError(f"method must be one of {', '.join(known)}, but is {shown(name)}.{nearest(str(name), known)}")
 
 
 def title_named(name: str) -> str:

@@ -24,7 +24,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from backlit._errors import InputError, UnsupportedOp, check_word, is_word
+from backlit._errors import (
+    MOST_STEPS,
+    InputError,
+    UnsupportedOp,
+    check,
+    check_positive,
+    check_whole,
+    check_word,
+    is_number,
+    is_word,
+)
 from backlit._forward import forward, unchanged
 from backlit._layout import fast_layout
 from backlit._plain import plain
@@ -36,7 +46,6 @@ from backlit.capture.refuse import check_output
 from backlit.capture.rule import as_rule
 from backlit.capture.watch import Watch
 from backlit.methods.axes import ANY
-from backlit.methods.base import MOST_STEPS, check, check_positive, check_whole, is_number
 from backlit.methods.branches import between_convolutions
 from backlit.methods.job import Job, Maps
 from backlit.methods.named import Named

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backlit._errors import check, check_word
+from backlit._errors import MOST_PIXELS, check, check_positive, check_whole, check_word, is_number
 from backlit._random import stable_seed
 from backlit.methods.account import wide
-from backlit.methods.base import MOST_PIXELS, check_positive, check_whole, is_number
 from backlit.methods.copies import Score, in_blocks
 from backlit.methods.images import Baseline, baselines_of, blurred, check_baseline
 from backlit.methods.job import Job, Maps

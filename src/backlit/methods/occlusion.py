@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from backlit._errors import InputError
+from backlit._errors import InputError, check_whole
 from backlit.methods.axes import ROWS
-from backlit.methods.base import check_whole
 from backlit.methods.images import baselines_of
 from backlit.methods.job import Job, Maps
 from backlit.methods.passes import Replacing

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backlit._errors import InputError, check_word
+from backlit._errors import MOST_STEPS, InputError, check, check_whole, check_word
 from backlit._forward import forward
 from backlit._options import NO_OPTION
 from backlit._random import stable_seed
@@ -18,7 +18,7 @@ from backlit._warn import Once, warn
 from backlit.capture import Propagation, propagate
 from backlit.methods.account import account, wide
 from backlit.methods.axes import ANY
-from backlit.methods.base import MOST_STEPS, Method, check, check_whole
+from backlit.methods.base import Method
 from backlit.methods.copies import in_blocks, plain_passes, repeated, sum_of_blocks, target_scores, true_gradients
 from backlit.methods.images import (
     BASELINE_IMAGES,

@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backlit._errors import InputError
+from backlit._errors import InputError, check_whole
 from backlit._random import stable_seed
 from backlit.inverse.gaussians import KIND, GaussianOptions, PatchGaussians, fit_gaussians
 from backlit.methods.account import wide
-from backlit.methods.base import check_whole
 from backlit.methods.copies import target_scores
 from backlit.methods.fitted import FittedMethod
 from backlit.methods.job import Job, Maps

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from backlit._errors import check_whole
 from backlit._features import Features, Node, find_features
 from backlit._places import count_places, is_somewhere
 from backlit.methods.account import wide
-from backlit.methods.base import check_whole
 from backlit.methods.cam import ActivationMap
 from backlit.methods.cam_layers import Layer, notes_of
 from backlit.methods.images import enlarged

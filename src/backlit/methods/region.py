@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backlit._errors import InputError
+from backlit._errors import InputError, check, check_whole, is_number
 from backlit.methods.account import wide
 from backlit.methods.axes import IMAGES
-from backlit.methods.base import check, check_whole, is_number
 from backlit.methods.job import Job, Maps
 from backlit.methods.path import MOST_NODES, PathMethod, nodes_of
 from backlit.methods.relevance import is_bound

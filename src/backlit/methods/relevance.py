@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from backlit._errors import InputError, ModelStateError, UnsupportedOp, check_word
+from backlit._errors import InputError, ModelStateError, UnsupportedOp, check, check_positive, check_word, is_number
 from backlit._forward import of_image
 from backlit._options import NO_OPTION, default_of, option_names
 from backlit._warn import Once, warn
@@ -18,7 +18,7 @@ from backlit.capture import Propagation, RuleLike, Trace, propagate
 from backlit.capture.record import Recording, record
 from backlit.methods.audit import Leak, audit
 from backlit.methods.axes import ANY
-from backlit.methods.base import Kind, Method, check, check_positive, is_number
+from backlit.methods.base import Kind, Method
 from backlit.methods.box import box_of
 from backlit.methods.job import Job, Maps, scores_of
 from backlit.methods.targets import gradients
@@ -390,10 +390,12 @@ _OF_PRESETS = frozenset({"preset", "epsilon", "gamma", "attention", "pool"})
 
 
 def is_bound(value: Any) -> bool:
-    """Tell whether a value is a number, one for each channel, a tensor, or None."""
+    """Tell whether a value is a number, one for each channel, a tensor of real numbers, or None."""
     if isinstance(value, (list, tuple)):
         return bool(value) and all(is_number(v) for v in value)
-    return value is None or is_number(value) or isinstance(value, Tensor)
+    if isinstance(value, Tensor):
+        return not value.is_meta and not value.is_complex() and value.layout == torch.strided
+    return value is None or is_number(value)
 
 
 __all__ = ["LRP", "DeepTaylor", "ExcitationBackprop", "Relevance", "Trace"]

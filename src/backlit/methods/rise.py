@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backlit._errors import check
+from backlit._errors import check, check_whole, is_number
 from backlit._random import stable_seed
 from backlit.methods.account import wide
 from backlit.methods.axes import ROWS
-from backlit.methods.base import check_whole, is_number
 from backlit.methods.copies import Score
 from backlit.methods.images import baselines_of
 from backlit.methods.job import Job, Maps

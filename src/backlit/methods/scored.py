@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from backlit._errors import InputError, check
 from backlit._forward import forward
 from backlit._plain import plain
+from backlit._state import check_module
 from backlit.capture.refuse import check_output
 from backlit.methods.around import Around, Context
 from backlit.methods.chunks import first_size, run_in_chunks
 from backlit.methods.cut import LastOutput, check_layer
 from backlit.methods.inputs import check_class, chunk_of
 from backlit.methods.job import Maps, guessed_bytes
-from backlit.methods.named import Named
+from backlit.methods.named import Named, network_of
 from backlit.methods.target import Contrast, OfOutput, Score, Unit, classes_of, is_score, label_of
 
 if TYPE_CHECKING:
@@ -126,7 +127,8 @@ def scored(model: Any, target: Score) -> Any:
     """
     check(is_score(target), "target", target, "a Contrast, a Unit, or a function of the network's output")
     loaded = None if isinstance(model, nn.Module) else model
-    network = model if loaded is None else loaded.network
+    network = network_of(model)
+    check_module(network)
     if isinstance(target, Contrast) and target.top is not None:
         raise InputError(
             "target: the likeliest classes are other ones for each image, so they make no network of one output. Name the class: "

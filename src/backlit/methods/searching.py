@@ -10,10 +10,9 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from backlit._errors import check_word
+from backlit._errors import MOST_STEPS, check_positive, check_whole, check_word
 from backlit.capture import propagate
 from backlit.methods.account import wide
-from backlit.methods.base import MOST_STEPS, check_positive, check_whole
 from backlit.methods.copies import Score, in_blocks, plain_passes, repeated, target_scores
 from backlit.methods.inputs import chances
 from backlit.methods.job import Job, Maps

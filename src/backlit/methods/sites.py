@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from torch import Tensor
-
+from backlit._errors import check
 from backlit.capture import Site
-from backlit.methods.base import check
 
 Sites = str | Callable[[Site], bool] | Collection[str]
 """``"rectifiers"`` (ReLU and its kin), ``"activations"`` (every elementwise one), a function of the site, or names of sites
@@ -32,7 +30,7 @@ def check_sites(wanted: object) -> None:
     """
     names = (
         isinstance(wanted, Collection)
-        and not isinstance(wanted, Tensor)
+        and not hasattr(wanted, "shape")  # an array, also one of words, compares word by word
         and all(isinstance(name, str) for name in wanted)
     )
     check(callable(wanted) or names, "sites", wanted, "'rectifiers', 'activations', a function of the site, or names")

@@ -8,9 +8,8 @@ from math import comb
 import torch
 from torch import Tensor
 
-from backlit._errors import check
+from backlit._errors import check, check_positive, check_whole, is_number
 from backlit._random import stable_seed
-from backlit.methods.base import check_positive, check_whole, is_number
 from backlit.methods.images import baselines_of, require
 from backlit.methods.job import Job, Maps
 from backlit.methods.passes import Replacing

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from backlit._errors import InputError, check
+from backlit._errors import InputError, check, shown
 from backlit.methods.named import Named
 
 OfOutput = Callable[[Any], Tensor]
@@ -31,6 +31,10 @@ class Contrast:
     top: int | None = None
 
     def __post_init__(self) -> None:
+        if self.label is None:
+            raise InputError(
+                "target: a contrast must have the class that it speaks for, Contrast(a, b), but that is None."
+            )
         if (self.less is None) == (self.top is None):
             raise InputError(
                 "target: a contrast needs either the class to subtract, Contrast(a, b), or how many of the likeliest others, "
@@ -90,12 +94,15 @@ def classes_of(target: Contrast, loaded: Named | None) -> tuple[int, int | None]
     return index, less
 
 
+_MOST = 2**31 - 1  # no network has as many classes; a larger index fits into no tensor
+
+
 def _index_of(label: int | str, loaded: Named | None) -> int:
     if loaded is not None:
         return loaded.class_index(label)
-    if isinstance(label, bool) or not isinstance(label, int):
+    if isinstance(label, bool) or not isinstance(label, int) or label > _MOST:
         raise InputError(
-            f"target must be class indices for a bare network, which has no class names, but is {label!r}."
+            f"target must be class indices for a bare network, which has no class names, but is {shown(label)}."
         )
     return label
 
@@ -160,7 +167,7 @@ def indices_of(target: object, loaded: Named | None) -> Any:
     if isinstance(target, str):
         if loaded is None:
             raise InputError(
-                f"target must be a class index, but is the label {target!r}, and a bare network has no class names. Give the "
+                f"target must be a class index, but is the label {shown(target)}, and a bare network has no class names. Give the "
                 "method what backlit.load_model(...) returned, or look the index up: backlit.load_model(...).class_index(label)."
             )
         return read_target(target, loaded)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backlit._errors import InputError, check_word, is_word
+from backlit._errors import InputError, check, check_word, is_word
 from backlit._warn import warn
 from backlit.capture import Call, Propagation, Tap
 from backlit.capture.geometry import Geometry
-from backlit.methods.base import Kind, check
+from backlit.methods.base import Kind
 from backlit.methods.biases import BiasMethod, Channels, bias_of, propagated, site_names, with_biases
 from backlit.methods.images import enlarged
 from backlit.methods.job import Job, Maps

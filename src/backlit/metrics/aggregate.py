@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from backlit._errors import InputError
+from backlit._errors import InputError, check, check_type, is_number, is_several, is_whole, shown
 from backlit.attribution import Attribution, Reduce
 from backlit.metrics.examples import Examples, inside
 from backlit.metrics.localisation import positive_share
@@ -57,20 +57,28 @@ def aggregated(
     Raises:
         InputError: If the examples are no mosaics, an argument is out of range, or a bin would hold no image.
     """
+    check_type("examples", examples, Examples, "backlit.Examples")
+    check_type("maps", maps, (Attribution, Tensor), "an Attribution or a tensor (n, c, h, w)")
     if examples.cells is None:
         raise InputError(
             "examples must be mosaics with the target's cells (backlit.data.mosaics), but these have none."
         )
+    numbers = is_several(edges) and all(is_number(edge) for edge in (edges := list(edges)))
+    check(numbers, "edges", edges, "numbers that ascend from 0 to 1")
     at = list(edges)
     if len(at) < 2 or at[0] != 0 or at[-1] != 1 or any(b <= a for a, b in pairwise(at)):
         raise InputError(f"edges must ascend from 0 to 1, but are {at}.")
     places = sorted({(y0, x0, y1, x1) for x0, y0, x1, y1 in examples.cells.tolist()})
-    if not 0 <= cell < len(places):
-        raise InputError(f"cell must be from 0 to {len(places) - 1}, the cells that hold a target, but is {cell}.")
+    there = is_whole(cell) and 0 <= cell < len(places)
+    check(there, "cell", cell, f"from 0 to {len(places) - 1}, the cells that hold a target")
     y0, x0, y1, x1 = places[cell]
     box = examples.cells.new_tensor([x0, y0, x1, y1])
     here = (examples.cells == box).all(1)
     values = maps.values if isinstance(maps, Attribution) else maps
+    if values.dim() != 4 or values.is_meta or len(values) != len(examples):
+        raise InputError(
+            f"maps must be (n, c, h, w), one for each of {len(examples)} examples, but are {shown(values)}."
+        )
     some = values[here.to(values.device)]
     heat = Attribution(some, examples.target[here], examples.target[here].float()).heatmap(reduce)[:, 0].double()
     return _binned(heat, box.to(heat.device), at)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import InputError, check_word
+from backlit._errors import InputError, check_type, check_word
 from backlit._forward import forward
 from backlit._json import JsonObject
 from backlit._options import Configured, own_options
@@ -240,6 +240,8 @@ class Metric(Configured, ABC):
         Raises:
             InputError: If the data lacks what the metric needs, or a map does not fit the images.
         """
+        check_type("examples", examples, Examples, "backlit.Examples")
+        check_type("maps", maps, Mapping, "maps by the methods' names, a dictionary")
         if not maps:
             raise InputError("maps must hold the maps of at least one method, but is empty.")
         examples = examples.to(examples.inputs.device)

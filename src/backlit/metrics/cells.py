@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from backlit._errors import InputError
-from backlit.methods.base import Method, check_whole
+from backlit._errors import InputError, check_whole
+from backlit.methods.base import Method
 from backlit.metrics.base import Case, Metric, Scores, to_numbers
 from backlit.metrics.changed import Made, logit_of, run_changed, run_unchanged
 from backlit.metrics.examples import Examples

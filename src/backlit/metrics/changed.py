@@ -9,10 +9,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from backlit._errors import BacklitError, InputError
+from backlit._errors import BacklitError, InputError, check, is_number
 from backlit._forward import forward
 from backlit._layout import fast_layout
-from backlit.methods.base import check, is_number
 from backlit.methods.chunks import run_in_chunks
 from backlit.methods.inputs import chances, check_takes
 from backlit.metrics.examples import Examples

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import NoneType
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from backlit._errors import InputError
+from backlit._errors import InputError, check, check_type
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,7 @@ class Examples:
     names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.inputs.dim() != 4 or not self.inputs.is_floating_point() or not len(self.inputs):
             raise InputError(
                 f"inputs must be at least one normalised image, (n, c, h, w) floating point, but are "
@@ -45,7 +47,7 @@ class Examples:
                 f"target must be one class index an image, int64 ({n},), but is {self.target.dtype} of shape "
                 f"{tuple(self.target.shape)}."
             )
-        if not self.names:
+        if not len(self.names):
             object.__setattr__(self, "names", tuple(f"image {i}" for i in range(n)))
         self._check_names(n)
         if self.labels is not None:
@@ -58,6 +60,18 @@ class Examples:
             if self.cells.shape != (n, 4):
                 raise InputError(f"cells must have shape ({n}, 4), but have {tuple(self.cells.shape)}.")
             self._check_each("cells", [cell[None] for cell in self.cells])
+
+    def _check_types(self) -> None:
+        for name in ("inputs", "target"):
+            check_type(name, getattr(self, name), Tensor, "a tensor")
+        for name in ("labels", "cells"):
+            check_type(name, getattr(self, name), (Tensor, NoneType), "a tensor or None")
+        listed = isinstance(self.names, Sequence) and not isinstance(self.names, str)
+        check(listed, "names", self.names, "a list or a tuple of texts")
+        if self.boxes is not None:
+            check_type("boxes", self.boxes, Sequence, "a list with a tensor (b, 4) for each image, or None")
+            for boxes in self.boxes:
+                check_type("boxes", boxes, Tensor, "a tensor (b, 4) for each image")
 
     def _check_names(self, n: int) -> None:
         if not all(isinstance(name, str) for name in self.names):

@@ -12,9 +12,9 @@ import torch
 from PIL import features
 from torch import Tensor, nn
 
-from backlit._errors import InputError, check_word
+from backlit._errors import InputError, check, check_word, is_number
 from backlit._random import image_bytes, stable_seed
-from backlit.methods.base import Method, check, is_number
+from backlit.methods.base import Method
 from backlit.metrics.base import Case, Metric, Scores, to_numbers
 from backlit.metrics.changed import Activation, Made, logit_of, probability_of, run_changed
 from backlit.metrics.examples import Examples

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import InputError, check_word
+from backlit._errors import InputError, check_whole, check_word
 from backlit._random import image_bytes, stable_seed
-from backlit.methods.base import Method, check_whole
+from backlit.methods.base import Method
 from backlit.methods.job import Job
 from backlit.methods.superpixels import Superpixels, superpixels
 from backlit.metrics.base import Case, Metric, Scores, to_numbers

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from backlit._errors import InputError
-from backlit.methods.base import Method, check, check_whole, is_number
+from backlit._errors import InputError, check, check_whole, is_number
+from backlit.methods.base import Method
 from backlit.metrics.base import Case, Metric, Scores, to_numbers
 from backlit.metrics.examples import Examples, inside
 from backlit.metrics.ranking import average_ranks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backlit._errors import InputError, nearest
+from backlit._errors import InputError, nearest, shown
 from backlit.methods.lookup import same_name
 from backlit.metrics import METRICS
 from backlit.metrics.base import Metric
@@ -18,4 +18,4 @@ def find_metric(name: str) -> type[Metric]:
         if same_name(name, metric.name) or same_name(name, metric.__name__):
             return metric
     known = [m.name for m in METRICS]
-    raise InputError(f"metric must be one of {', '.join(known)}, but is {name!r}.{nearest(str(name), known)}")
+    raise InputError(f"metric must be one of {', '.join(known)}, but is {shown(name)}.{nearest(str(name), known)}")

@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from backlit._errors import check_word
-from backlit.methods.base import check
+from backlit._errors import check, check_word
 from backlit.metrics.base import Case, Metric, Scores, to_numbers
 from backlit.metrics.changed import Activation, Made, Read, probability_of, run_changed, run_unchanged
 

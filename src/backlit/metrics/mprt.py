@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from backlit._errors import check_word
+from backlit._errors import MOST_STEPS, check, check_positive, check_whole, check_word
 from backlit.methods.average import SmoothGrad
-from backlit.methods.base import MOST_STEPS, Method, check, check_positive, check_whole
+from backlit.methods.base import Method
 from backlit.metrics.base import Case, Metric, Scores, to_numbers
 from backlit.metrics.examples import Examples
 from backlit.metrics.reset import CascadingReset, check_layers, layers_from_the_top, reset

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from backlit._errors import InputError, check_word
+from backlit._errors import InputError, check, check_whole, check_word, is_number
 from backlit._layout import fast_layout
 from backlit.attribution import Attribution
-from backlit.methods.base import Method, check, check_whole, is_number
+from backlit.methods.base import Method
 from backlit.metrics.base import Case, Explained, Metric, Scores, to_numbers
 from backlit.metrics.changed import Activation, Made, logit_of, probabilities, run_changed
 from backlit.metrics.examples import Examples

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import InputError, check_word, nearest
+from backlit._errors import InputError, check, check_whole, check_word, nearest
 from backlit._forward import of_image
 from backlit._random import seeded, stable_seed
 from backlit.capture import propagate
-from backlit.methods.base import Method, check, check_whole
+from backlit.methods.base import Method
 from backlit.metrics.base import Case, Metric, Scores, to_numbers
 from backlit.metrics.examples import Examples
 from backlit.metrics.ranking import spearman

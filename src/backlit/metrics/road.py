@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backlit._errors import check_word
+from backlit._errors import check, check_word, is_number
 from backlit._random import image_bytes, stable_seed
-from backlit.methods.base import check, is_number
 from backlit.metrics.base import Case, Metric, Scores, to_numbers
 from backlit.metrics.changed import Activation, Made, checked_percentages, probability_of, run_changed
 from backlit.metrics.examples import Examples

@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from backlit._errors import InputError, nearest
+from backlit._errors import InputError, check, check_type, check_whole, is_several, is_word, nearest, shown
 from backlit.attribution import Attribution
-from backlit.methods.base import check_whole
 from backlit.metrics.base import Metric, Scores
 from backlit.metrics.degradation import DEGRADATIONS
 from backlit.metrics.examples import Examples
@@ -86,12 +85,17 @@ def self_test(
         InputError: If an argument is out of range.
     """
     check_whole("steps", steps)
+    check_type("examples", examples, Examples, "backlit.Examples")
+    check_type("maps", maps, (Attribution, Tensor), "an Attribution or a tensor (n, c, h, w)")
+    metrics = _listed(metrics)
+    check(is_several(degradations), "degradations", degradations, f"a list of {', '.join(DEGRADATIONS)}")
     for name in degradations:
-        if name not in DEGRADATIONS:
-            raise InputError(
-                f"degradations must be of {', '.join(DEGRADATIONS)}, but hold {name!r}.{nearest(name, DEGRADATIONS)}"
-            )
+        if not is_word(name, DEGRADATIONS):
+            hint = nearest(name, DEGRADATIONS) if isinstance(name, str) else ""
+            raise InputError(f"degradations must be of {', '.join(DEGRADATIONS)}, but hold {shown(name)}.{hint}")
     good = (maps.values if isinstance(maps, Attribution) else maps).to(examples.inputs.device)
+    if good.dim() != 4 or not good.is_floating_point() or good.is_meta or len(good) != len(examples):
+        raise InputError(f"maps must be floating point (n, c, h, w), one an image, but are {shown(good)}.")
     amounts = tuple(i / steps for i in range(steps + 1))
     order = drawn_orders(examples.inputs, seed)
     series = {
@@ -113,6 +117,14 @@ def self_test(
             names = ("good", *(f"{kind} {i}" for i in range(1, steps + 1)))
             scores[metric.name, kind] = tuple(_value(scored, name) for name in names)
     return SelfTest(amounts, scores, higher, skipped)
+
+
+def _listed(metrics: Iterable[Metric]) -> list[Metric]:
+    check(is_several(metrics), "metrics", metrics, "a list of metrics")
+    listed = list(metrics)
+    for metric in listed:
+        check_type("metrics", metric, Metric, "metrics")
+    return listed
 
 
 def _value(scores: Scores, name: str) -> float:

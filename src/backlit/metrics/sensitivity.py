@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import InputError, check_word
+from backlit._errors import MOST_STEPS, InputError, check, check_positive, check_whole, check_word
 from backlit._forward import forward, of_image
 from backlit._random import image_bytes, stable_seed
 from backlit.attribution import Attribution
-from backlit.methods.base import MOST_STEPS, Method, check, check_positive, check_whole
+from backlit.methods.base import Method
 from backlit.metrics.base import Case, Metric, Scores, to_numbers
 from backlit.metrics.examples import Examples
 from backlit.metrics.similarity import scaled

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from backlit._errors import MOST_STEPS, check_whole
 from backlit._random import image_bytes, stable_seed
-from backlit.methods.base import MOST_STEPS, check_whole
 from backlit.metrics.base import Case, Metric, Scores, to_numbers
 from backlit.metrics.changed import Made, checked_percentages, logit_of, run_changed, run_unchanged
 from backlit.metrics.ranking import pearson

@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from backlit._errors import FileError, InputError
+from backlit._files import check_path
 from backlit.models.pixels import FORMATS, open_image, to_rgb
 
 
@@ -21,6 +22,7 @@ def load_image(path: str | Path, *, upright: bool = True) -> Image.Image:
             decompression bombs.
 
     """
+    check_path(path, "image")
     path = Path(path)
     check_file(path)
     try:

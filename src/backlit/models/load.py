@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from backlit._errors import InputError, nearest
+from backlit._errors import InputError, check_type, is_word, nearest, shown
 from backlit.models import cifar, cifar_cnn, digits, entry_point, timm_source, torchvision_source
 from backlit.models.download import Told
 from backlit.models.loaded import LoadedModel
@@ -18,6 +18,7 @@ from backlit.models.request import RANDOM, Request
 from backlit.models.weights import read_weights
 
 _OWN = {digits.NAME: digits.load, cifar.NAME: cifar.load, cifar_cnn.NAME: cifar_cnn.load}
+_LONG = 200  # characters of what a backend says of a device
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
@@ -55,9 +56,10 @@ def load_model(
         ModelStateError: a parameter is NaN or Inf.
 
     """
+    check_type("name", name, str, "the name of a model, such as 'resnet18'")
     options = PreprocessOptions.of(**preprocessing)
     target, kind = _device(device), _dtype(dtype)
-    random = weights == RANDOM
+    random = is_word(weights, (RANDOM,))
     read = None if weights is None or random else read_weights(weights)
     loaded = _load(Request(name, read, random, options, _told(name, weights, download)))
     return replace(loaded, network=loaded.network.to(device=target, dtype=kind))
@@ -90,19 +92,21 @@ def _load(request: Request) -> LoadedModel:
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:
     name = str(dtype).removeprefix("torch.")
     if name not in _DTYPES:
-        raise InputError(f"dtype: must be one of {', '.join(_DTYPES)}, found {name!r}.{nearest(name, _DTYPES)}")
+        raise InputError(f"dtype: must be one of {', '.join(_DTYPES)}, found {shown(name)}.{nearest(name, _DTYPES)}")
     return getattr(torch, name)
 
 
 def _device(device: str | torch.device) -> torch.device:
     at_hand: Sequence[str] = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    found = None
+    found, said = None, ""
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
-        said = "it holds no values" if found.type == "meta" else None
+        said = "it holds no values" if found.type == "meta" else ""
     except Exception as error:  # each backend that is not there raises its own
         said = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]  # some list every backend
-    if found is None or said is not None:
-        raise InputError(f"device: {str(device)!r} cannot be used ({said}). At hand: {', '.join(at_hand)}.")
+    if found is None or said:
+        raise InputError(
+            f"device: {shown(str(device))} cannot be used ({said[:_LONG]}). At hand: {', '.join(at_hand)}."
+        )
     return found

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from backlit._errors import InputError
+from backlit._errors import InputError, shown
 from backlit._files import write_whole
 from backlit.models.preprocess import Preprocess
 from backlit.models.weights import CLASSES_KEY, PREPROCESS_KEY
@@ -55,7 +55,7 @@ class LoadedModel:
             index = operator.index(label_or_index)
         except TypeError:
             raise InputError(
-                f"target: must be a class name or an index, found {label_or_index!r} ({type(label_or_index).__name__})."
+                f"target: must be a class name or an index, found {shown(label_or_index)} ({type(label_or_index).__name__})."
             ) from None
         return self._in_range(index)
 
@@ -83,7 +83,7 @@ class LoadedModel:
         near = list(dict.fromkeys([*containing, *similar]))[:_NEAREST]
         hint = ", ".join(f"{self.class_names[i]!r} ({i})" for i in near)
         raise InputError(
-            f"target: {self.name} has no class {label!r}."
+            f"target: {self.name} has no class {shown(label)}."
             + (f" The nearest: {hint}." if near else "")
             + f" Give one of its {len(names)} class names or an index."
         )

@@ -89,6 +89,8 @@ def to_planes(array: np.ndarray | Tensor) -> np.ndarray:
 
 def _as_numpy(array: np.ndarray | Tensor) -> np.ndarray:
     if isinstance(array, Tensor):
+        if array.is_meta or array.layout != torch.strided:
+            raise InputError("image: must be a dense tensor that holds values. Use x.to_dense(), or load the image.")
         array = array.detach().cpu()
         return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
     if isinstance(array, np.ndarray):

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from backlit._errors import InputError, nearest
+from backlit._errors import InputError, is_word, nearest, shown
 from backlit.models.files import load_image
 from backlit.models.pixels import to_planes, to_rgb
 
@@ -57,26 +57,29 @@ class Preprocess:
     crop: Crop = "center"
 
     def __post_init__(self) -> None:
-        if len(self.size) != 2 or not all(_whole(side) for side in self.size):
-            raise InputError(f"size: must be two positive numbers of pixels (height, width), found {self.size}.")
+        if not _listed(self.size) or len(self.size) != 2 or not all(_whole(side) for side in self.size):
+            raise InputError(f"size: must be two positive numbers of pixels (height, width), found {shown(self.size)}.")
         if self.size[0] * self.size[1] > _MOST_INPUT:
             raise InputError(
                 f"size: must be at most {_MOST_INPUT} pixels (8192 x 8192), found {self.size[0]} x {self.size[1]}. Give the side "
                 "of the network's input."
             )
         if self.resize is not None and not _whole(self.resize):
-            raise InputError(f"resize: must be a positive number of pixels or None, found {self.resize}.")
-        if self.channels not in (1, 3):
-            raise InputError(f"channels: must be 3 (RGB) or 1 (grey), found {self.channels}.")
+            raise InputError(f"resize: must be a positive number of pixels or None, found {shown(self.resize)}.")
+        _check_channels(self.channels)
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != self.channels or not all(_finite(value) for value in values):
-                raise InputError(f"{name}: must be {self.channels} finite number(s), one a channel, found {values}.")
+            if not _listed(values) or len(values) != self.channels or not all(_finite(value) for value in values):
+                raise InputError(
+                    f"{name}: must be {self.channels} finite number(s), one a channel, found {shown(values)}."
+                )
         if min(self.std) <= 0:
             raise InputError(f"std: must be positive, found {self.std}.")
-        if self.interpolation not in tuple(_RESAMPLING):  # what a file says may be no key
-            raise InputError(f"interpolation: must be one of {', '.join(_RESAMPLING)}, found {self.interpolation!r}.")
-        if self.crop not in _CROPS:
-            raise InputError(f"crop: must be one of {', '.join(_CROPS)}, found {self.crop!r}.")
+        if not is_word(self.interpolation, _RESAMPLING):  # what a file says may be no key
+            raise InputError(
+                f"interpolation: must be one of {', '.join(_RESAMPLING)}, found {shown(self.interpolation)}."
+            )
+        if not is_word(self.crop, _CROPS):
+            raise InputError(f"crop: must be one of {', '.join(_CROPS)}, found {shown(self.crop)}.")
 
     def __call__(self, image: Picture) -> Float[Tensor, "c h w"]:
         """Return ``image`` (a file, Pillow's of any mode, an array or tensor as `to_image` reads them) normalised, float32.
@@ -119,6 +122,8 @@ class Preprocess:
 
     def batch(self, images: Iterable[Picture]) -> Float[Tensor, "n c h w"]:
         """Return several pictures, of any sizes, as one normalised batch."""
+        if not isinstance(images, Iterable) or (isinstance(images, Tensor) and not images.dim()):
+            raise InputError(f"images: must be a list of pictures, but is {shown(images)}.")
         tensors = [self(image) for image in images]
         if not tensors:
             raise InputError("images: need at least one, found none.")
@@ -208,8 +213,7 @@ class PreprocessOptions:
         """Return ``base`` with these changes."""
         changes = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
         channels = changes.get("channels", base.channels)
-        if channels not in (1, 3):
-            raise InputError(f"channels: must be 3 (RGB) or 1 (grey), found {channels!r}.")
+        _check_channels(channels)
         if "size" in changes:
             changes["size"] = _several("size", changes["size"], 2)
             changes.setdefault("resize", None)
@@ -217,6 +221,16 @@ class PreprocessOptions:
             if name in changes:
                 changes[name] = _several(name, changes[name], channels)
         return replace(base, **changes)
+
+
+def _check_channels(value: object) -> None:
+    if not _whole(value) or value not in (1, 3):
+        raise InputError(f"channels: must be 3 (RGB) or 1 (grey), found {shown(value)}.")
+
+
+def _listed(value: object) -> bool:
+    """Whether it is a list of numbers; an array or a text is none."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def _whole(value: object) -> bool:
@@ -233,6 +247,6 @@ def _finite(value: object) -> bool:
 def _several(name: str, value: object, count: int) -> tuple[Any, ...]:
     if isinstance(value, int | float):
         return (value,) * count
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return tuple(value)
-    raise InputError(f"{name}: must be a number or a list of {count} numbers, found {value!r}.")
+    raise InputError(f"{name}: must be a number or a list of {count} numbers, found {shown(value)}.")

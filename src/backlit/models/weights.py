@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from backlit._errors import FileError, InputError, ModelStateError
+from backlit._files import check_path, refusals
 from backlit._json import parse
 from backlit.models.preprocess import PreprocessOptions
 
@@ -52,8 +53,11 @@ def read_weights(path: str | Path) -> Weights:
         FileError: missing, a folder, empty, truncated, another format (a pickle among them), or unusable metadata.
 
     """
+    check_path(path, "weights")
     path = Path(path)
-    if not path.is_file():
+    with refusals("weights"):
+        there = path.is_file()
+    if not there:
         found = "a folder" if path.is_dir() else "nothing there"
         raise FileError(f"weights: {str(path)!r} must be a .safetensors file, found {found}.")
     if path.stat().st_size == 0:

@@ -7,10 +7,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from torch import Tensor
 
-from backlit._errors import InputError, nearest
+from backlit._errors import InputError, is_number, nearest
 from backlit._options import default_of
 from backlit.attribution import Attribution
-from backlit.methods.base import is_number
 from backlit.report.canvas import INK, SOFT, WARNING, WARNING_GROUND, Canvas, fitted, line_height, width_of, wrapped
 from backlit.report.kinds import check_one, methods_in, title_of
 from backlit.report.panels import Panels, as_bytes, check_picture

@@ -15,9 +15,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from backlit._errors import InputError, check
+from backlit._errors import InputError, check, is_number, is_word
 from backlit.attribution import Attribution
-from backlit.methods.base import is_number
 from backlit.report.canvas import plain
 from backlit.report.card import class_of
 from backlit.report.figure import render_image, scale_text
@@ -50,10 +49,15 @@ class Look:
     opacity: float = 0.85
 
     def __post_init__(self) -> None:
-        known = self.scale in ("own", "shared") or (is_number(self.scale) and float(self.scale) >= 0)
+        known = is_word(self.scale, ("own", "shared")) or (is_number(self.scale) and float(self.scale) >= 0)
         check(known, "scale", self.scale, "'own', 'shared', or a number from 0")
         check(is_number(self.opacity) and 0 <= self.opacity <= 1, "opacity", self.opacity, "from 0 to 1")
-        check(0 < self.percentile <= 100, "percentile", self.percentile, "above 0 and at most 100")
+        check(
+            is_number(self.percentile) and 0 < self.percentile <= 100,
+            "percentile",
+            self.percentile,
+            "above 0 and at most 100",
+        )
 
 
 def draw(explanation: Attribution, images: Tensor | None, look: Look, into: Figure | None = None) -> Figure:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import NoneType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import RuleMismatch
+from backlit._errors import RuleMismatch, check, check_type, shown
 from backlit.capture import RuleLike, propagate
 from backlit.rules import presets
 from backlit.rules.table import RuleTable
@@ -34,8 +36,11 @@ def check_rule(
 
     Raises:
         RuleMismatch: With what disagrees, where, and by how much.
+        InputError: If an argument cannot be used.
     """
-    xs = tuple(x.detach().double() for x in ((inputs,) if isinstance(inputs, Tensor) else inputs))
+    xs = tuple(x.detach().double() for x in _checked(inputs))
+    check(callable(operation), "operation", operation, "a module or a function of tensors")
+    check_type("primitive", primitive, (str, NoneType), "the name of a primitive or None")
     model = _Flat(operation).eval()
     table = _table(rule, model, xs, primitive)
     run = propagate(model, xs, table)
@@ -53,6 +58,24 @@ def check_rule(
     _check_second_order(model, xs, table, weights)
 
 
+def _checked(inputs: Any) -> tuple[Tensor, ...]:
+    """The example inputs as a tuple.
+
+    Raises:
+        InputError: If they are none.
+    """
+    several = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs) if isinstance(inputs, (tuple, list)) else ()
+    dense = all(isinstance(x, Tensor) and not x.is_meta and x.layout == torch.strided for x in several)
+    good = (
+        dense
+        and len({len(x) if x.dim() > 1 else 0 for x in several} - {1}) == 1
+        and all(x.dim() > 1 for x in several[:1])
+    )
+    real = good and all(x.numel() and not x.is_complex() for x in several)
+    check(real, "inputs", inputs, "images (n, ...) with n of at least 2, or several such inputs with as many")
+    return several
+
+
 class _Flat(nn.Module):
     def __init__(self, operation: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -68,7 +91,7 @@ def _table(rule: RuleLike, model: nn.Module, xs: tuple[Tensor, ...], primitive: 
     chosen = {primitive} if primitive else {s.primitive for s in trace if s.kind != "affine"} or names - {"reshape"}
     if not chosen <= names:
         raise RuleMismatch(
-            f"primitive must be one that the operation calls ({', '.join(sorted(names))}), but is {primitive!r}."
+            f"primitive must be one that the operation calls ({', '.join(sorted(names))}), but is {shown(primitive)}."
         )
     return presets.gradient.but(dict.fromkeys(chosen, rule), "checked")
 

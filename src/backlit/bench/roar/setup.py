@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -11,14 +11,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import InputError, check_word
+from backlit._errors import InputError, check, check_word, is_several
 from backlit._json import JsonObject
 from backlit._plain import kind_of, plain
 from backlit.attribution import Reduce
 from backlit.bench.roar.ranks import LARGEST, Explain
 from backlit.bench.roar.result import ORIGINAL, RANDOM
 from backlit.bench.roar.training import MakeNetwork, TrainingOptions, new_network
-from backlit.methods.base import NO_NETWORK, Method, check
+from backlit.methods.base import NO_NETWORK, Method
 from backlit.metrics.examples import Examples
 
 Methods = Mapping[str, Callable[[nn.Module], Explain]]
@@ -56,7 +56,7 @@ class RoarOptions:
     def __post_init__(self) -> None:
         for name in ("fractions", "seeds"):
             given = getattr(self, name)
-            check(isinstance(given, Iterable) and not isinstance(given, str), name, given, "a tuple of numbers")
+            check(is_several(given), name, given, "a tuple of numbers")
             object.__setattr__(self, name, tuple(given))
         inside = all(isinstance(f, float) and 0 < f < 1 for f in self.fractions)
         check(inside and _distinct(self.fractions), "fractions", self.fractions, "different shares above 0 and below 1")

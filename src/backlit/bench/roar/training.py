@@ -14,11 +14,20 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backlit._errors import FileError, InputError, ModelStateError, check_word
+from backlit._errors import (
+    MOST_STEPS,
+    FileError,
+    InputError,
+    ModelStateError,
+    check,
+    check_positive,
+    check_whole,
+    check_word,
+    is_number,
+)
 from backlit._forward import forward
 from backlit._packed import pack, unpack
 from backlit._random import seeded, stable_seed
-from backlit.methods.base import MOST_STEPS, check, check_positive, check_whole, is_number
 
 MakeNetwork = Callable[[], nn.Module]
 OnEpoch = Callable[[int, float], None]
