@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from backlit._errors import FileError, InputError, check, check_type, check_word, is_number
+from backlit._errors import FileError, InputError, check, check_type, check_word, is_number, is_several, shown
 from backlit._files import write_whole
 from backlit._packed import pack, unpack
 from backlit._plain import without_free
@@ -330,8 +330,8 @@ class Attribution:
 
 def _checked_labels(labels: Sequence[str], n: int) -> tuple[str, ...]:
     must = f"labels must be {n} class names, one for each image"
-    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
-        raise InputError(f"{must}, but are {labels!r}.")
+    if not is_several(labels) or not all(isinstance(label, str) for label in labels):
+        raise InputError(f"{must}, but are {shown(labels)}.")
     if len(labels) != n:
         raise InputError(f"{must}, but are {len(labels)}.")
     return tuple(labels)

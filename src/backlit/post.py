@@ -198,7 +198,8 @@ def choose_cutoff(
     check_type("metric", metric, Metric, "a metric, such as Insertion()")
     check_type("step", step, (LowPass, NoneType), "a LowPass or None")
     check(is_several(cutoffs), "cutoffs", cutoffs, "a list of numbers from 0 to 1")
-    if not len(cutoffs):
+    cutoffs = list(cutoffs)
+    if not cutoffs:
         raise InputError("cutoffs must hold at least one number from 0 to 1, but is empty.")
     steps = {made.cutoff: made for made in (replace(step or LowPass(), cutoff=c) for c in cutoffs)}
     maps = {"": attribution, **{str(c): made(attribution) for c, made in steps.items()}}

@@ -63,5 +63,6 @@ class Batches:
     def _image(self, one: Sample | Path) -> Tensor:
         if isinstance(one, Path):
             return load_batch([one], self._preprocess)[0]
+        check_type("samples", one, Sample, "samples or files")
         check_classes(one.name, one.target, self._classes)
         return prepared(one, self._preprocess)

@@ -77,6 +77,7 @@ def _batches(
         known, images = [], []
         for index in range(start, min(start + batch, len(dataset))):
             sample = dataset[index]
+            check_type(f"dataset[{index}]", sample, Sample, "a Sample")
             known.append(Known(index, sample.name, sample.target, frozenset((sample.target, *sample.true_classes))))
             images.append(prepared(sample, preprocess))
         yield known, torch.stack(images)

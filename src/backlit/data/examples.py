@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from backlit._errors import InputError, check, check_type, is_whole
+from backlit._errors import InputError, check, check_type, is_several, is_whole
 from backlit.data.boxes import resized
 from backlit.data.sample import Sample
 from backlit.metrics.examples import Examples
@@ -36,7 +36,7 @@ def load_examples(
             for, or a picture that cannot be used; names the sample.
         FileError: A picture cannot be read; names the file.
     """
-    check_type("samples", samples, Iterable, "samples, such as a data set")
+    check(is_several(samples), "samples", samples, "samples, such as a data set")
     check_type("preprocess", preprocess, Preprocess, "a Preprocess")
     check_type("boxes", boxes, bool, "True or False")
     check(classes is None or is_whole(classes), "classes", classes, "a number of classes or None")

@@ -152,6 +152,8 @@ def arrays(dataset: Sequence[Sample]) -> tuple[UInt8[Tensor, "n h w *c"], Int64[
             whole.targets[chosen]
         )
     samples = [dataset[i] for i in range(len(dataset))]
+    for i, sample in enumerate(samples):
+        check_type(f"dataset[{i}]", sample, Sample, "a Sample")
     pictures = [(np.asarray(s.image) if isinstance(s.image, Image.Image) else s.image, s.name) for s in samples]
     return _stacked(pictures), torch.tensor([s.target for s in samples], dtype=torch.int64)
 

@@ -12,8 +12,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import FileError, InputError
+from backlit._errors import BacklitError, FileError, InputError, reason
 from backlit._files import absolute
+from backlit._forward import forward
 from backlit._json import JsonObject
 from backlit._packed import pack, unpack
 from backlit._plain import network_of, versions
@@ -69,6 +70,7 @@ class Fitting:
         self._out = None if out is None else absolute(out)
         self._store: Store | None = None
         self.sample: tuple[Tensor, ...] = tuple(x[:2] for x in next(iter(batches(data, model))).inputs)
+        _check_runs(model, self.sample)
         self._network = weights_of(model)
         self._shapes = tuple(tuple(x.shape[1:]) for x in self.sample)
 
@@ -189,6 +191,24 @@ class Fitting:
                 f"data must be the same in every pass, but one had {self.digest} and another {digest} (of values and labels, "
                 "whatever the order). Switch augmentation off, or remove the folder of parts of the earlier fit."
             )
+
+
+def _check_runs(model: nn.Module, sample: tuple[Tensor, ...]) -> None:
+    """Refuse images that the network cannot be run on.
+
+    Raises:
+        InputError: With what it fails with.
+    """
+    try:
+        forward(model, *sample)
+    except BacklitError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(str(tuple(x.shape)) for x in sample)
+        raise InputError(
+            f"data: images of shape {shapes} do not run through the model: {reason(error)}. Check the number of channels and "
+            "the size that the model expects."
+        ) from error
 
 
 def _check_begun(done: Digest, digest: Digest) -> None:

@@ -24,6 +24,7 @@ from backlit.capture.primitives import BY_NAME
 from backlit.capture.refuse import check_model
 from backlit.methods.around import Context, further_arguments
 from backlit.methods.axes import IMAGES, as_images, shapes_of
+from backlit.methods.broken import broken_at
 from backlit.methods.chunks import first_size, out_of_memory, run_in_chunks
 from backlit.methods.cut import cut_at, output_at
 from backlit.methods.inputs import check_axes, check_images, check_runs, check_targets, chunk_of, not_finite
@@ -297,8 +298,9 @@ class Method(Configured, ABC):
 
         ``context`` is what the network needs beside the inputs.
         """
-        maps = Maps.joined(self._chunks(inputs, targets, context or Context()))
-        self._check_finite(maps)
+        context = context or Context()
+        maps = Maps.joined(self._chunks(inputs, targets, context))
+        self._check_finite(maps, inputs, context)
         self.look_at(maps)
         return maps
 
@@ -337,11 +339,16 @@ class Method(Configured, ABC):
         """The method for the network that takes n images' inputs alone."""
         return replace(self, model=in_place(self.model, context.bound(self.network, n))) if context else self
 
-    def _check_finite(self, maps: Maps) -> None:
+    def _check_finite(self, maps: Maps, inputs: tuple[Tensor, ...], context: Context) -> None:
         if not bool(maps.output.isfinite().all()):
             raise not_finite(self.network, "The model's output")
-        if not all(bool(v.isfinite().all()) for v in maps.values):
-            raise not_finite(self.network, f"The map of {self.title}")
+        sound = torch.stack([v.isfinite().flatten(2).all(2) for v in maps.values]).all(0)
+        if not bool(sound.all()):
+            t, i = (~sound).nonzero()[0].tolist()
+            image, n = slice(i, i + 1), len(inputs[0])
+            network = context.of(image, n).bound(self.network, 1)
+            site = broken_at(network, tuple(x[image] for x in inputs), int(maps.targets[i, t]))
+            raise not_finite(self.network, f"The map of {self.title} for image {i}", site)
 
     def recorded(self) -> dict[str, Any]:
         """The options as they are recorded with a result, as JSON can hold them."""

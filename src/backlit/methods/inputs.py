@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from backlit._errors import BacklitError, InputError, ModelStateError, UnsupportedOp, shown
 from backlit._forward import forward
 from backlit._state import check_state
+from backlit.capture import Site
 from backlit.capture.refuse import check_output
 from backlit.methods.axes import ANY, IMAGES, ROWS, Shape
 
@@ -298,12 +299,25 @@ def _by_torch(error: Exception) -> bool:
 _TORCH = str(Path(torch.__file__).parent)
 
 
-def not_finite(model: nn.Module, what: str) -> Exception:
-    """The error for a result with NaN or Inf, naming the weight that it comes from if there is one."""
+def not_finite(model: nn.Module, what: str, site: Site | None = None) -> Exception:
+    """The error for a result with NaN or Inf, naming the weight or the site that it comes from if there is one.
+
+    Args:
+        model: The network.
+        what: The result.
+        site: Where the gradient is no longer finite.
+    """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             return ModelStateError(f"{what} is not finite: the model's {name!r} holds NaN or Inf. Load sound weights.")
+    overflow = "Use float32 or float64, and check that the inputs are normalised as the model expects."
+    if site is not None and site.kind == "affine":  # which has a derivative everywhere
+        return ModelStateError(f"{what} is not finite: the computation of its gradient overflows at {site}. {overflow}")
+    if site is not None:
+        return ModelStateError(
+            f"{what} is not finite: the gradient becomes NaN or infinite at {site}, which has no derivative at the input that it "
+            "gets there, as a square root or a norm has none at 0. Add a small number under the root, or keep its input above 0."
+        )
     return ModelStateError(
-        f"{what} is not finite although inputs and weights are: the computation overflows. Use float32 or float64, and "
-        "check that the inputs are normalised as the model expects."
+        f"{what} is not finite although inputs and weights are: the computation overflows. {overflow}"
     )

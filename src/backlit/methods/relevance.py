@@ -158,11 +158,13 @@ class Relevance(Method):
         """
         if all(bool(v.isfinite().all()) for v in values) or not bool(run.output.isfinite().all()):
             return
+        overflow = any(bool(v.isinf().any()) for v in values)
         t, i = (~torch.stack([v.isfinite().flatten(2).all(2) for v in values]).all(0)).nonzero()[0].tolist()
         leaks = self._audited(job, table, t, i)
         where = next((str(leak.site) for leak in leaks if not leak.finite), "a site that could not be found")
         raise ModelStateError(
-            f"The relevance of image {job.first + i} overflows at {where} in {self.title}. Use float64, a larger epsilon, or "
+            f"The relevance of image {job.first + i} {'overflows' if overflow else 'is not a number (NaN)'} at "
+            f"{where} in {self.title}. Use float64, a larger epsilon, or "
             "rules that do not divide by small sums (preset='epsilon_gamma_box')."
         )
 

@@ -63,9 +63,8 @@ def aggregated(
         raise InputError(
             "examples must be mosaics with the target's cells (backlit.data.mosaics), but these have none."
         )
-    numbers = is_several(edges) and all(is_number(edge) for edge in (edges := list(edges)))
-    check(numbers, "edges", edges, "numbers that ascend from 0 to 1")
-    at = list(edges)
+    at = list(edges) if is_several(edges) else []
+    check(all(is_number(edge) for edge in at), "edges", edges, "numbers that ascend from 0 to 1")
     if len(at) < 2 or at[0] != 0 or at[-1] != 1 or any(b <= a for a, b in pairwise(at)):
         raise InputError(f"edges must ascend from 0 to 1, but are {at}.")
     places = sorted({(y0, x0, y1, x1) for x0, y0, x1, y1 in examples.cells.tolist()})

@@ -87,6 +87,7 @@ def self_test(
     check_whole("steps", steps)
     check_type("examples", examples, Examples, "backlit.Examples")
     check_type("maps", maps, (Attribution, Tensor), "an Attribution or a tensor (n, c, h, w)")
+    check(callable(progress), "progress", progress, "a function of a metric's name")
     metrics = _listed(metrics)
     check(is_several(degradations), "degradations", degradations, f"a list of {', '.join(DEGRADATIONS)}")
     for name in degradations:

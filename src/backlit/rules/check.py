@@ -39,6 +39,8 @@ def check_rule(
         InputError: If an argument cannot be used.
     """
     xs = tuple(x.detach().double() for x in _checked(inputs))
+    check(callable(rule), "rule", rule, "a function rule(grad_output, inputs, output, call)")
+    check_type("true_gradient", true_gradient, bool, "True or False")
     check(callable(operation), "operation", operation, "a module or a function of tensors")
     check_type("primitive", primitive, (str, NoneType), "the name of a primitive or None")
     model = _Flat(operation).eval()
@@ -66,13 +68,9 @@ def _checked(inputs: Any) -> tuple[Tensor, ...]:
     """
     several = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs) if isinstance(inputs, (tuple, list)) else ()
     dense = all(isinstance(x, Tensor) and not x.is_meta and x.layout == torch.strided for x in several)
-    good = (
-        dense
-        and len({len(x) if x.dim() > 1 else 0 for x in several} - {1}) == 1
-        and all(x.dim() > 1 for x in several[:1])
-    )
-    real = good and all(x.numel() and not x.is_complex() for x in several)
-    check(real, "inputs", inputs, "images (n, ...) with n of at least 2, or several such inputs with as many")
+    real = dense and all(x.dim() > 1 and x.numel() and not x.is_complex() for x in several)
+    same = real and len({len(x) for x in several}) == 1
+    check(same, "inputs", inputs, "images (n, ...) with n of at least 2, or several such inputs with as many")
     return several
 
 
