@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,43 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from _bad_values import refusals
 from _methods import EVERYWHERE, QUICK
-from backlit._errors import BacklitError, InputError
+from backlit._errors import InputError
 from backlit._options import option_names
 from backlit.methods import CAMERAS, DMBP, LRP, MIPIN, BlurIG, GradientXInput, Method
 from backlit.methods.base import NO_NETWORK
 from backlit.metrics import METRICS, Examples, Insertion, Metric
 from backlit.post import STEPS
-
-VALUES: dict[str, Callable[[], Any]] = {
-    "an array": lambda: np.array([1.0, 2.0]),
-    "a tensor": lambda: torch.tensor([1.0, 2.0]),
-    "a tensor of one number": lambda: torch.tensor(0.5),
-    "an empty list": list,
-    "a list of words": lambda: ["a", "b"],
-    "a dictionary": lambda: {"a": 1},
-    "a set": lambda: {1},
-    "an object": object,
-    "a large integer": lambda: 10**30,
-    "a large number": lambda: 1e308,
-    "a number of pixels that no image has": lambda: 1e14,
-    "a count that would not end": lambda: 10**14,
-    "a subnormal number": lambda: 5e-324,
-    "below 0": lambda: -1,
-    "0": lambda: 0,
-    "half": lambda: 0.5,
-    "not a number": lambda: float("nan"),
-    "infinite": lambda: float("inf"),
-    "a truth value": lambda: True,
-    "a complex number": lambda: 1j,
-    "an empty text": str,
-    "a text": lambda: "nope",
-    "bytes": lambda: b"x",
-    "None": lambda: None,
-    "a function": lambda: lambda *given, **named: 0,
-    "a pair": lambda: (1, 2),
-    "a pair of large integers": lambda: (10**30, 10**30),
-}
 
 
 class Small(nn.Module):
@@ -75,36 +44,12 @@ def image() -> Tensor:
     return torch.rand(1, 2, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-def outcome(work: Callable[[], object]) -> str:
-    """Return what is wrong with how a call ended; nothing if it worked or was refused in Backlit's words."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            work()
-    except BacklitError as error:
-        text = str(error)
-        return "" if 10 < len(text) < 1000 else f"a text of {len(text)} characters: {text[:100]}"
-    except Exception as error:
-        return f"{type(error).__name__}: {str(error)[:100]}"
-    return ""
-
-
-def refusals(kind: type, run: Callable[[dict[str, Any]], object]) -> list[str]:
-    """Return each option and value that ends in another error than Backlit's."""
-    wrong = []
-    for name in option_names(kind):
-        for words, make in VALUES.items():
-            if said := outcome(lambda make=make, name=name: run({name: make()})):
-                wrong.append(f"{kind.__name__}({name}={words}): {said}")
-    return wrong
-
-
 @pytest.mark.parametrize("kind", EVERYWHERE, ids=lambda kind: kind.name)
 def test_methods_work_or_say_why_not(kind: type[Method], network: nn.Module, image: Tensor) -> None:
     def run(changed: dict[str, Any]) -> None:
         kind(network, **{**QUICK.get(kind.name, {}), **changed})(image, 1)
 
-    assert not refusals(kind, run)
+    assert not refusals(kind.__name__, option_names(kind), run)
 
 
 @pytest.mark.parametrize("kind", METRICS, ids=lambda kind: kind.name)
@@ -122,13 +67,13 @@ def test_metrics_work_or_say_why_not(kind: type[Metric], network: nn.Module, ima
     def run(changed: dict[str, Any]) -> None:
         kind(**changed)(network, examples, {"a": maps}, {"a": method})
 
-    assert not refusals(kind, run)
+    assert not refusals(kind.__name__, option_names(kind), run)
 
 
 @pytest.mark.parametrize("kind", STEPS, ids=lambda kind: kind.name)
 def test_post_steps_work_or_say_why_not(kind: Any, network: nn.Module, image: Tensor) -> None:
     maps = GradientXInput(network)(image, 1)
-    assert not refusals(kind, lambda changed: kind(**changed)(maps))
+    assert not refusals(kind.__name__, option_names(kind), lambda changed: kind(**changed)(maps))
 
 
 def test_a_refusal_says_what_may_be_given(network: nn.Module) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from numbers import Integral, Number
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 _LONGEST = 200  # characters of a value in an error
 LARGEST = 1e15
@@ -95,7 +95,7 @@ def check_positive(name: str, found: object, *, high: float | None = None, none:
     )
 
 
-def is_several(given: object) -> TypeGuard[Iterable[Any]]:
+def is_several(given: object) -> bool:
     """Tell whether it holds several values one after the other, as a list or an array of one axis does; a text is one value."""
     one_axis = getattr(given, "ndim", 1) == 1
     return isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping, type)) and one_axis

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -212,7 +212,8 @@ def methods_of(
         raise InputError(f"methods must be a list of names, or methods by name, but is the text {shown(methods)}.")
     check_type("methods", methods, _SEVERAL, "a list of names, or methods by name")
     if isinstance(methods, Mapping):
-        named: dict[str, Any] = {name: m(network, seed=seed) if _is_method(m) else m for name, m in methods.items()}
+        _refuse_classes("methods", methods, Method)
+        named = {name: m(network, seed=seed) if isinstance(m, type) else m for name, m in methods.items()}
     else:
         made = [_method(m, network, seed) for m in methods]
         named = dict(made)
@@ -221,16 +222,15 @@ def methods_of(
     return named
 
 
-def _is_method(asked: object) -> TypeGuard[type[Method]]:
-    return isinstance(asked, type) and issubclass(asked, Method)
-
-
-def _is_metric(asked: object) -> TypeGuard[type[Metric]]:
-    return isinstance(asked, type) and issubclass(asked, Metric)
+def _refuse_classes(argument: str, named: Mapping[str, object], kind: type) -> None:
+    """Refuse a class that is no method, or no metric, before it is called."""
+    for name, given in named.items():
+        right = not isinstance(given, type) or issubclass(given, kind)
+        check(right, f"{argument}[{name!r}]", given, f"a {kind.__name__.lower()} or a class of them")
 
 
 def _method(asked: Any, network: nn.Module, seed: int) -> tuple[str, Method]:
-    if _is_method(asked):
+    if isinstance(asked, type) and issubclass(asked, Method):
         return asked.name, asked(network, seed=seed)
     if not isinstance(asked, str):
         raise InputError(
@@ -253,7 +253,8 @@ def metrics_of(
         raise InputError(f"metrics must be a list of names or metrics, but is the text {shown(metrics)}.")
     check_type("metrics", metrics, _SEVERAL, "a list of names or metrics, or metrics by name")
     if isinstance(metrics, Mapping):
-        named: list[tuple[str, Any]] = [(name, m(seed=seed) if _is_metric(m) else m) for name, m in metrics.items()]
+        _refuse_classes("metrics", metrics, Metric)
+        named = [(name, m(seed=seed) if isinstance(m, type) else m) for name, m in metrics.items()]
         for name, metric in named:
             check_type(f"metrics[{name!r}]", metric, Metric, "a metric")
     else:
@@ -267,8 +268,8 @@ def metrics_of(
     return dict(named)
 
 
-def _metric(asked: Any, seed: int) -> tuple[str, Metric]:
-    if _is_metric(asked):
+def _metric(asked: object, seed: int) -> tuple[str, Metric]:
+    if isinstance(asked, type) and issubclass(asked, Metric):
         return asked.name, asked(seed=seed)
     if isinstance(asked, Metric):
         return asked.name, asked

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +38,9 @@ class _Watching:
     tell: Callable[[Site], None]
 
     def rule_for(self, site: Site) -> tuple[str, Rule]:
-        def vjp(g: Any, inputs: tuple[Tensor, ...], output: Any, call: Call) -> tuple[Tensor | None, ...]:
+        def vjp(g: Tensor, inputs: tuple[Tensor, ...], output: Tensor, call: Call) -> tuple[Tensor | None, ...]:
             grads = exact(g, inputs, output, call)
-            if _finite(g if isinstance(g, tuple) else (g,)) and not _finite(grads):
+            if _finite((g,) if isinstance(g, Tensor) else g) and not _finite(grads):
                 self.tell(site)
             return grads
 

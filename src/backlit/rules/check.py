@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import NoneType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +59,7 @@ def check_rule(
     _check_second_order(model, xs, table, weights)
 
 
-def _checked(inputs: Any) -> tuple[Tensor, ...]:
+def _checked(inputs: object) -> tuple[Tensor, ...]:
     """The example inputs as a tuple.
 
     Raises:
