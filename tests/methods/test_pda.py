@@ -218,9 +218,9 @@ def test_options_that_cannot_be_used_are_named(fitted: Fitted, options: dict[str
             {"window": 8},
             r"window must leave room for its padding all around in images of 7x9, but is 8 with a padding",
         ),
-        (BATCHES, {"window": 0}, r"window must be an integer from 1 or None, but is 0"),
-        (BATCHES, {"padding": -1}, r"padding must be an integer from 0 or None, but is -1"),
-        (BATCHES, {"patches": 0}, r"patches must be an integer from 1, but is 0"),
+        (BATCHES, {"window": 0}, r"window must be a positive integer up to 10,000 or None, but is 0"),
+        (BATCHES, {"padding": -1}, r"padding must be an integer from 0 up to 10,000 or None, but is -1"),
+        (BATCHES, {"patches": 0}, r"patches must be a positive integer up to 1,000,000, but is 0"),
         (
             BATCHES,
             {"windows": 3},
