@@ -197,7 +197,10 @@ def test_gradients_that_are_no_numbers_end_in_a_plain_error() -> None:
             return super().forward(x) + ((x - x).sum((1, 2, 3)) * 0).sqrt()[:, None]  # the slope of a root at 0
 
     for kind in (ExtremalPerturbation, MeaningfulPerturbation):
-        with pytest.raises(ModelStateError, match="perturbation for image 0 is not finite: the gradient becomes NaN or infinite at sqrt"):
+        with pytest.raises(
+            ModelStateError,
+            match="perturbation for image 0 is not finite: the gradient becomes NaN or infinite at sqrt",
+        ):
             kind(Rootless().eval(), steps=3)(torch.rand(1, 3, 12, 12).double(), 1)
 
 
