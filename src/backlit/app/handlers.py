@@ -81,6 +81,7 @@ class Handlers:
         self._networks, self._weights = networks, weights
         self.networks = networks.names
         self._stops: dict[str, Event] = {}
+        self._files = tempfile.TemporaryDirectory(prefix="backlit-app-")  # removed when the app ends
         self.examples = examples()
         self.methods = [("DMBP, short schedule", FAST)] + [
             (m.title, m.name) for m in METHODS if not issubclass(m, FittedMethod) and not m.reads_attention
@@ -125,6 +126,11 @@ class Handlers:
         sign = self._stops.setdefault(session, Event())
         sign.clear()
         return sign
+
+    def leave(self, session: str) -> None:
+        """Stop what a session has running, and forget it: its page was closed."""
+        if (sign := self._stops.pop(session, None)) is not None:
+            sign.set()
 
     def curves_at(self, state: State, number: int, share: float) -> tuple[np.ndarray, np.ndarray, str]:
         """Return the photograph with a map's best pixels, the curves with this point, and what it says."""
@@ -172,7 +178,7 @@ class Handlers:
         """Write the map's card and its numbers to files that the browser may fetch."""
         shown = _map(state, number)
         assert shown.explanation is not None
-        folder = Path(tempfile.mkdtemp(prefix="backlit-app-"))
+        folder = Path(tempfile.mkdtemp(dir=self._files.name))
         name = find_name(shown.ask.method)
         Image.fromarray(card_of(shown, shown_picture(state))).save(folder / f"{name}.png")
         shown.explanation.save(folder / f"{name}.safetensors")

@@ -86,7 +86,7 @@ def build(networks: Networks, weights: str = "") -> gr.Blocks:
     """Build the page, its first view already computed."""
     page = Handlers(networks, weights)
     first = _first(page, networks.names[0])
-    with gr.Blocks(title="Backlit") as blocks:
+    with gr.Blocks(title="Backlit", delete_cache=(3600, 3600)) as blocks:  # uploads stay an hour
         state = gr.State(first.state)
         gr.Markdown("# Backlit\nWhich pixels made this network say that?")
         with gr.Row():
@@ -123,7 +123,8 @@ def build(networks: Networks, weights: str = "") -> gr.Blocks:
         _ask_anew(page, asked, says, shown, again.click(what_is_left, left, image).success)
         for control in asked.looks:
             control.change(drawn, [state, *asked.looks], outputs, **_QUIET)
-        stop.click(_stopper(page), None, None, queue=False)
+        stop.click(_of_session(page.stop), None, None, queue=False)
+        blocks.unload(_of_session(page.leave))
         blocks.load(
             _from_link(page), [network, target, against, *methods], [network, target, against, *methods], **_QUIET
         )
@@ -278,11 +279,13 @@ def _pictures(shown: list[Component]) -> list[gr.Image]:
     return [one for one in shown if isinstance(one, gr.Image)]
 
 
-def _stopper(page: Handlers) -> Callable[..., object]:
-    def stop(request: gr.Request) -> None:
-        page.stop(request.session_hash or "")
+def _of_session(call: Callable[[str], None]) -> Callable[..., object]:
+    """Call something with the name of the session that asks."""
 
-    return stop
+    def called(request: gr.Request) -> None:
+        call(request.session_hash or "")
+
+    return called
 
 
 def _from_link(page: Handlers) -> Callable[..., object]:
