@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import BacklitError, FileError, InputError, reason
+from backlit._errors import FileError, InputError, reason
 from backlit._files import absolute
 from backlit._forward import forward
 from backlit._json import JsonObject
@@ -197,13 +197,11 @@ def _check_runs(model: nn.Module, sample: tuple[Tensor, ...]) -> None:
     """Refuse images that the network cannot be run on.
 
     Raises:
-        InputError: With what it fails with.
+        InputError: With what torch fails with; an error of the network's own code is its author's to read.
     """
     try:
         forward(model, *sample)
-    except BacklitError:
-        raise
-    except Exception as error:
+    except RuntimeError as error:  # as torch says that shapes do not fit
         shapes = ", ".join(str(tuple(x.shape)) for x in sample)
         raise InputError(
             f"data: images of shape {shapes} do not run through the model: {reason(error)}. Check the number of channels and "
