@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from backlit._errors import FileError, InputError, reason
+from backlit._errors import BacklitError, FileError, InputError, reason
 from backlit._files import absolute
 from backlit._forward import forward
 from backlit._json import JsonObject
@@ -201,6 +201,8 @@ def _check_runs(model: nn.Module, sample: tuple[Tensor, ...]) -> None:
     """
     try:
         forward(model, *sample)
+    except BacklitError:
+        raise
     except RuntimeError as error:  # as torch says that shapes do not fit
         shapes = ", ".join(str(tuple(x.shape)) for x in sample)
         raise InputError(
