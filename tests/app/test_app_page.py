@@ -176,7 +176,7 @@ def test_odd_pictures_are_taken_or_refused_in_words(page: Any, mode: str, tmp_pa
 
 def test_a_link_opens_the_same_questions(browser: Any, address: str) -> None:
     page = browser.new_page()
-    page.goto(f"{address}?network=digits&methods=saliency;lrp(preset=%27epsilon%27);nope&target=7")
+    page.goto(f"{address}?network=digits&methods=saliency;lrp;nope&target=7")
     page.wait_for_selector("#map2 img")
     wait(page, "document.querySelector('#method0 input').value === 'Saliency'")
     assert page.input_value("#method1 input") == "LRP"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -14,7 +13,6 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from backlit._errors import InputError
 from backlit.app.drawing import curves_picture, curves_text, facts_html, labels_of
 from backlit.app.fields import filled_in
 from backlit.app.networks import Networks
@@ -37,7 +35,6 @@ from backlit.app.view import (
     read_image,
     shared_scale,
 )
-from backlit.bench.setting import NamedSetting, read_setting
 from backlit.data.listing import sample_photographs
 from backlit.methods import METHODS, FittedMethod, Method
 from backlit.methods.lookup import find_method
@@ -215,17 +212,6 @@ def drawn(state: State, opacity: float, sign: Sign, one_scale: bool) -> list[np.
 def asks_of(methods: Sequence[str], target: str, against: str, options: dict[str, dict[str, object]]) -> list[Ask]:
     """Return what the controls ask for: each method with the options of its form."""
     return [Ask(_setting(name, options.get(name, {})), target, against or "") for name in methods if name]
-
-
-def settings_in(text: str, known: Collection[str]) -> list[NamedSetting]:
-    """Return the settings of methods in a link; those that cannot be read, or are not offered, are left out."""
-    settings = []
-    for part in text.split(";"):
-        with suppress(InputError):
-            setting = read_setting(part, "methods")
-            if setting.of in known:
-                settings.append(setting)
-    return settings
 
 
 def _setting(name: str, given: dict[str, object]) -> str:

@@ -23,7 +23,6 @@ from backlit.app.handlers import (
     asks_of,
     digit_of,
     drawn,
-    settings_in,
     shown_picture,
     what_is_left,
 )
@@ -293,17 +292,17 @@ def _from_link(page: Handlers) -> Callable[..., object]:
     """Set the controls as the page's address says; what it does not say, or cannot be, stays."""
 
     def asked(
-        network: str, target: str, against: str, given: Given, one: str, two: str, three: str, request: gr.Request
+        network: str, target: str, against: str, one: str, two: str, three: str, request: gr.Request
     ) -> list[object]:
+        methods = (one, two, three)
         told = dict(request.query_params)
-        settings = settings_in(told.get("methods", ""), {name for _, name in page.methods})[:SLOTS]
-        wanted = [setting.of for setting in settings]
+        known = {name for _, name in page.methods}
+        wanted = [name for name in told.get("methods", "").split(";") if name in known][:SLOTS]
         return [
             told.get("network") if told.get("network") in page.networks else network,
             told.get("target", target) or target,
             told.get("against", against),
-            {**given, **{setting.of: setting.options for setting in settings if setting.options}},
-            *[*wanted, *(one, two, three)[len(wanted) :]],
+            *[*wanted, *methods[len(wanted) :]],
         ]
 
     return asked
